@@ -1,0 +1,40 @@
+// Command quaymaster is the engine, its node agent and its tools in one binary.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := newRoot().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "quaymaster:", err)
+		os.Exit(1)
+	}
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "quaymaster",
+		Short: "A Kubernetes-compatible engine whose decisions are WebAssembly and Rego policies",
+		Long: `Quaymaster is a Kubernetes-compatible orchestration engine in one binary. Where a
+pod may go, where it should go and whether an object may exist are decided by
+policies in WebAssembly or Rego, which are replaced while it runs.
+
+Start with "quaymaster demo" for a tour, or "quaymaster up" for a cluster.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(newDemo(), newUp(), newServer(), newAgent(), newKubectl(), newExplain(), newImage(), newBackend(), newVersion())
+	return root
+}

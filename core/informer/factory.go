@@ -1,0 +1,158 @@
+// Package informer feeds client-go informers from committed store events: each
+// value is decoded once, to its v1 type, and the object is shared by everyone in
+// the process. No HTTP, no second copy. It works on any etcd client, be it the
+// embedded store or a real etcd.
+package informer
+
+import (
+	"fmt"
+	"reflect"
+	"time"
+
+	"go.etcd.io/etcd/client/v3/kubernetes"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/informers/admissionregistration"
+	"k8s.io/client-go/informers/apiserverinternal"
+	"k8s.io/client-go/informers/apps"
+	"k8s.io/client-go/informers/autoscaling"
+	"k8s.io/client-go/informers/batch"
+	"k8s.io/client-go/informers/certificates"
+	"k8s.io/client-go/informers/coordination"
+	"k8s.io/client-go/informers/core"
+	"k8s.io/client-go/informers/discovery"
+	"k8s.io/client-go/informers/events"
+	"k8s.io/client-go/informers/extensions"
+	"k8s.io/client-go/informers/flowcontrol"
+	"k8s.io/client-go/informers/internalinterfaces"
+	"k8s.io/client-go/informers/networking"
+	"k8s.io/client-go/informers/node"
+	"k8s.io/client-go/informers/policy"
+	"k8s.io/client-go/informers/rbac"
+	"k8s.io/client-go/informers/resource"
+	"k8s.io/client-go/informers/scheduling"
+	"k8s.io/client-go/informers/storage"
+	"k8s.io/client-go/informers/storagemigration"
+	clientset "k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/quaymaster/quaymaster/core/api"
+	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
+	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
+)
+
+// Resource is a kind whose committed values can be decoded.
+type Resource struct {
+	schema.GroupVersionResource
+	Kind       string
+	Namespaced bool
+	// Prefix of the keys in the store, with a slash at the end: "/registry/pods/".
+	Prefix string
+}
+
+// Factory is client-go's shared informer factory over the store. Its Start
+// and Shutdown are the engine's: users only ask for informers.
+type Factory struct {
+	informers.SharedInformerFactory
+	etcd       *kubernetes.Client
+	byType     map[reflect.Type]Resource
+	byResource map[schema.GroupVersionResource]Resource
+}
+
+var _ informers.SharedInformerFactory = (*Factory)(nil)
+
+// New makes a factory for the resources. Kinds that are not among them are read
+// through the client.
+func New(etcd *kubernetes.Client, client clientset.Interface, resources []Resource) (*Factory, error) {
+	f := &Factory{
+		SharedInformerFactory: informers.NewSharedInformerFactory(client, 0),
+		etcd:                  etcd,
+		byType:                make(map[reflect.Type]Resource, len(resources)),
+		byResource:            make(map[schema.GroupVersionResource]Resource, len(resources)),
+	}
+	for _, r := range resources {
+		object, err := api.Scheme.New(r.GroupVersion().WithKind(r.Kind))
+		if err != nil {
+			return nil, fmt.Errorf("informer of %s: %w", r.GroupVersionResource, err)
+		}
+		f.byType[reflect.TypeOf(object)] = r
+		f.byResource[r.GroupVersionResource] = r
+	}
+	return f, nil
+}
+
+// InformerFor returns the one informer of the object's type.
+func (f *Factory) InformerFor(object runtime.Object, newFunc internalinterfaces.NewInformerFunc) cache.SharedIndexInformer {
+	r, ok := f.byType[reflect.TypeOf(object)]
+	if !ok {
+		return f.SharedInformerFactory.InformerFor(object, newFunc)
+	}
+	return f.SharedInformerFactory.InformerFor(object, func(clientset.Interface, time.Duration) cache.SharedIndexInformer {
+		return cache.NewSharedIndexInformerWithOptions(newFeed(f.etcd, r, object), object, cache.SharedIndexInformerOptions{
+			Indexers:          cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc},
+			ObjectDescription: r.GroupVersionResource.String(),
+		})
+	})
+}
+
+// ForResource is the untyped way to an informer.
+func (f *Factory) ForResource(gvr schema.GroupVersionResource) (informers.GenericInformer, error) {
+	r, ok := f.byResource[gvr]
+	if !ok {
+		return f.SharedInformerFactory.ForResource(gvr)
+	}
+	object, err := api.Scheme.New(gvr.GroupVersion().WithKind(r.Kind))
+	if err != nil {
+		return nil, fmt.Errorf("informer of %s: %w", gvr, err)
+	}
+	return generic{f.InformerFor(object, nil), gvr.GroupResource()}, nil
+}
+
+// Policies returns the informer of Policy objects.
+func (f *Factory) Policies() cache.SharedIndexInformer {
+	return f.InformerFor(&policyv1alpha1.Policy{}, nil)
+}
+
+// Profiles returns the informer of SchedulerProfile objects.
+func (f *Factory) Profiles() cache.SharedIndexInformer {
+	return f.InformerFor(&schedulingv1alpha1.SchedulerProfile{}, nil)
+}
+
+type generic struct {
+	informer cache.SharedIndexInformer
+	resource schema.GroupResource
+}
+
+func (g generic) Informer() cache.SharedIndexInformer { return g.informer }
+func (g generic) Lister() cache.GenericLister {
+	return cache.NewGenericLister(g.informer.GetIndexer(), g.resource)
+}
+
+// The groups are bound to this factory, so that their informers come through
+// its InformerFor and not through the embedded one's.
+
+func (f *Factory) Admissionregistration() admissionregistration.Interface {
+	return admissionregistration.New(f, "", nil)
+}
+func (f *Factory) Internal() apiserverinternal.Interface      { return apiserverinternal.New(f, "", nil) }
+func (f *Factory) Apps() apps.Interface                       { return apps.New(f, "", nil) }
+func (f *Factory) Autoscaling() autoscaling.Interface         { return autoscaling.New(f, "", nil) }
+func (f *Factory) Batch() batch.Interface                     { return batch.New(f, "", nil) }
+func (f *Factory) Certificates() certificates.Interface       { return certificates.New(f, "", nil) }
+func (f *Factory) Coordination() coordination.Interface       { return coordination.New(f, "", nil) }
+func (f *Factory) Core() core.Interface                       { return core.New(f, "", nil) }
+func (f *Factory) Discovery() discovery.Interface             { return discovery.New(f, "", nil) }
+func (f *Factory) Events() events.Interface                   { return events.New(f, "", nil) }
+func (f *Factory) Extensions() extensions.Interface           { return extensions.New(f, "", nil) }
+func (f *Factory) Flowcontrol() flowcontrol.Interface         { return flowcontrol.New(f, "", nil) }
+func (f *Factory) Networking() networking.Interface           { return networking.New(f, "", nil) }
+func (f *Factory) Node() node.Interface                       { return node.New(f, "", nil) }
+func (f *Factory) Policy() policy.Interface                   { return policy.New(f, "", nil) }
+func (f *Factory) Rbac() rbac.Interface                       { return rbac.New(f, "", nil) }
+func (f *Factory) Resource() resource.Interface               { return resource.New(f, "", nil) }
+func (f *Factory) Scheduling() scheduling.Interface           { return scheduling.New(f, "", nil) }
+func (f *Factory) Storage() storage.Interface                 { return storage.New(f, "", nil) }
+func (f *Factory) Storagemigration() storagemigration.Interface {
+	return storagemigration.New(f, "", nil)
+}

@@ -1,0 +1,163 @@
+package informer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"strconv"
+	"sync"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/kubernetes"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/quaymaster/quaymaster/core/api"
+)
+
+// feed lists and watches one resource in the store.
+type feed struct {
+	etcd     *kubernetes.Client
+	resource Resource
+	example  reflect.Type // the struct behind the pointer
+	decoder  runtime.Decoder
+}
+
+func newFeed(etcd *kubernetes.Client, r Resource, example runtime.Object) *feed {
+	return &feed{etcd: etcd, resource: r, example: reflect.TypeOf(example).Elem(), decoder: api.Codecs.UniversalDeserializer()}
+}
+
+// IsWatchListSemanticsUnSupported makes reflectors list first and watch then.
+func (f *feed) IsWatchListSemanticsUnSupported() bool { return true }
+
+// List and Watch serve callers without a context; reflectors have one.
+func (f *feed) List(options metav1.ListOptions) (runtime.Object, error) {
+	return f.ListWithContext(context.Background(), options)
+}
+
+func (f *feed) Watch(options metav1.ListOptions) (watch.Interface, error) {
+	return f.WatchWithContext(context.Background(), options)
+}
+
+// ListWithContext returns every object at the newest revision.
+func (f *feed) ListWithContext(ctx context.Context, _ metav1.ListOptions) (runtime.Object, error) {
+	response, err := f.etcd.KV.Get(ctx, f.resource.Prefix, clientv3.WithPrefix())
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", f.resource.Resource, err)
+	}
+	list := &metav1.List{Items: make([]runtime.RawExtension, 0, len(response.Kvs))}
+	list.ResourceVersion = strconv.FormatInt(response.Header.Revision, 10)
+	for _, kv := range response.Kvs {
+		object, err := f.decode(kv.Key, kv.Value, kv.ModRevision)
+		if err != nil {
+			return nil, err
+		}
+		list.Items = append(list.Items, runtime.RawExtension{Object: object})
+	}
+	return list, nil
+}
+
+// WatchWithContext streams what is committed after options.ResourceVersion. A
+// revision that has been compacted ends the stream with upstream's Expired.
+func (f *feed) WatchWithContext(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+	after, err := strconv.ParseInt(options.ResourceVersion, 10, 64)
+	if err != nil {
+		return nil, fmt.Errorf("watch %s: resource version %q: %w", f.resource.Resource, options.ResourceVersion, err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	w := &stream{feed: f, cancel: cancel, results: make(chan watch.Event, 256)}
+	events := f.etcd.Watch(ctx, f.resource.Prefix, clientv3.WithPrefix(), clientv3.WithRev(after+1), clientv3.WithPrevKV())
+	go w.run(ctx, events)
+	return w, nil
+}
+
+// decode makes the object of a stored value. Its resource version is the
+// revision that is given.
+func (f *feed) decode(key, value []byte, revision int64) (runtime.Object, error) {
+	into := reflect.New(f.example).Interface().(runtime.Object)
+	object, _, err := f.decoder.Decode(value, nil, into)
+	if err != nil {
+		return nil, fmt.Errorf("decode %s: %w", key, err)
+	}
+	if reflect.TypeOf(object).Elem() != f.example {
+		return nil, fmt.Errorf("decode %s: stored as %T, not as %s", key, object, f.example)
+	}
+	accessor, err := meta.Accessor(object)
+	if err != nil {
+		return nil, fmt.Errorf("decode %s: %w", key, err)
+	}
+	accessor.SetResourceVersion(strconv.FormatInt(revision, 10))
+	return object, nil
+}
+
+// stream is one running watch.
+type stream struct {
+	feed    *feed
+	cancel  context.CancelFunc
+	results chan watch.Event
+	once    sync.Once
+}
+
+func (s *stream) Stop()                          { s.once.Do(s.cancel) }
+func (s *stream) ResultChan() <-chan watch.Event { return s.results }
+
+func (s *stream) run(ctx context.Context, events clientv3.WatchChan) {
+	defer close(s.results)
+	defer s.cancel()
+	send := func(e watch.Event) bool {
+		select {
+		case s.results <- e:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	for response := range events {
+		if err := response.Err(); err != nil {
+			if ctx.Err() == nil {
+				send(watch.Event{Type: watch.Error, Object: status(err)})
+			}
+			return
+		}
+		for _, event := range response.Events {
+			out, err := s.feed.event(event)
+			if err != nil {
+				send(watch.Event{Type: watch.Error, Object: status(err)})
+				return
+			}
+			if !send(out) {
+				return
+			}
+		}
+	}
+}
+
+func (f *feed) event(e *clientv3.Event) (watch.Event, error) {
+	if e.Type == mvccpb.DELETE {
+		if e.PrevKv == nil {
+			return watch.Event{}, fmt.Errorf("deletion of %s at revision %d came without its last value", e.Kv.Key, e.Kv.ModRevision)
+		}
+		object, err := f.decode(e.Kv.Key, e.PrevKv.Value, e.Kv.ModRevision)
+		return watch.Event{Type: watch.Deleted, Object: object}, err
+	}
+	object, err := f.decode(e.Kv.Key, e.Kv.Value, e.Kv.ModRevision)
+	if e.IsCreate() {
+		return watch.Event{Type: watch.Added, Object: object}, err
+	}
+	return watch.Event{Type: watch.Modified, Object: object}, err
+}
+
+// status turns an error into what a reflector understands: Expired makes it list
+// again from the newest revision.
+func status(err error) *metav1.Status {
+	if errors.Is(err, rpctypes.ErrCompacted) {
+		return &apierrors.NewResourceExpired("the resource version is too old: its history has been compacted").ErrStatus
+	}
+	return &apierrors.NewInternalError(err).ErrStatus
+}
