@@ -105,3 +105,10 @@ func (t *Symbols) Text(id uint32) string {
 	}
 	return t.text[id]
 }
+
+// Len is one more than the highest number given.
+func (t *Symbols) Len() int {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return len(t.text)
+}

@@ -74,11 +74,12 @@ func (s *Snapshot) Size() uint32 { return s.size }
 // Capacity in rows.
 func (s *Snapshot) Capacity() int { return s.capacity }
 
-// Symbols that the snapshot's numbers refer to; nil before the first Write.
-func (s *Snapshot) Symbols() *Symbols { return s.symbols }
-
-// Forget makes the next Write a whole one, with an epoch of symbols of its own.
-func (s *Snapshot) Forget() { s.fleet, s.symbols = nil, nil }
+// Grown plans a larger snapshot for the same guest, whose symbols keep their epoch.
+func (s *Snapshot) Grown(f *Fleet) *Snapshot {
+	g := NewSnapshot(s.columns, f)
+	g.symbols, g.epoch = s.symbols, s.epoch
+	return g
+}
 
 // Write brings mem, which holds Size bytes at the same guest address as at the
 // last call, up to f. It reports false when f has outgrown the snapshot.
@@ -88,9 +89,11 @@ func (s *Snapshot) Write(mem []byte, f *Fleet) bool {
 		return false
 	}
 	if s.symbols != f.Symbols {
+		s.symbols = f.Symbols
+		s.fleet = nil
 		s.epoch++
 	}
-	if s.fleet == f && s.symbols == f.Symbols && n >= s.rows {
+	if s.fleet == f {
 		if f.Generation == s.generation && n == s.rows {
 			return true
 		}
@@ -106,7 +109,7 @@ func (s *Snapshot) Write(mem []byte, f *Fleet) bool {
 	if !s.writeAll(mem, f, n) {
 		return false
 	}
-	s.fleet, s.symbols, s.generation, s.rows = f, f.Symbols, f.Generation, n
+	s.fleet, s.generation, s.rows = f, f.Generation, n
 	s.header(mem, n)
 	return true
 }

@@ -1,0 +1,164 @@
+// Package rego runs policies written in Rego. It is the only door to OPA.
+//
+// A policy is one module of any package. Its rules say where it takes part:
+//
+//	deny, violation   Validate: a set of messages, or of objects with "msg";
+//	                  or a single message. A request is refused by any.
+//	warn              Validate: messages that are shown as warnings.
+//	patch             Mutate: a set or array of RFC 6902 operations.
+//	filter            Filter: messages, any of which refuses input.node for input.pod.
+//	score             Score: a number from 0 to 100 for input.node.
+//
+// input has the shape of an AdmissionReview (input.request, and the same as
+// input.review for Gatekeeper's templates) or holds pod and node; the policy's
+// configuration is input.parameters.
+package rego
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/rego"
+	"github.com/open-policy-agent/opa/v1/util"
+
+	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
+	"github.com/quaymaster/quaymaster/policies"
+)
+
+// Defaults of PolicyLimits. Filters and scores go over all nodes in one call.
+const (
+	DefaultDeadline      = 50 * time.Millisecond
+	DefaultFleetDeadline = time.Second
+	maxModule            = 1 << 20
+)
+
+// unsafe builtins reach the network or the server's own state.
+var unsafe = map[string]struct{}{
+	ast.HTTPSend.Name:        {},
+	ast.NetLookupIPAddr.Name: {},
+	ast.OPARuntime.Name:      {},
+}
+
+// Engine implements policies.Engine.
+type Engine struct {
+	capabilities *ast.Capabilities
+}
+
+// New returns an engine.
+func New() *Engine {
+	c := ast.CapabilitiesForThisVersion()
+	c.AllowNet = []string{} // no remote schemas
+	return &Engine{capabilities: c}
+}
+
+// Load implements policies.Engine.
+func (e *Engine) Load(ctx context.Context, l policies.Load) (policies.Program, error) {
+	file := l.File
+	if file == "" {
+		file = l.Policy + ".rego"
+	}
+	if len(l.Source) > maxModule {
+		return nil, policies.LoadErrorf(policies.StepParse, "%s: %d bytes, at most %d are allowed", file, len(l.Source), maxModule)
+	}
+	module, err := ast.ParseModuleWithOpts(file, string(l.Source), ast.ParserOptions{Capabilities: e.capabilities, RegoVersion: ast.RegoV1})
+	if err != nil {
+		return nil, &policies.LoadError{Step: policies.StepParse, Err: oneLine(err)}
+	}
+	if module == nil {
+		return nil, policies.LoadErrorf(policies.StepParse, "%s: the module is empty", file)
+	}
+	compiler := ast.NewCompiler().WithCapabilities(e.capabilities).WithUnsafeBuiltins(unsafe)
+	if compiler.Compile(map[string]*ast.Module{file: module}); compiler.Failed() {
+		return nil, &policies.LoadError{Step: policies.StepCompile, Err: oneLine(compiler.Errors)}
+	}
+	p := &program{policy: l.Policy, deadline: DefaultDeadline, fleetDeadline: DefaultFleetDeadline, queries: map[string]rego.PreparedEvalQuery{}}
+	if d := l.Limits.Deadline; d != nil {
+		p.deadline, p.fleetDeadline = d.Duration, d.Duration
+	}
+	if p.parameters, err = parameters(l.Config); err != nil {
+		return nil, policies.LoadErrorf(policies.StepConfigure, "config: %w", err)
+	}
+	for _, rule := range module.Rules {
+		name := string(rule.Head.Ref()[0].Value.(ast.Var))
+		point, ok := rules[name]
+		if _, done := p.queries[name]; !ok || done {
+			continue
+		}
+		query := module.Package.Path.Append(ast.StringTerm(name))
+		prepared, err := rego.New(rego.Compiler(compiler), rego.ParsedQuery(ast.NewBody(ast.NewExpr(ast.NewTerm(query)))),
+			rego.Capabilities(e.capabilities), rego.StrictBuiltinErrors(false)).PrepareForEval(ctx)
+		if err != nil {
+			return nil, policies.LoadErrorf(policies.StepCompile, "%s: %w", name, oneLine(err))
+		}
+		p.queries[name] = prepared
+		if !slices.Contains(p.points, point) {
+			p.points = append(p.points, point)
+		}
+	}
+	if len(p.points) == 0 {
+		return nil, policies.LoadErrorf(policies.StepManifest, "%s: package %s has none of the rules deny, violation, warn, patch, filter, score",
+			file, strings.TrimPrefix(module.Package.Path.String(), "data."))
+	}
+	slices.Sort(p.points)
+	if err := p.selfTest(ctx); err != nil {
+		return nil, &policies.LoadError{Step: policies.StepSelfTest, Err: err}
+	}
+	return p, nil
+}
+
+// rules that a policy may have.
+var rules = map[string]policyv1alpha1.ExtensionPoint{
+	"deny":      policyv1alpha1.ExtensionValidate,
+	"violation": policyv1alpha1.ExtensionValidate,
+	"warn":      policyv1alpha1.ExtensionValidate,
+	"patch":     policyv1alpha1.ExtensionMutate,
+	"filter":    policyv1alpha1.ExtensionFilter,
+	"score":     policyv1alpha1.ExtensionScore,
+}
+
+func parameters(config []byte) (ast.Value, error) {
+	if len(config) == 0 {
+		return ast.NewObject(), nil
+	}
+	return ast.ValueFromReader(bytes.NewReader(config))
+}
+
+// toValue is the input form of an API object.
+func toValue(object any) (ast.Value, error) {
+	data, err := json.Marshal(object)
+	if err != nil {
+		return nil, err
+	}
+	var v any
+	if err := util.UnmarshalJSON(data, &v); err != nil {
+		return nil, err
+	}
+	return ast.InterfaceToValue(v)
+}
+
+// oneLine makes one line of OPA's errors: file:line: what, the first in full.
+func oneLine(err error) error {
+	var list ast.Errors
+	if !errors.As(err, &list) || len(list) == 0 {
+		return err
+	}
+	first := list[0]
+	text := first.Message
+	if first.Location != nil {
+		text = fmt.Sprintf("%s:%d: %s", first.Location.File, first.Location.Row, first.Message)
+	}
+	if strings.HasPrefix(first.Message, "unsafe built-in") {
+		text += ": a policy reaches neither the network nor the server"
+	}
+	if len(list) > 1 {
+		text += fmt.Sprintf(" (and %d more)", len(list)-1)
+	}
+	return errors.New(strings.ReplaceAll(text, "\n", " "))
+}

@@ -1,0 +1,155 @@
+package wasm
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/api"
+
+	"github.com/quaymaster/quaymaster/policies"
+	"github.com/quaymaster/quaymaster/policies/abi"
+	"github.com/quaymaster/quaymaster/policies/wasm/binary"
+)
+
+func mapsKeys[V any](m map[string]V) iter.Seq[string] { return maps.Keys(m) }
+
+// Caps of what one call may report.
+const (
+	maxReasons    = 64
+	maxText       = 256
+	maxLogs       = 16
+	maxNewSymbols = 4096
+)
+
+// hostFunc is one import of module "qm". grant is "" for what every guest has.
+type hostFunc struct {
+	name            string
+	grant           string
+	params, results []api.ValueType
+	call            func(in *instance, mem api.Memory, stack []uint64)
+}
+
+var t32, t64 = api.ValueTypeI32, api.ValueTypeI64
+
+var hostFuncs = []hostFunc{
+	{"error", "", []api.ValueType{t32, t32}, nil, func(in *instance, mem api.Memory, s []uint64) {
+		in.errorText = text(mem, s[0], s[1])
+	}},
+	{"reason", "", []api.ValueType{t32, t32, t32}, nil, func(in *instance, mem api.Memory, s []uint64) {
+		row := int(int32(s[0]))
+		if _, known := in.reasons[row]; known || len(in.reasons) < maxReasons {
+			in.reasons[row] = text(mem, s[1], s[2])
+		}
+	}},
+	{"sym", "", []api.ValueType{t32, t32}, []api.ValueType{t32}, func(in *instance, mem api.Memory, s []uint64) {
+		s[0] = uint64(in.symbol(text(mem, s[0], s[1])))
+	}},
+	{"sym_text", "", []api.ValueType{t32, t32, t32}, []api.ValueType{t32}, func(in *instance, mem api.Memory, s []uint64) {
+		if in.symbols == nil {
+			s[0] = 0
+			return
+		}
+		t := in.symbols.Text(uint32(s[0]))
+		if n := min(uint32(s[2]), uint32(len(t))); n > 0 && !mem.WriteString(uint32(s[1]), t[:n]) {
+			panic(fmt.Errorf("%w: sym_text: buffer outside of memory", policies.ErrTrap))
+		}
+		s[0] = uint64(len(t))
+	}},
+	{"log", abi.GrantLog, []api.ValueType{t32, t32, t32}, nil, func(in *instance, mem api.Memory, s []uint64) {
+		in.log(int32(s[0]), text(mem, s[1], s[2]))
+	}},
+	{"now", abi.GrantClock, nil, []api.ValueType{t64}, func(in *instance, _ api.Memory, s []uint64) {
+		s[0] = uint64(in.cycle.Time.UnixNano())
+	}},
+}
+
+// known grants of the ABI that this host never gives, by import.
+var ungiven = map[string]string{"get": "read"}
+
+// text reads at most maxText bytes of what the guest points at.
+func text(mem api.Memory, ptr, size uint64) string {
+	if uint32(size) > maxText {
+		size = maxText
+	}
+	b, ok := mem.Read(uint32(ptr), uint32(size))
+	if !ok {
+		panic(fmt.Errorf("%w: text at %#x+%d is outside of memory", policies.ErrTrap, uint32(ptr), uint32(size)))
+	}
+	return strings.ToValidUTF8(string(b), "?")
+}
+
+// checkImports allows what is granted, and of WASI what reaches nothing.
+func (e *Engine) checkImports(m *binary.Module, asked []string) error {
+	for _, g := range asked {
+		if !slices.Contains(e.options.Grants, g) {
+			return fmt.Errorf("the manifest asks for the grant %q, this server gives %s", g, list(e.options.Grants))
+		}
+	}
+	for _, i := range m.Imports {
+		name := i.Module + "." + i.Name
+		switch i.Module {
+		case qmModule:
+			at := slices.IndexFunc(hostFuncs, func(f hostFunc) bool { return f.name == i.Name })
+			if at < 0 {
+				if grant := ungiven[i.Name]; grant != "" {
+					return fmt.Errorf("imports %s, which needs the grant %q; this server gives %s", name, grant, list(e.options.Grants))
+				}
+				return fmt.Errorf("imports %s, which no grant of ABI qm/1 provides", name)
+			}
+			f := hostFuncs[at]
+			if f.grant != "" && !slices.Contains(asked, f.grant) {
+				return fmt.Errorf("imports %s, which needs the grant %q: name it in the manifest's grants", name, f.grant)
+			}
+			if want := (signature{Params: string(f.params), Results: string(f.results)}); i.Type != want {
+				return fmt.Errorf("imports %s as %s, it is %s", name, describe(i.Type), describe(want))
+			}
+		case wasiModule:
+			if strings.HasPrefix(i.Name, "sock_") {
+				return fmt.Errorf("imports %s, which needs the grant \"network\"; this server gives %s", name, list(e.options.Grants))
+			}
+		default:
+			return fmt.Errorf("imports %s, which no grant provides: a policy may import from %q and %q", name, qmModule, wasiModule)
+		}
+	}
+	return nil
+}
+
+func list(names []string) string {
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(names, ", ")
+}
+
+type instanceKey struct{}
+
+func instanceOf(ctx context.Context) *instance { return ctx.Value(instanceKey{}).(*instance) }
+
+// link makes the modules that guests import from.
+func link(ctx context.Context, rt wazero.Runtime, grants []string) error {
+	_, err := rt.NewHostModuleBuilder(binary.HostModule).NewFunctionBuilder().
+		WithGoModuleFunction(api.GoModuleFunc(func(ctx context.Context, _ api.Module, s []uint64) {
+			s[0] = uint64(instanceOf(ctx).meter.refuel(int64(s[0])))
+		}), []api.ValueType{t64}, []api.ValueType{t64}).Export(binary.RefuelImport).Instantiate(ctx)
+	if err != nil {
+		return err
+	}
+	qm := rt.NewHostModuleBuilder(qmModule)
+	for _, f := range hostFuncs {
+		if f.grant != "" && !slices.Contains(grants, f.grant) {
+			continue
+		}
+		qm = qm.NewFunctionBuilder().WithGoModuleFunction(api.GoModuleFunc(func(ctx context.Context, m api.Module, s []uint64) {
+			in := instanceOf(ctx)
+			in.meter.hostCall()
+			f.call(in, m.Memory(), s)
+		}), f.params, f.results).Export(f.name)
+	}
+	_, err = qm.Instantiate(ctx)
+	return err
+}

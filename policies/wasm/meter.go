@@ -1,0 +1,78 @@
+package wasm
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/tetratelabs/wazero/api"
+
+	"github.com/quaymaster/quaymaster/policies"
+)
+
+// hostCallCost is the fuel that a call of an import takes on top.
+const hostCallCost = 100
+
+// meter bounds one call of an instance at a time. The guest counts down a slice
+// of the fuel by itself and comes to refuel for the next.
+type meter struct {
+	global   api.MutableGlobal // the guest's counter; nil while it is instantiated
+	left     int64             // beyond the slice in the guest
+	fuel     int64             // of the call
+	host     int64             // taken by imports
+	began    time.Time
+	deadline time.Time
+	ctx      context.Context // of the caller
+}
+
+func (m *meter) begin(ctx context.Context, fuel int64, deadline time.Duration) {
+	m.ctx, m.fuel, m.host = ctx, fuel, 0
+	m.began = time.Now()
+	m.deadline = m.began.Add(deadline)
+	m.left = fuel
+	if m.global != nil {
+		first := min(fuel, slice)
+		m.left -= first
+		m.global.Set(uint64(first))
+	}
+}
+
+// refuel is called by the guest with a counter below zero.
+func (m *meter) refuel(counter int64) int64 {
+	m.check()
+	for counter < 0 {
+		if m.left <= 0 {
+			panic(fmt.Errorf("%w: used %d", policies.ErrFuel, m.fuel))
+		}
+		more := min(m.left, slice)
+		m.left -= more
+		counter += more
+	}
+	return counter
+}
+
+func (m *meter) check() {
+	if err := m.ctx.Err(); err != nil {
+		panic(err)
+	}
+	if now := time.Now(); now.After(m.deadline) {
+		panic(fmt.Errorf("%w: %v", policies.ErrDeadline, m.deadline.Sub(m.began)))
+	}
+}
+
+// hostCall charges for a call of an import.
+func (m *meter) hostCall() {
+	m.host += hostCallCost
+	if m.left -= hostCallCost; m.left < -slice {
+		panic(fmt.Errorf("%w: used %d", policies.ErrFuel, m.fuel))
+	}
+}
+
+// used is the fuel since begin.
+func (m *meter) used() int64 {
+	u := m.fuel - m.left
+	if m.global != nil {
+		u -= int64(m.global.Get())
+	}
+	return max(u, 0)
+}

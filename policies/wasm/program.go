@@ -1,0 +1,191 @@
+package wasm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
+
+	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
+	"github.com/quaymaster/quaymaster/policies"
+	"github.com/quaymaster/quaymaster/policies/abi"
+	"github.com/quaymaster/quaymaster/policies/wasm/binary"
+)
+
+// program is one module with one configuration: a runtime, the compiled module
+// and a pool of instances.
+type program struct {
+	engine   *Engine
+	name     string
+	manifest *abi.Manifest
+	columns  []abi.Column
+	limits   limits
+	config   []byte
+	logger   *slog.Logger
+
+	runtime  wazero.Runtime
+	compiled wazero.CompiledModule
+
+	mu     sync.Mutex
+	idle   []*instance // last in, first out: the newest has the freshest snapshot
+	closed bool
+}
+
+func (p *program) readManifest(ctx context.Context, m *binary.Module, l policies.Load) error {
+	data, ok := m.Custom[abi.ManifestSection]
+	if !ok {
+		var err error
+		if data, err = p.describe(ctx, m); err != nil {
+			return policies.LoadErrorf(policies.StepManifest, "%s%w", prefix(l.File), err)
+		}
+	}
+	var err error
+	if p.manifest, p.columns, err = abi.ParseManifest(data); err != nil {
+		return policies.LoadErrorf(policies.StepManifest, "%s%w", prefix(l.File), err)
+	}
+	return nil
+}
+
+// describe asks the guest for its manifest, in an instance of its own that has
+// every grant of this server.
+func (p *program) describe(ctx context.Context, m *binary.Module) ([]byte, error) {
+	if requireFunc(m, "qm_describe", sigDescr) != nil {
+		return nil, fmt.Errorf("no manifest: neither a custom section %q nor a function qm_describe", abi.ManifestSection)
+	}
+	q := &program{engine: p.engine, name: p.name, logger: p.logger, manifest: &abi.Manifest{Grants: p.engine.options.Grants}}
+	if err := p.engine.checkImports(m, q.manifest.Grants); err != nil {
+		return nil, err
+	}
+	var err error
+	if q.limits, err = p.engine.limits(m, q.manifest, policyv1alpha1.PolicyLimits{}); err != nil {
+		return nil, err
+	}
+	if err := q.compile(ctx, m); err != nil {
+		return nil, err
+	}
+	defer q.Close()
+	in, err := q.instantiate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	in.stack[0] = 0
+	if err := in.callWith(ctx, "qm_describe", in.module.ExportedFunction("qm_describe"), loadFuel, loadDeadline); err != nil {
+		return nil, err
+	}
+	ptr, size := uint32(in.stack[0]>>32), uint32(in.stack[0])
+	if size > abi.MaxManifest {
+		return nil, fmt.Errorf("%w: qm_describe returned %d bytes", policies.ErrResult, size)
+	}
+	data, ok := in.module.Memory().Read(ptr, size)
+	if !ok {
+		return nil, fmt.Errorf("%w: qm_describe returned %d bytes at %#x, outside of memory", policies.ErrResult, size, ptr)
+	}
+	return slices.Clone(data), nil
+}
+
+// compile takes the steps Rewrite and Compile.
+func (p *program) compile(ctx context.Context, m *binary.Module) error {
+	code, err := m.Rewrite()
+	if err != nil {
+		return &policies.LoadError{Step: policies.StepRewrite, Err: err}
+	}
+	p.engine.compiling.Lock()
+	defer p.engine.compiling.Unlock()
+	rt := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfig().
+		WithCoreFeatures(api.CoreFeaturesV2).
+		WithMemoryLimitPages(uint32(p.limits.memory/pageSize)).
+		WithCompilationCache(p.engine.cache).
+		WithDebugInfoEnabled(false))
+	compiled, err := rt.CompileModule(ctx, code)
+	if err == nil {
+		err = link(ctx, rt, p.manifest.Grants)
+	}
+	if err == nil && slices.ContainsFunc(m.Imports, func(i binary.Import) bool { return i.Module == wasiModule }) {
+		_, err = wasi_snapshot_preview1.Instantiate(ctx, rt)
+	}
+	if err != nil {
+		return errors.Join(&policies.LoadError{Step: policies.StepCompile, Err: err}, rt.Close(ctx))
+	}
+	p.runtime, p.compiled = rt, compiled
+	return nil
+}
+
+// start takes the steps Instantiate, Configure and SelfTest.
+func (p *program) start(ctx context.Context) error {
+	in, err := p.newInstance(ctx, p.config)
+	if err != nil {
+		return err
+	}
+	if err := p.selfTest(ctx, in); err != nil {
+		in.close()
+		return &policies.LoadError{Step: policies.StepSelfTest, Err: err}
+	}
+	p.give(in)
+	return nil
+}
+
+// newInstance instantiates and configures. Its errors are *policies.LoadError.
+func (p *program) newInstance(ctx context.Context, config []byte) (*instance, error) {
+	in, err := p.instantiate(ctx)
+	if err != nil {
+		return nil, &policies.LoadError{Step: policies.StepInstantiate, Err: err}
+	}
+	if err := in.configure(ctx, config); err != nil {
+		in.close()
+		return nil, &policies.LoadError{Step: policies.StepConfigure, Err: err}
+	}
+	return in, nil
+}
+
+// take returns an idle instance or a new one.
+func (p *program) take(ctx context.Context) (*instance, error) {
+	p.mu.Lock()
+	if n := len(p.idle); n > 0 {
+		in := p.idle[n-1]
+		p.idle = p.idle[:n-1]
+		p.mu.Unlock()
+		return in, nil
+	}
+	p.mu.Unlock()
+	return p.newInstance(ctx, p.config)
+}
+
+// give returns an instance that has not trapped.
+func (p *program) give(in *instance) {
+	p.mu.Lock()
+	if !p.closed && len(p.idle) < p.engine.options.Idle {
+		p.idle = append(p.idle, in)
+		in = nil
+	}
+	p.mu.Unlock()
+	if in != nil {
+		in.close()
+	}
+}
+
+// Points implements policies.Program.
+func (p *program) Points() []policyv1alpha1.ExtensionPoint { return p.manifest.ExtensionPoints }
+
+// Static implements policies.Program: a guest sees nothing but its columns, the
+// pod and, when granted, the time.
+func (p *program) Static() bool {
+	return abi.Static(p.columns) && !slices.Contains(p.manifest.Grants, abi.GrantClock)
+}
+
+// Session implements policies.Program.
+func (p *program) Session() policies.Session { return &session{program: p} }
+
+// Close implements policies.Program.
+func (p *program) Close() error {
+	p.mu.Lock()
+	p.closed = true
+	p.idle = nil
+	p.mu.Unlock()
+	return p.runtime.Close(context.Background())
+}
