@@ -1,0 +1,91 @@
+package apiserver
+
+import (
+	"crypto/x509"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/apis/apiserver"
+	"k8s.io/apiserver/pkg/authentication/authenticator"
+	"k8s.io/apiserver/pkg/authentication/group"
+	"k8s.io/apiserver/pkg/authentication/request/anonymous"
+	"k8s.io/apiserver/pkg/authentication/request/bearertoken"
+	"k8s.io/apiserver/pkg/authentication/request/union"
+	"k8s.io/apiserver/pkg/authentication/request/websocket"
+	x509request "k8s.io/apiserver/pkg/authentication/request/x509"
+	tokencache "k8s.io/apiserver/pkg/authentication/token/cache"
+	tokenunion "k8s.io/apiserver/pkg/authentication/token/union"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
+	authorizerunion "k8s.io/apiserver/pkg/authorization/union"
+	"k8s.io/kubernetes/pkg/auth/nodeidentifier"
+	tokengetter "k8s.io/kubernetes/pkg/controller/serviceaccount"
+	"k8s.io/kubernetes/pkg/serviceaccount"
+	"k8s.io/kubernetes/plugin/pkg/auth/authenticator/token/bootstrap"
+	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/node"
+	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac"
+	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
+)
+
+// issuer of service account tokens, and their default audience.
+const issuer = "https://kubernetes.default.svc.cluster.local"
+
+// tokenCacheTTL is how long an accepted token is not looked at again; upstream's.
+const tokenCacheTTL = 10 * time.Second
+
+// newAuthentication accepts, in this order: users of in-memory requests, client
+// certificates of our authority, service account tokens and bootstrap tokens.
+// Only the health paths are open to everyone.
+func (s *Server) newAuthentication() error {
+	s.audiences = authenticator.Audiences{issuer}
+	var err error
+	if s.tokens, err = serviceaccount.JWTTokenGenerator(issuer, s.pki.tokenKey); err != nil {
+		return err
+	}
+	if s.tokenKeys, err = serviceaccount.StaticPublicKeysGetter([]any{s.pki.tokenKey.Public()}); err != nil {
+		return err
+	}
+	core := s.options.Informers.Core().V1()
+	objects := tokengetter.NewGetterFromClient(s.client, core.Secrets().Lister(), core.ServiceAccounts().Lister(), core.Pods().Lister(), core.Nodes().Lister())
+	tokens := tokencache.New(tokenunion.New(
+		serviceaccount.JWTTokenAuthenticator([]string{issuer}, s.tokenKeys, s.audiences, serviceaccount.NewValidator(objects)),
+		authenticator.WrapAudienceAgnosticToken(s.audiences, bootstrap.NewTokenAuthenticator(core.Secrets().Lister().Secrets(metav1.NamespaceSystem))),
+	), true, tokenCacheTTL, 0)
+
+	roots := x509.NewCertPool()
+	roots.AddCert(s.pki.ca)
+	certificates := x509request.NewDynamic(func() (x509.VerifyOptions, bool) {
+		return x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, CurrentTime: s.clock.Now()}, true
+	}, x509request.CommonNameUserConversion)
+
+	s.authenticator = union.NewFailOnError(
+		group.NewAuthenticatedGroupAdder(union.New(
+			authenticator.RequestFunc(authenticateCaller),
+			certificates,
+			bearertoken.New(tokens),
+			websocket.NewProtocolAuthenticator(tokens),
+		)),
+		anonymous.NewAuthenticator([]apiserver.AnonymousAuthCondition{{Path: "/healthz"}, {Path: "/livez"}, {Path: "/readyz"}}),
+	)
+	return nil
+}
+
+// newAuthorization asks, in this order: is it system:masters, is it a node and
+// within its own business, do roles allow it.
+func (s *Server) newAuthorization() error {
+	informers := s.options.Informers
+	graph := node.NewGraph()
+	node.AddGraphEventHandlers(graph, informers.Core().V1().Nodes(), informers.Core().V1().Pods(),
+		informers.Core().V1().PersistentVolumes(), informers.Storage().V1().VolumeAttachments(), nil, nil)
+	roles := informers.Rbac().V1()
+	byRole := rbac.New(
+		&rbac.RoleGetter{Lister: roles.Roles().Lister()},
+		&rbac.RoleBindingLister{Lister: roles.RoleBindings().Lister()},
+		&rbac.ClusterRoleGetter{Lister: roles.ClusterRoles().Lister()},
+		&rbac.ClusterRoleBindingLister{Lister: roles.ClusterRoleBindings().Lister()},
+	)
+	byNode := node.NewAuthorizer(graph, nodeidentifier.NewDefaultNodeIdentifier(), bootstrappolicy.NodeRules())
+	s.authorizer = authorizerunion.New(authorizerfactory.NewPrivilegedGroups(user.SystemPrivilegedGroup), byNode, byRole)
+	s.rules = authorizerunion.NewRuleResolvers(byNode, byRole)
+	return nil
+}

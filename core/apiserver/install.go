@@ -1,0 +1,217 @@
+package apiserver
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apimachinery/pkg/version"
+	genericapi "k8s.io/apiserver/pkg/endpoints"
+	"k8s.io/apiserver/pkg/endpoints/discovery"
+	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
+	"k8s.io/apiserver/pkg/registry/rest"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	genericfilters "k8s.io/apiserver/pkg/server/filters"
+	"k8s.io/apiserver/pkg/server/healthz"
+	utilcompatibility "k8s.io/apiserver/pkg/util/compatibility"
+	basecompatibility "k8s.io/component-base/compatibility"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+
+	"github.com/quaymaster/quaymaster/core/api"
+)
+
+// kubernetesVersion whose behaviour is served.
+const kubernetesVersion = "v1.36.3"
+
+// served is the version of the libraries with our own text for /version: what
+// the linker would set is a process-wide variable.
+type served struct {
+	basecompatibility.EffectiveVersion
+	info version.Info
+}
+
+func (v served) Info() *version.Info { return &v.info }
+
+func (s *Server) version() basecompatibility.EffectiveVersion {
+	effective := utilcompatibility.DefaultBuildEffectiveVersion()
+	info := *effective.Info()
+	info.Major, info.Minor, info.GitVersion = "1", "36", kubernetesVersion+"+quaymaster"
+	if s.options.Version != "" {
+		info.GitVersion += "-" + strings.TrimPrefix(s.options.Version, "v")
+	}
+	return served{effective, info}
+}
+
+// longRunning requests are watches, logs and streams: they have no deadline.
+var longRunning = genericfilters.BasicLongRunningRequestCheck(
+	sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
+
+const (
+	minWatch = 30 * time.Minute // a watch without a timeout ends between this and its double, as upstream's
+	maxBody  = 3 << 20          // bytes of a request, as upstream's
+)
+
+// The most requests at work at once. Beyond it the answer is 429.
+const (
+	maxReading = 4000
+	maxWriting = 2000
+)
+
+// install assembles the generic server and all groups of the table.
+func (s *Server) install() error {
+	config := genericapiserver.NewConfig(legacyscheme.Codecs)
+	config.EffectiveVersion = s.version()
+	config.ExternalAddress = inMemoryHost + ":443"
+	if s.options.Listener != nil {
+		config.ExternalAddress = strings.TrimPrefix(s.URL(), "https://")
+	}
+	config.LoopbackClientConfig = s.loopback()
+	config.Authentication.Authenticator = s.authenticator
+	config.Authentication.APIAudiences = s.audiences
+	config.Authorization.Authorizer = s.authorizer
+	config.RuleResolver = s.rules
+	config.AdmissionControl = s.admission
+	config.LongRunningFunc = longRunning
+	config.MaxRequestsInFlight, config.MaxMutatingRequestsInFlight = maxReading, maxWriting
+	config.EnableProfiling = false
+	config.StorageObjectCountTracker = nil
+	config.SkipOpenAPIInstallation = true // ours is built when it is asked for
+	config.ReadyzChecks = append(config.ReadyzChecks,
+		healthz.NewInformerSyncHealthz(s.options.Informers),
+		healthz.NamedCheck("bootstrap", func(*http.Request) error {
+			select {
+			case <-s.ready:
+				return s.closing.Err()
+			default:
+				return fmt.Errorf("the system's own objects are not all there yet")
+			}
+		}))
+	completed := config.Complete(nil)
+	s.requestInfo = config.RequestInfoResolver
+	server, err := completed.New("quaymaster", genericapiserver.NewEmptyDelegate())
+	if err != nil {
+		return err
+	}
+	s.generic = server
+
+	s.registries = newRegistries(s)
+	order, groups := groupKinds()
+	for _, group := range order {
+		if err := s.installGroup(group, groups[group]); err != nil {
+			return err
+		}
+	}
+	s.installOpenAPI()
+	return nil
+}
+
+// groupKinds sorts the table into groups, in the order of their first line.
+func groupKinds() (order []string, groups map[string][]kind) {
+	groups = map[string][]kind{}
+	for _, k := range kinds {
+		if _, ok := groups[k.group]; !ok {
+			order = append(order, k.group)
+		}
+		groups[k.group] = append(groups[k.group], k)
+	}
+	return order, groups
+}
+
+// installGroup serves one API group in all its versions, with its discovery.
+func (s *Server) installGroup(group string, kinds []kind) error {
+	var versions []string
+	storage := map[string]map[string]rest.Storage{} // by version and path
+	servedIn := map[string][]string{}               // versions by path
+	for _, k := range kinds {
+		made, err := s.registries.of(k.group, k.resource)
+		if err != nil {
+			return err
+		}
+		for _, v := range k.versions {
+			if !slices.Contains(versions, v) {
+				versions = append(versions, v)
+				storage[v] = map[string]rest.Storage{}
+			}
+			for subresource, one := range made {
+				path := k.resource
+				if subresource != "" {
+					path += "/" + subresource
+				}
+				storage[v][path] = one
+				servedIn[path] = append(servedIn[path], schema.GroupVersion{Group: group, Version: v}.String())
+			}
+		}
+	}
+	for _, made := range storage[versions[0]] {
+		s.generic.RegisterDestroyFunc(made.Destroy)
+	}
+
+	root, manager := genericapiserver.APIGroupPrefix, s.generic.AggregatedDiscoveryGroupManager
+	if group == "" {
+		root, manager = genericapiserver.DefaultLegacyAPIPrefix, s.generic.AggregatedLegacyDiscoveryGroupManager
+	}
+	container := s.generic.Handler.GoRestfulContainer
+	described := metav1.APIGroup{Name: group}
+	for _, v := range versions {
+		gv := schema.GroupVersion{Group: group, Version: v}
+		resources, _, err := s.groupVersion(gv, root, kinds[0].own(), storage[v], servedIn).InstallREST(container)
+		if err != nil {
+			return fmt.Errorf("serve %s: %w", gv, err)
+		}
+		manager.AddGroupVersion(group, apidiscoveryv2.APIVersionDiscovery{
+			Freshness: apidiscoveryv2.DiscoveryFreshnessCurrent, Version: v, Resources: resources,
+		})
+		described.Versions = append(described.Versions, metav1.GroupVersionForDiscovery{GroupVersion: gv.String(), Version: v})
+	}
+	if group == "" {
+		legacy := discovery.NewLegacyRootAPIHandler(discovery.DefaultAddresses{DefaultAddress: s.generic.ExternalAddress}, s.generic.Serializer, root)
+		container.Add(aggregated.WrapAggregatedDiscoveryToHandler(legacy, manager, manager).GenerateWebService(root, metav1.APIVersions{}))
+		return nil
+	}
+	described.PreferredVersion = described.Versions[0]
+	s.generic.DiscoveryGroupManager.AddGroup(described)
+	container.Add(discovery.NewAPIGroupHandler(s.generic.Serializer, described).WebService())
+	return nil
+}
+
+// encodings of upstream's and of our groups, with lists written item by item.
+var encodings = sync.OnceValue(func() (c struct{ upstream, own serializer.CodecFactory }) {
+	streaming := []serializer.CodecFactoryOptionsMutator{serializer.WithStreamingCollectionEncodingToJSON(), serializer.WithStreamingCollectionEncodingToProtobuf()}
+	c.upstream = serializer.NewCodecFactory(legacyscheme.Scheme, streaming...)
+	c.own = serializer.NewCodecFactory(api.Scheme, streaming...)
+	return c
+})
+
+func (s *Server) groupVersion(gv schema.GroupVersion, root string, own bool, storage map[string]rest.Storage, servedIn map[string][]string) *genericapi.APIGroupVersion {
+	scheme, parameters, codecs := legacyscheme.Scheme, legacyscheme.ParameterCodec, encodings().upstream
+	if own {
+		scheme, parameters, codecs = api.Scheme, runtime.NewParameterCodec(api.Scheme), encodings().own
+	}
+	g := &genericapi.APIGroupVersion{
+		Storage: storage, Root: root, GroupVersion: gv, AllServedVersionsByResource: servedIn,
+		Serializer: codecs, ParameterCodec: parameters,
+		Typer: scheme, Creater: scheme, Convertor: scheme, ConvertabilityChecker: scheme, Defaulter: scheme,
+		UnsafeConvertor:            runtime.UnsafeObjectConvertor(scheme),
+		Namer:                      runtime.Namer(meta.NewAccessor()),
+		TypeConverter:              typeConverter(gv.Group),
+		EquivalentResourceRegistry: s.generic.EquivalentResourceRegistry,
+		Authorizer:                 s.authorizer,
+		Admit:                      s.admission,
+		MinRequestTimeout:          minWatch,
+		MaxRequestBodyBytes:        maxBody,
+	}
+	if gv.Group != "" {
+		g.OptionsExternalVersion = &schema.GroupVersion{Version: "v1"}
+	}
+	return g
+}

@@ -1,0 +1,267 @@
+package apiserver
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/util/keyutil"
+	"k8s.io/utils/clock"
+)
+
+const (
+	authorityLifetime = 10 * 365 * 24 * time.Hour
+	leafLifetime      = 365 * 24 * time.Hour
+	// backdate makes a certificate valid for clients whose clock is behind.
+	backdate = 5 * time.Minute
+)
+
+// pki is the cluster's own certificate authority and the key of service account
+// tokens. Leaf certificates are made when they are needed and live in memory.
+type pki struct {
+	clock    clock.PassiveClock
+	ca       *x509.Certificate
+	caPEM    []byte
+	caKey    *ecdsa.PrivateKey
+	caKeyPEM []byte
+	tokenKey *ecdsa.PrivateKey
+
+	mu     sync.Mutex
+	leaves map[string]*tls.Certificate // by purpose; replaced before they expire
+}
+
+// loadPKI reads the authority from the directory, or makes it there. An empty
+// directory name keeps everything in memory.
+func loadPKI(dir string, clock clock.PassiveClock) (*pki, error) {
+	p := &pki{clock: clock, leaves: map[string]*tls.Certificate{}}
+	if dir != "" {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("keys of the cluster: %w", err)
+		}
+	}
+	var err error
+	if p.caKey, p.caKeyPEM, err = loadKey(dir, "ca.key"); err != nil {
+		return nil, err
+	}
+	if p.tokenKey, _, err = loadKey(dir, "serviceaccount.key"); err != nil {
+		return nil, err
+	}
+	if p.caPEM, err = p.loadAuthority(dir); err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(p.caPEM)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, fmt.Errorf("keys of the cluster: %s holds no certificate: restore it, or remove it and its key to start with a new authority", filepath.Join(dir, "ca.crt"))
+	}
+	if p.ca, err = x509.ParseCertificate(block.Bytes); err != nil {
+		return nil, fmt.Errorf("keys of the cluster: read %s: %w", filepath.Join(dir, "ca.crt"), err)
+	}
+	if !p.caKey.PublicKey.Equal(p.ca.PublicKey) {
+		return nil, fmt.Errorf("keys of the cluster: ca.crt and ca.key in %s do not belong together: restore both from the same backup", dir)
+	}
+	return p, nil
+}
+
+// loadKey reads a private key, or makes it with mode 0600.
+func loadKey(dir, name string) (*ecdsa.PrivateKey, []byte, error) {
+	path := filepath.Join(dir, name)
+	if dir != "" {
+		data, err := os.ReadFile(path)
+		if err == nil {
+			key, err := keyutil.ParsePrivateKeyPEM(data)
+			if err != nil {
+				return nil, nil, fmt.Errorf("keys of the cluster: read %s: %w", path, err)
+			}
+			ec, ok := key.(*ecdsa.PrivateKey)
+			if !ok {
+				return nil, nil, fmt.Errorf("keys of the cluster: %s holds a %T, an ECDSA key is needed", path, key)
+			}
+			return ec, data, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, nil, fmt.Errorf("keys of the cluster: %w", err)
+		}
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("keys of the cluster: make %s: %w", name, err)
+	}
+	data, err := keyutil.MarshalPrivateKeyToPEM(key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("keys of the cluster: make %s: %w", name, err)
+	}
+	if dir != "" {
+		if err := writeFile(path, data); err != nil {
+			return nil, nil, fmt.Errorf("keys of the cluster: %w", err)
+		}
+	}
+	return key, data, nil
+}
+
+// loadAuthority reads the authority's certificate, or signs one with its key.
+func (p *pki) loadAuthority(dir string) ([]byte, error) {
+	path := filepath.Join(dir, "ca.crt")
+	if dir != "" {
+		data, err := os.ReadFile(path)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return data, err
+		}
+	}
+	now := p.clock.Now()
+	serial, err := newSerial()
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{
+		SerialNumber:          serial,
+		Subject:               pkix.Name{CommonName: "quaymaster", SerialNumber: serial.Text(16)},
+		NotBefore:             now.Add(-backdate),
+		NotAfter:              now.Add(authorityLifetime),
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign | x509.KeyUsageDigitalSignature,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, p.caKey.Public(), p.caKey)
+	if err != nil {
+		return nil, fmt.Errorf("keys of the cluster: make the authority: %w", err)
+	}
+	data := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	if dir != "" {
+		if err := writeFile(path, data); err != nil {
+			return nil, fmt.Errorf("keys of the cluster: %w", err)
+		}
+	}
+	return data, nil
+}
+
+// writeFile writes a new file of mode 0600 so that a crash leaves the old state
+// or the whole of the new one.
+func writeFile(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // gone already when all went well
+	_, err = f.Write(data)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+func newSerial() (*big.Int, error) {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		return nil, fmt.Errorf("serial number: %w", err)
+	}
+	return serial, nil
+}
+
+// caHash is what a join token pins: SHA-256 over the authority's certificate, DER.
+func (p *pki) caHash() string {
+	sum := sha256.Sum256(p.ca.Raw)
+	return hex.EncodeToString(sum[:])
+}
+
+// sign makes a key and a certificate of the authority for it.
+func (p *pki) sign(subject pkix.Name, usage x509.ExtKeyUsage, dns []string, ips []net.IP) (certPEM, keyPEM []byte, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("certificate of %s: %w", subject.CommonName, err)
+	}
+	serial, err := newSerial()
+	if err != nil {
+		return nil, nil, fmt.Errorf("certificate of %s: %w", subject.CommonName, err)
+	}
+	now := p.clock.Now()
+	end := now.Add(leafLifetime)
+	if end.After(p.ca.NotAfter) {
+		end = p.ca.NotAfter
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial,
+		Subject:      subject,
+		NotBefore:    now.Add(-backdate),
+		NotAfter:     end,
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{usage},
+		DNSNames:     dns,
+		IPAddresses:  ips,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, p.ca, key.Public(), p.caKey)
+	if err != nil {
+		return nil, nil, fmt.Errorf("certificate of %s: %w", subject.CommonName, err)
+	}
+	if keyPEM, err = keyutil.MarshalPrivateKeyToPEM(key); err != nil {
+		return nil, nil, fmt.Errorf("certificate of %s: %w", subject.CommonName, err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), keyPEM, nil
+}
+
+// leaf returns the certificate kept for the purpose, made anew by make when
+// less than a third of its life is left.
+func (p *pki) leaf(purpose string, make func() (certPEM, keyPEM []byte, err error)) (*tls.Certificate, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if kept := p.leaves[purpose]; kept != nil {
+		life := kept.Leaf.NotAfter.Sub(kept.Leaf.NotBefore)
+		if p.clock.Now().Before(kept.Leaf.NotAfter.Add(-life / 3)) {
+			return kept, nil
+		}
+	}
+	certPEM, keyPEM, err := make()
+	if err != nil {
+		return nil, err
+	}
+	cert, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("certificate for %s: %w", purpose, err)
+	}
+	p.leaves[purpose] = &cert
+	return &cert, nil
+}
+
+// serving is the server's own certificate: for every name and address under
+// which it may be reached.
+func (p *pki) serving(listener net.Addr) (*tls.Certificate, error) {
+	return p.leaf("the API server", func() ([]byte, []byte, error) {
+		dns := []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"}
+		ips := []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback, serviceAddress()}
+		if host, err := os.Hostname(); err == nil && !slices.Contains(dns, host) {
+			dns = append(dns, host)
+		}
+		if tcp, ok := listener.(*net.TCPAddr); ok && !tcp.IP.IsUnspecified() {
+			ips = append(ips, tcp.IP)
+		} else if addresses, err := net.InterfaceAddrs(); err == nil {
+			for _, address := range addresses {
+				if ip, ok := address.(*net.IPNet); ok {
+					ips = append(ips, ip.IP)
+				}
+			}
+		}
+		return p.sign(pkix.Name{CommonName: "kube-apiserver"}, x509.ExtKeyUsageServerAuth, dns, ips)
+	})
+}
+
+// kubeletClient is the certificate that the server shows to nodes.
+func (p *pki) kubeletClient() (*tls.Certificate, error) {
+	return p.leaf("requests to nodes", func() ([]byte, []byte, error) {
+		return p.sign(pkix.Name{CommonName: "kube-apiserver-kubelet-client", Organization: []string{"system:masters"}}, x509.ExtKeyUsageClientAuth, nil, nil)
+	})
+}

@@ -1,0 +1,248 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/authentication/authenticator"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/apiserver/pkg/registry/generic"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/kubernetes/pkg/registry/core/service/ipallocator"
+	"k8s.io/kubernetes/pkg/registry/core/service/portallocator"
+	servicestore "k8s.io/kubernetes/pkg/registry/core/service/storage"
+	"k8s.io/kubernetes/pkg/serviceaccount"
+	"k8s.io/utils/clock"
+
+	decisionv1alpha1 "github.com/quaymaster/quaymaster/core/api/decision/v1alpha1"
+)
+
+// Options of a server. Storage and Informers are required.
+type Options struct {
+	// Storage makes the storage of each kind. All of them share one store.
+	Storage generic.StorageDecorator
+	// Informers feed admission and authorisation. The server asks for informers
+	// in New and never starts them: start the factory after New.
+	Informers informers.SharedInformerFactory
+	// Listener is served with TLS; nil means that no port is served. The server
+	// closes it at the end of Run.
+	Listener net.Listener
+	// Dir keeps the keys: it is created with mode 0700, its files have 0600.
+	// Empty means that keys live in memory only.
+	Dir string
+	// Admission plugins are called after upstream's mutating ones and before its
+	// validating ones. They are initialised as upstream's are.
+	Admission []admission.Interface
+	// NodeTransport reaches the kubelet API of a node of this process without a
+	// port, see HandlerTransport. Any other node is reached by TLS at the address
+	// and kubelet port of its status.
+	NodeTransport func(node string) (http.RoundTripper, bool)
+	// Decisions explains where a pod goes, for the virtual resource "decisions".
+	// An error of Kubernetes' kinds is passed on, so that a missing pod is a 404.
+	Decisions func(ctx context.Context, namespace, pod string) (*decisionv1alpha1.Decision, error)
+	// Version is appended to the Kubernetes version as build metadata: "v1.36.3+quaymaster-VERSION".
+	Version string
+	// Clock for certificates and tokens; the real one by default.
+	Clock clock.PassiveClock
+	// Logger may be nil.
+	Logger *slog.Logger
+}
+
+// ErrClosed is what in-memory clients get when Run has ended.
+var ErrClosed = errors.New("the API server has been closed")
+
+// Server is one API server. Several in one process share nothing.
+type Server struct {
+	options Options
+	log     *slog.Logger
+	clock   clock.PassiveClock
+	pki     *pki
+
+	generic       *genericapiserver.GenericAPIServer
+	authenticator authenticator.Request
+	authorizer    authorizer.Authorizer
+	rules         authorizer.RuleResolver
+	tokens        serviceaccount.TokenGenerator
+	tokenKeys     serviceaccount.PublicKeysGetter
+	audiences     authenticator.Audiences
+	admission     admission.Interface
+	requestInfo   apirequest.RequestInfoResolver
+	registries    *registries
+	client        kubernetes.Interface
+
+	kubelets  *kubelets
+	proxy     *http.Transport
+	addresses *ipallocator.Range
+	ports     *portallocator.PortAllocator
+	services  *servicestore.REST
+
+	ready     chan struct{}
+	closing   context.Context // ends when Run ends: watches and logs with it
+	close     context.CancelFunc
+	joinToken string
+	running   sync.Mutex
+}
+
+// New assembles a server. It writes nothing but keys; in-memory clients may be
+// made at once and used when Run has been called.
+func New(options Options) (*Server, error) {
+	if options.Storage == nil || options.Informers == nil {
+		return nil, errors.New("assemble the API server: Storage and Informers are required")
+	}
+	if options.Logger == nil {
+		options.Logger = slog.New(slog.DiscardHandler)
+	}
+	if options.Clock == nil {
+		options.Clock = clock.RealClock{}
+	}
+	s := &Server{
+		options: options,
+		log:     options.Logger,
+		clock:   options.Clock,
+		ready:   make(chan struct{}),
+		proxy:   &http.Transport{IdleConnTimeout: 90 * time.Second, MaxIdleConnsPerHost: 4},
+	}
+	s.closing, s.close = context.WithCancel(context.Background())
+	var err error
+	if s.pki, err = loadPKI(options.Dir, options.Clock); err != nil {
+		return nil, err
+	}
+	if s.client, err = kubernetes.NewForConfig(s.loopback()); err != nil {
+		return nil, fmt.Errorf("assemble the API server: loopback client: %w", err)
+	}
+	s.kubelets = newKubelets(s)
+	if err := s.newAuthorization(); err != nil {
+		return nil, fmt.Errorf("assemble the API server: %w", err)
+	}
+	if err := s.newAuthentication(); err != nil {
+		return nil, fmt.Errorf("assemble the API server: %w", err)
+	}
+	if err := s.newAdmission(); err != nil {
+		return nil, fmt.Errorf("assemble the API server: %w", err)
+	}
+	if err := s.install(); err != nil {
+		return nil, fmt.Errorf("assemble the API server: %w", err)
+	}
+	return s, nil
+}
+
+// Ready is closed when the system's own objects exist and requests are served.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// CAPEM is the certificate of the server's authority, PEM.
+func (s *Server) CAPEM() []byte { return s.pki.caPEM }
+
+// Handler serves the API. Requests are authenticated by what they carry.
+func (s *Server) Handler() http.Handler { return s.generic.Handler }
+
+// RESTConfig configures clients of this process: no port, no TLS. The requests
+// are those of the user; nil means an administrator in system:masters.
+func (s *Server) RESTConfig(who user.Info) *rest.Config {
+	if who == nil {
+		who = &user.DefaultInfo{Name: "system:admin", Groups: []string{user.SystemPrivilegedGroup, user.AllAuthenticated}}
+	}
+	return &rest.Config{
+		Host:      "http://" + inMemoryHost,
+		Transport: &inMemory{handler: s.handler, user: who, closing: s.closing},
+		QPS:       -1, // nothing to protect: the server shares the process
+		ContentConfig: rest.ContentConfig{
+			ContentType:        "application/vnd.kubernetes.protobuf",
+			AcceptContentTypes: "application/vnd.kubernetes.protobuf,application/json",
+		},
+	}
+}
+
+// loopback is what the server itself uses, under upstream's name for it.
+func (s *Server) loopback() *rest.Config {
+	return s.RESTConfig(&user.DefaultInfo{Name: user.APIServerUser, Groups: []string{user.SystemPrivilegedGroup, user.AllAuthenticated}})
+}
+
+// handler is asked at each request: the generic server is made after the first
+// clients.
+func (s *Server) handler() http.Handler {
+	if s.generic == nil {
+		return nil
+	}
+	return s.generic.Handler
+}
+
+// Run serves until the context ends, then lets requests finish, ends watches
+// and closes the storages. It returns nil after an orderly end. Call it once.
+func (s *Server) Run(ctx context.Context) error {
+	if !s.running.TryLock() {
+		return errors.New("run the API server: it runs, or has run, already")
+	}
+	defer s.shutdown()
+	prepared := s.generic.PrepareRun()
+	hooks, stopHooks := context.WithCancel(ctx)
+	defer stopHooks()
+	prepared.RunPostStartHooks(hooks)
+
+	served := make(chan error, 1)
+	var http *http.Server
+	if s.options.Listener != nil {
+		http = s.newHTTPServer()
+		go func() { served <- http.ServeTLS(s.options.Listener, "", "") }()
+	}
+	if err := s.bootstrap(ctx); err != nil {
+		if ctx.Err() == nil {
+			err = fmt.Errorf("run the API server: %w", err)
+		} else {
+			err = nil
+		}
+		s.drain(http)
+		return err
+	}
+	close(s.ready)
+
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-served:
+		err = fmt.Errorf("run the API server: %w", err)
+	}
+	s.drain(http)
+	return err
+}
+
+// drainTimeout bounds how long requests that are neither watches nor streams
+// may take after the end of Run's context.
+const drainTimeout = 5 * time.Second
+
+// drain refuses new requests and waits for those under way; watches end at once.
+func (s *Server) drain(server *http.Server) {
+	s.close()
+	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	if server != nil {
+		if server.Shutdown(ctx) != nil {
+			server.Close() // cuts off whoever did not finish in time
+		}
+	}
+	drained := make(chan struct{})
+	go func() {
+		s.generic.NonLongRunningRequestWaitGroup.Wait()
+		close(drained)
+	}()
+	<-drained
+}
+
+// shutdown frees what New made.
+func (s *Server) shutdown() {
+	s.close()
+	s.generic.Destroy()
+	s.proxy.CloseIdleConnections()
+	s.kubelets.close()
+}
