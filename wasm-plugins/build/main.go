@@ -1,0 +1,144 @@
+// Command build makes the guests of this folder: it compiles each, adds its
+// manifest as a custom section and writes the module and its digest. With
+// -verify it writes nothing and fails where a fresh build differs from what is
+// there. Guests whose toolchain the machine lacks are named and left alone.
+//
+//	go run ./wasm-plugins/build [-verify] [-root DIR]
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// guest is one module to build.
+type guest struct {
+	dir, out, manifest string
+	build              func(dir, out string) (*exec.Cmd, error)
+}
+
+var guests = []guest{
+	{"c/prefer-label", "prefer-label-v1.wasm", "manifest-v1.json", c("prefer-label.c", "-DVERSION=1")},
+	{"c/prefer-label", "prefer-label-v2.wasm", "manifest-v2.json", c("prefer-label.c", "-DVERSION=2")},
+	{"go/cpu-headroom", "cpu-headroom.wasm", "manifest.json", golang},
+}
+
+func c(source string, flags ...string) func(dir, out string) (*exec.Cmd, error) {
+	return func(dir, out string) (*exec.Cmd, error) {
+		clang, err := exec.LookPath("clang-19")
+		if err != nil {
+			return nil, err
+		}
+		if _, err := exec.LookPath("wasm-ld-19"); err != nil {
+			return nil, err
+		}
+		args := []string{"--target=wasm32", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-mbulk-memory", "-msign-ext",
+			"-nostdlib", "-ffreestanding", "-Wl,--no-entry", "-Wl,--strip-all", "-Wl,-z,stack-size=16384", "-I", "../../../sdk/c"}
+		args = append(append(args, flags...), "-o", out, source)
+		cmd := exec.Command(clang, args...)
+		cmd.Dir = dir
+		return cmd, nil
+	}
+}
+
+func golang(dir, out string) (*exec.Cmd, error) {
+	cmd := exec.Command("go", "build", "-buildmode=c-shared", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", out, ".")
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "GOFLAGS=", "CGO_ENABLED=0")
+	return cmd, nil
+}
+
+func main() {
+	verify := flag.Bool("verify", false, "compare with the modules that are there instead of writing them")
+	root := flag.String("root", "wasm-plugins", "folder of the guests")
+	flag.Parse()
+	failed := false
+	for _, g := range guests {
+		text, err := run(*root, g, *verify)
+		if err != nil {
+			failed = true
+			text = "FAILED: " + err.Error()
+		}
+		fmt.Printf("%-40s %s\n", filepath.Join(g.dir, g.out), text)
+	}
+	if failed {
+		os.Exit(1)
+	}
+}
+
+func run(root string, g guest, verify bool) (string, error) {
+	dir, err := filepath.Abs(filepath.Join(root, g.dir))
+	if err != nil {
+		return "", err
+	}
+	temp, err := os.MkdirTemp("", "quaymaster-guest")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(temp)
+	built := filepath.Join(temp, g.out)
+	cmd, err := g.build(dir, built)
+	if err != nil {
+		return "left alone: " + err.Error(), nil
+	}
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, output)
+	}
+	module, err := os.ReadFile(built)
+	if err != nil {
+		return "", err
+	}
+	manifest, err := os.ReadFile(filepath.Join(dir, g.manifest))
+	if err != nil {
+		return "", err
+	}
+	if module, err = pack(module, manifest); err != nil {
+		return "", fmt.Errorf("%s: %w", g.manifest, err)
+	}
+	digest := fmt.Sprintf("sha256:%x\n", sha256.Sum256(module))
+	target := filepath.Join(dir, g.out)
+	size := fmt.Sprintf("%d bytes, %s", len(module), strings.TrimSpace(digest))
+	if verify {
+		there, err := os.ReadFile(target)
+		if err != nil {
+			return "", err
+		}
+		noted, err := os.ReadFile(target + ".sha256")
+		if err != nil {
+			return "", err
+		}
+		if !bytes.Equal(there, module) {
+			return "", fmt.Errorf("the source makes another module (%s); run without -verify and commit it", size)
+		}
+		if string(noted) != digest {
+			return "", fmt.Errorf("%s.sha256 holds %s, the module is %s", g.out, strings.TrimSpace(string(noted)), strings.TrimSpace(digest))
+		}
+		return "verified: " + size, nil
+	}
+	if err := os.WriteFile(target, module, 0o644); err != nil {
+		return "", err
+	}
+	return size, os.WriteFile(target+".sha256", []byte(digest), 0o644)
+}
+
+// pack appends the manifest as the custom section "qm.manifest".
+func pack(module, manifest []byte) ([]byte, error) {
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, manifest); err != nil {
+		return nil, err
+	}
+	const name = "qm.manifest"
+	content := append([]byte{byte(len(name))}, name...)
+	content = append(content, compact.Bytes()...)
+	module = append(module, 0)
+	module = binary.AppendUvarint(module, uint64(len(content)))
+	return append(module, content...), nil
+}
