@@ -246,3 +246,7 @@ func (s *Server) shutdown() {
 	s.proxy.CloseIdleConnections()
 	s.kubelets.close()
 }
+
+// Authority is the certificate and the key of the cluster's authority, PEM, for
+// the controllers that sign certificate requests.
+func (s *Server) Authority() (certPEM, keyPEM []byte) { return s.pki.caPEM, s.pki.caKeyPEM }

@@ -1,0 +1,125 @@
+// Package upstream runs the housekeeping controllers that are Kubernetes' own:
+// service accounts, root certificates, join tokens, aggregated roles and
+// certificate signing. They are fed by the engine's informers and write through
+// its in-memory client.
+package upstream
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"sync"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/util/cert"
+	"k8s.io/client-go/util/keyutil"
+	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/pkg/controller/bootstrap"
+	"k8s.io/kubernetes/pkg/controller/certificates"
+	"k8s.io/kubernetes/pkg/controller/certificates/approver"
+	"k8s.io/kubernetes/pkg/controller/certificates/authority"
+	"k8s.io/kubernetes/pkg/controller/certificates/cleaner"
+	"k8s.io/kubernetes/pkg/controller/certificates/rootcacertpublisher"
+	"k8s.io/kubernetes/pkg/controller/clusterroleaggregation"
+	"k8s.io/kubernetes/pkg/controller/serviceaccount"
+	"k8s.io/utils/clock"
+)
+
+// Options of the controllers. All but Clock are required.
+type Options struct {
+	// Client of an administrator.
+	Client kubernetes.Interface
+	// Informers are asked for in New, and neither started nor stopped.
+	Informers informers.SharedInformerFactory
+	// CACert and CAKey are the cluster's authority, PEM. The certificate is
+	// published to every namespace, the key signs approved requests.
+	CACert, CAKey []byte
+	// Clock of the certificates' validity; the real one by default.
+	Clock clock.PassiveClock
+}
+
+// Controllers are assembled and ready to run.
+type Controllers struct {
+	run []func(context.Context)
+}
+
+// workers of each controller; its objects are few.
+const workers = 2
+
+// New assembles the controllers. Call it before the informers are started.
+func New(o Options) (*Controllers, error) {
+	if o.Client == nil || o.Informers == nil {
+		return nil, errors.New("housekeeping controllers: Client and Informers are required")
+	}
+	if o.Clock == nil {
+		o.Clock = clock.RealClock{}
+	}
+	ca, err := parseAuthority(o.CACert, o.CAKey)
+	if err != nil {
+		return nil, fmt.Errorf("housekeeping controllers: %w", err)
+	}
+	core, requests := o.Informers.Core().V1(), o.Informers.Certificates().V1().CertificateSigningRequests()
+	accounts, err := serviceaccount.NewServiceAccountsController(klog.Background(), core.ServiceAccounts(), core.Namespaces(), o.Client, serviceaccount.DefaultServiceAccountsControllerOptions())
+	if err != nil {
+		return nil, fmt.Errorf("housekeeping controllers: service accounts: %w", err)
+	}
+	publisher, err := rootcacertpublisher.NewPublisher(core.ConfigMaps(), core.Namespaces(), o.Client, o.CACert)
+	if err != nil {
+		return nil, fmt.Errorf("housekeeping controllers: root certificates: %w", err)
+	}
+	tokens, err := bootstrap.NewTokenCleaner(o.Client, core.Secrets(), bootstrap.TokenCleanerOptions{TokenSecretNamespace: metav1.NamespaceSystem})
+	if err != nil {
+		return nil, fmt.Errorf("housekeeping controllers: join tokens: %w", err)
+	}
+	ctx := context.Background() // carries upstream's logger alone
+	serving := &servingApprover{client: o.Client, nodes: core.Nodes().Lister()}
+	sign := &signer{client: o.Client, ca: ca, clock: o.Clock}
+	c := &Controllers{run: []func(context.Context){
+		with(accounts.Run),
+		with(publisher.Run),
+		tokens.Run,
+		with(clusterroleaggregation.NewClusterRoleAggregation(o.Informers.Rbac().V1().ClusterRoles(), o.Client.RbacV1()).Run),
+		with(approver.NewCSRApprovingController(ctx, o.Client, requests).Run),
+		with(certificates.NewCertificateController(ctx, "csrapproving-kubelet-serving", o.Client, requests, serving.handle).Run),
+		with(certificates.NewCertificateController(ctx, "csrsigning", o.Client, requests, sign.handle).Run),
+		with(cleaner.NewCSRCleanerController(o.Client.CertificatesV1().CertificateSigningRequests(), requests).Run),
+	}}
+	return c, nil
+}
+
+func with(run func(context.Context, int)) func(context.Context) {
+	return func(ctx context.Context) { run(ctx, workers) }
+}
+
+// Run runs all controllers until the context ends and waits for each.
+func (c *Controllers) Run(ctx context.Context) error {
+	var all sync.WaitGroup
+	for _, run := range c.run {
+		all.Go(func() { run(ctx) })
+	}
+	all.Wait()
+	return nil
+}
+
+func parseAuthority(certPEM, keyPEM []byte) (*authority.CertificateAuthority, error) {
+	certs, err := cert.ParseCertsPEM(certPEM)
+	if err != nil {
+		return nil, fmt.Errorf("authority's certificate: %w", err)
+	}
+	key, err := keyutil.ParsePrivateKeyPEM(keyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("authority's key: %w", err)
+	}
+	private, ok := key.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("authority's key: a %T cannot sign", key)
+	}
+	public, ok := private.Public().(interface{ Equal(crypto.PublicKey) bool })
+	if !ok || !public.Equal(certs[0].PublicKey) {
+		return nil, errors.New("authority: certificate and key do not belong together")
+	}
+	return &authority.CertificateAuthority{RawCert: certPEM, RawKey: keyPEM, Certificate: certs[0], PrivateKey: private}, nil
+}
