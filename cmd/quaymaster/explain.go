@@ -1,0 +1,75 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/quaymaster/quaymaster/cmd/quaymaster/matrix"
+	"github.com/quaymaster/quaymaster/core/api"
+	decisionv1alpha1 "github.com/quaymaster/quaymaster/core/api/decision/v1alpha1"
+)
+
+func newExplain() *cobra.Command {
+	var kubeconfig, output string
+	command := &cobra.Command{
+		Use:   "explain pod [NAMESPACE/]NAME",
+		Short: "Tell why a pod went where it went, or why it goes nowhere",
+		Long: `Explain prints, for each node, the filter that refused it or the weighted score
+of every plugin and policy. For a running pod it also prints the decision as it
+was taken.`,
+		Example: "  quaymaster explain pod default/web-7c5d -o json",
+		Args: cobra.MatchAll(cobra.ExactArgs(2), func(_ *cobra.Command, args []string) error {
+			if args[0] != "pod" && args[0] != "pods" {
+				return fmt.Errorf("only pods are scheduled: say explain pod %s", args[1])
+			}
+			return nil
+		}),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			rules := clientcmd.NewDefaultClientConfigLoadingRules() // KUBECONFIG as kubectl has it
+			rules.ExplicitPath = kubeconfig
+			loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil)
+			config, err := loader.ClientConfig()
+			if err != nil {
+				return fmt.Errorf("find the server: %w; set --kubeconfig or KUBECONFIG to DIR/kubeconfig", err)
+			}
+			namespace, name, found := strings.Cut(args[1], "/")
+			if !found {
+				name = namespace
+				if namespace, _, err = loader.Namespace(); err != nil {
+					return err
+				}
+			}
+			client, err := api.NewClient(config)
+			if err != nil {
+				return err
+			}
+			decision, err := client.Decisions(namespace).Get(cmd.Context(), name, metav1.GetOptions{})
+			if err != nil {
+				return fmt.Errorf("explain pod %s/%s: %w", namespace, name, err)
+			}
+			return printDecision(cmd, decision, output)
+		},
+	}
+	command.Flags().StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file (default: KUBECONFIG, then ~/.kube/config)")
+	command.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	return command
+}
+
+func printDecision(cmd *cobra.Command, decision *decisionv1alpha1.Decision, output string) error {
+	switch output {
+	case "table":
+		return matrix.Write(cmd.OutOrStdout(), decision, "")
+	case "json":
+		decision.GetObjectKind().SetGroupVersionKind(decisionv1alpha1.SchemeGroupVersion.WithKind("Decision"))
+		encoder := json.NewEncoder(cmd.OutOrStdout())
+		encoder.SetIndent("", "  ")
+		return encoder.Encode(decision)
+	default:
+		return fmt.Errorf("unknown output %q: it is table or json", output)
+	}
+}

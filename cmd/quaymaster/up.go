@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/quaymaster/quaymaster/core"
+)
+
+// serverFlags are those of `up` and `server`.
+type serverFlags struct {
+	data, listen, policies string
+	verbose                bool
+}
+
+func (f *serverFlags) add(command *cobra.Command) {
+	flags := command.Flags()
+	flags.StringVar(&f.data, "data", "quaymaster-data", "directory of the store, keys and kubeconfig")
+	flags.StringVar(&f.listen, "listen", "127.0.0.1:6443", "address of the HTTPS port; port 0 picks a free one")
+	flags.StringVar(&f.policies, "policies", "", "directory watched for Policy and SchedulerProfile files")
+	flags.BoolVarP(&f.verbose, "verbose", "v", false, "log what the parts do, to standard error")
+}
+
+func (f *serverFlags) options(cmd *cobra.Command) (core.Options, error) {
+	options := core.Options{DataDir: f.data, Listen: f.listen, PolicyDir: f.policies, Version: version, Logger: logger(cmd, f.verbose)}
+	if f.policies != "" {
+		if info, err := os.Stat(f.policies); err != nil {
+			return options, fmt.Errorf("--policies: %w", err)
+		} else if !info.IsDir() {
+			return options, fmt.Errorf("--policies: %s is not a directory", f.policies)
+		}
+	}
+	return options, nil
+}
+
+// logger writes warnings and errors, or everything, to standard error.
+func logger(cmd *cobra.Command, verbose bool) *slog.Logger {
+	level := slog.LevelWarn
+	if verbose {
+		level = slog.LevelInfo
+	}
+	return slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+}
+
+func newUp() *cobra.Command {
+	var flags serverFlags
+	var nodes int
+	var runtime string
+	command := &cobra.Command{
+		Use:   "up",
+		Short: "Run a whole cluster in this process until it is interrupted",
+		Long: `Up runs the API server, the store, the controllers, the scheduler, the policies
+and the nodes in one process. It prints one line when requests are answered.`,
+		Example: "  quaymaster up --data ./data --nodes 3\n  KUBECONFIG=./data/kubeconfig quaymaster kubectl get nodes",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			options, err := flags.options(cmd)
+			if err != nil {
+				return err
+			}
+			switch runtime {
+			case "auto", "wasm":
+				// WebAssembly is the runtime that needs nothing installed: auto adds
+				// one such node beside the simulated ones.
+				options.Nodes = append(core.Nodes("node", nodes), core.WasmNode("local"))
+				if runtime == "wasm" {
+					options.Nodes = options.Nodes[nodes:]
+				}
+			case "sim":
+				options.Nodes = core.Nodes("node", nodes)
+			default:
+				return fmt.Errorf("--runtime %q: it is auto, wasm or sim", runtime)
+			}
+			return serve(cmd.Context(), cmd, options)
+		},
+	}
+	flags.add(command)
+	command.Flags().IntVar(&nodes, "nodes", 1, "how many simulated nodes to run")
+	command.Flags().StringVar(&runtime, "runtime", "auto", "wasm: one node that runs WebAssembly; sim: simulated nodes; auto: both")
+	return command
+}
+
+func newServer() *cobra.Command {
+	var flags serverFlags
+	command := &cobra.Command{
+		Use:   "server",
+		Short: "Run the engine without nodes; agents join it",
+		Long: `Server runs everything but nodes. It writes DIR/join-token, with which
+"quaymaster agent" joins a node from this or another machine.`,
+		Example: "  quaymaster server --data ./data --listen 10.0.0.1:6443",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			options, err := flags.options(cmd)
+			if err != nil {
+				return err
+			}
+			return serve(cmd.Context(), cmd, options)
+		},
+	}
+	flags.add(command)
+	return command
+}
+
+// serve runs an engine until the context ends, and writes the files and the line
+// that tell of it.
+func serve(ctx context.Context, cmd *cobra.Command, options core.Options) (err error) {
+	engine, err := core.New(options)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
+		defer cancel()
+		err = errors.Join(err, engine.Close(closing))
+	}()
+	if err := engine.Start(ctx); err != nil {
+		return err
+	}
+	select {
+	case <-engine.Ready():
+	case <-engine.Done():
+		return nil // Close has the reason
+	}
+	kubeconfig, err := engine.Kubeconfig()
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(options.DataDir, "kubeconfig")
+	if err := writeSecret(path, kubeconfig); err != nil {
+		return err
+	}
+	if err := writeSecret(filepath.Join(options.DataDir, "join-token"), []byte(engine.JoinToken()+"\n")); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(cmd.OutOrStdout(), "ready: https://%s  export KUBECONFIG=%s\n", engine.Address(), path); err != nil {
+		return err
+	}
+	<-engine.Done()
+	return nil
+}
+
+// writeSecret writes a file that only its owner may read, in one step.
+func writeSecret(path string, content []byte) error {
+	temporary := path + ".new"
+	if err := os.WriteFile(temporary, content, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(temporary, path)
+}
