@@ -1,0 +1,247 @@
+// Package agent is the node agent: it registers a node, takes the pods bound to
+// it, runs them on a CRI backend and reports what became of them — the
+// kubelet's duties in a small package that a process can hold a thousand times.
+//
+//	a, err := agent.New(agent.Options{NodeName: "n1", Client: client, Backend: backend, Pods: dispatcher})
+//	err = a.Run(ctx) // blocks
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/record"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/utils/clock"
+
+	"github.com/quaymaster/quaymaster/runtime/agent/node"
+	"github.com/quaymaster/quaymaster/runtime/agent/pleg"
+	"github.com/quaymaster/quaymaster/runtime/agent/server"
+	"github.com/quaymaster/quaymaster/runtime/agent/volume"
+	"github.com/quaymaster/quaymaster/runtime/cri"
+)
+
+// PodWriter is the part of the API that an agent uses for every pod. Where the
+// API server is in the process, a direct one saves most of the cost.
+type PodWriter interface {
+	// UpdateStatus writes the pod's status at its resource version and returns the object as stored.
+	UpdateStatus(ctx context.Context, pod *v1.Pod) (*v1.Pod, error)
+	Delete(ctx context.Context, namespace, name string, opts metav1.DeleteOptions) error
+}
+
+// Options of New. NodeName, Client, Backend and Pods are needed.
+type Options struct {
+	NodeName string
+	Client   kubernetes.Interface
+	Backend  cri.Backend
+	Pods     PodSource
+
+	Labels        map[string]string // beside the well-known ones
+	Annotations   map[string]string
+	Taints        []v1.Taint
+	Unschedulable bool
+	Capacity      v1.ResourceList  // nil = 4 CPUs, 8 GiB, 110 pods
+	Reserved      v1.ResourceList  // what pods do not get of it
+	Addresses     []v1.NodeAddress // nil = the node's name as host name
+	Port          int32            // of the kubelet API, told in the Node's status
+	Version       string           // as the Node shows it; "" = v0.0.0
+
+	// Dir holds logs and volumes: DIR/log as upstream's /var/log/pods, DIR/pods.
+	// "" = no logs and no volumes: for simulated nodes only.
+	Dir         string
+	SkipVolumes bool                 // for a backend that looks at no mounts
+	PodWriter   PodWriter            // nil = Client
+	Recorder    record.EventRecorder // nil = no events
+	Clock       Clock                // nil = real
+	Logger      *slog.Logger         // nil = discard
+}
+
+// Clock is what an agent needs of one; clock.RealClock and the testing clock have it.
+type Clock interface {
+	clock.Clock
+	AfterFunc(d time.Duration, f func()) clock.Timer
+}
+
+// Agent runs one node.
+type Agent struct {
+	opts    Options
+	log     *slog.Logger
+	pleg    *pleg.Generator
+	node    *node.Manager
+	volumes *volume.Manager // nil = none
+	runtime string          // the backend's name
+	ips     []string        // the node's own
+	wake    chan struct{}   // looks at the node's status
+	http    http.Handler
+
+	ctx context.Context // of Run; workers end with it
+	wg  sync.WaitGroup  // of pod workers
+
+	mu       sync.Mutex
+	pods     map[types.UID]*pod
+	stopping bool
+	healthy  error // of the runtime, as last asked
+}
+
+// DefaultCapacity is what a node has that is told nothing.
+func DefaultCapacity() v1.ResourceList {
+	return v1.ResourceList{
+		v1.ResourceCPU: resource.MustParse("4"), v1.ResourceMemory: resource.MustParse("8Gi"), v1.ResourcePods: resource.MustParse("110"),
+	}
+}
+
+type clientWriter struct{ client kubernetes.Interface }
+
+func (w clientWriter) UpdateStatus(ctx context.Context, pod *v1.Pod) (*v1.Pod, error) {
+	return w.client.CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{})
+}
+
+func (w clientWriter) Delete(ctx context.Context, namespace, name string, opts metav1.DeleteOptions) error {
+	return w.client.CoreV1().Pods(namespace).Delete(ctx, name, opts)
+}
+
+// New checks the options; nothing runs before Run.
+func New(opts Options) (*Agent, error) {
+	if opts.NodeName == "" || opts.Client == nil || opts.Backend == nil || opts.Pods == nil {
+		return nil, errors.New("an agent needs a node name, a client, a backend and a pod source")
+	}
+	if opts.Clock == nil {
+		opts.Clock = clock.RealClock{}
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.PodWriter == nil {
+		opts.PodWriter = clientWriter{opts.Client}
+	}
+	if opts.Capacity == nil {
+		opts.Capacity = DefaultCapacity()
+	}
+	if opts.Version == "" {
+		opts.Version = "v0.0.0"
+	}
+	if len(opts.Addresses) == 0 {
+		opts.Addresses = []v1.NodeAddress{{Type: v1.NodeHostName, Address: opts.NodeName}}
+	}
+	a := &Agent{opts: opts, log: opts.Logger.With("node", opts.NodeName), pods: map[types.UID]*pod{}, wake: make(chan struct{}, 1)}
+	for _, addr := range opts.Addresses {
+		if addr.Type == v1.NodeInternalIP {
+			a.ips = append(a.ips, addr.Address)
+		}
+	}
+	if opts.Dir != "" && !opts.SkipVolumes {
+		a.volumes = volume.New(volume.Options{Dir: opts.Dir, Client: opts.Client, NodeName: opts.NodeName, Clock: opts.Clock})
+	}
+	a.pleg = pleg.New(pleg.Options{Backend: opts.Backend, Changed: a.changed, Relisted: a.relisted, Clock: opts.Clock})
+	a.http = server.NewHandler(a, opts.Clock)
+	return a, nil
+}
+
+// NodeName returns the node's name.
+func (a *Agent) NodeName() string { return a.opts.NodeName }
+
+// Handler serves the kubelet API: /containerLogs, /pods, /runningpods, /healthz.
+// It authenticates nobody: see package server for a listener that does.
+func (a *Agent) Handler() http.Handler { return a.http }
+
+// Run runs the node until ctx ends; its pods stay as they are. It returns nil
+// then, or why the backend could not be asked for its version.
+func (a *Agent) Run(ctx context.Context) error {
+	v, err := a.version(ctx)
+	if err != nil {
+		return err
+	}
+	a.runtime = v.RuntimeName
+	ctx, cancel := context.WithCancel(ctx)
+	a.ctx = ctx
+	a.checkRuntime(ctx)
+	a.node = node.New(node.Options{
+		Name: a.opts.NodeName, Client: a.opts.Client, Labels: a.opts.Labels, Annotations: a.opts.Annotations, Taints: a.opts.Taints,
+		Unschedulable: a.opts.Unschedulable, Capacity: a.opts.Capacity, Reserved: a.opts.Reserved, Addresses: a.opts.Addresses, Port: a.opts.Port,
+		Info:    node.SystemInfo(a.opts.Version, v.RuntimeName+"://"+v.RuntimeVersion),
+		Healthy: func() error { return a.health(ctx) }, Images: a.images, Wake: a.wake, Clock: a.opts.Clock, Logger: a.log,
+	})
+	var wg sync.WaitGroup
+	unsubscribe := a.opts.Pods.Subscribe(a.opts.NodeName, a)
+	wg.Go(func() { a.pleg.Run(ctx) })
+	a.node.Run(ctx, func() {})
+	cancel()
+	unsubscribe()
+	a.mu.Lock()
+	a.stopping = true
+	pods := slices.Collect(maps.Values(a.pods))
+	a.mu.Unlock()
+	for _, p := range pods {
+		p.stopTimer()
+	}
+	wg.Wait()
+	a.wg.Wait()
+	return nil
+}
+
+// version asks until the backend answers.
+func (a *Agent) version(ctx context.Context) (*runtimeapi.VersionResponse, error) {
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		v, err := a.opts.Backend.Version(ctx, &runtimeapi.VersionRequest{})
+		if err == nil {
+			return v, nil
+		}
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("node %s: ask the runtime for its version: %w", a.opts.NodeName, err)
+		}
+		a.log.Warn("the runtime does not answer yet", "err", err)
+		timer := a.opts.Clock.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-timer.C():
+		}
+		timer.Stop()
+	}
+}
+
+// health is the node's: of the runtime and of the generator of pod events.
+func (a *Agent) health(ctx context.Context) error {
+	a.checkRuntime(ctx)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return errors.Join(a.healthy, a.pleg.Healthy())
+}
+
+// checkRuntime asks the runtime for its state.
+func (a *Agent) checkRuntime(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	r, err := a.opts.Backend.Status(ctx, &runtimeapi.StatusRequest{})
+	if err != nil {
+		err = fmt.Errorf("container runtime is down: %w", err)
+	}
+	for _, c := range r.GetStatus().GetConditions() {
+		if !c.Status && (c.Type == runtimeapi.RuntimeReady || c.Type == runtimeapi.NetworkReady) {
+			err = errors.Join(err, fmt.Errorf("container runtime not ready: %s reason:%s message:%s", c.Type, c.Reason, c.Message))
+		}
+	}
+	a.mu.Lock()
+	a.healthy = err
+	a.mu.Unlock()
+}
+
+// images lists at most fifty images, as upstream does.
+func (a *Agent) images(ctx context.Context) ([]v1.ContainerImage, error) {
+	r, err := a.opts.Backend.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	if err != nil {
+		return nil, err
+	}
+	return containerImages(r.Images), nil
+}

@@ -1,0 +1,101 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/distribution/reference"
+	grpcstatus "google.golang.org/grpc/status"
+	v1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// maxNodeImages is how many images a Node's status lists at most.
+const maxNodeImages = 50
+
+// imageName adds what an image's name leaves out: registry, repository and tag.
+func imageName(image string) (string, error) {
+	named, err := reference.ParseNormalizedNamed(image)
+	if err != nil {
+		return "", fmt.Errorf("couldn't parse image name %q: %w", image, err)
+	}
+	return reference.TagNameOnly(named).String(), nil
+}
+
+// image makes sure that a container's image is there and returns its
+// identity, or why the container waits, and how long.
+func (p *pod) image(ctx context.Context, api *v1.Pod, c *v1.Container) (ref, reason, message string, wait time.Duration) {
+	a, clock := p.a, p.a.opts.Clock
+	name, err := imageName(c.Image)
+	if err != nil {
+		message = fmt.Sprintf("Failed to apply default image tag %q: %v", c.Image, err)
+		a.event(api, v1.EventTypeWarning, "InspectFailed", message, c.Name)
+		return "", "InvalidImageName", message, 0
+	}
+	spec := &runtimeapi.ImageSpec{Image: name, UserSpecifiedImage: c.Image}
+	policy := c.ImagePullPolicy
+	if policy == "" {
+		policy = v1.PullIfNotPresent
+		if strings.HasSuffix(name, ":latest") {
+			policy = v1.PullAlways
+		}
+	}
+	st, err := a.opts.Backend.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec})
+	if err != nil {
+		message = fmt.Sprintf("Failed to inspect image %q: %v", c.Image, grpcstatus.Convert(err).Message())
+		a.event(api, v1.EventTypeWarning, "InspectFailed", message, c.Name)
+		return "", "ImageInspectError", message, time.Second
+	}
+	if policy != v1.PullAlways {
+		if st.Image != nil {
+			a.event(api, v1.EventTypeNormal, "Pulled", fmt.Sprintf("Container image %q already present on machine and can be accessed by the pod", c.Image), c.Name)
+			return st.Image.Id, "", "", 0
+		}
+		if policy == v1.PullNever {
+			message = fmt.Sprintf("Container image %q is not present with pull policy of Never", c.Image)
+			a.event(api, v1.EventTypeWarning, "ErrImageNeverPull", message, c.Name)
+			return "", "ErrImageNeverPull", message, firstBackOff
+		}
+	}
+	key := "image " + name
+	if left, _ := p.backoff.remaining(clock, key, p.backoff[key].updated); left > 0 {
+		message = fmt.Sprintf("Back-off pulling image %q", c.Image)
+		a.event(api, v1.EventTypeNormal, "BackOff", message, c.Name)
+		if last := p.pullErr[name]; last != nil {
+			message += ": ErrImagePull: " + last.Error()
+		}
+		return "", "ImagePullBackOff", message, left
+	}
+	a.event(api, v1.EventTypeNormal, "Pulling", fmt.Sprintf("Pulling image %q", c.Image), c.Name)
+	pulled, err := a.opts.Backend.PullImage(ctx, &runtimeapi.PullImageRequest{Image: spec, SandboxConfig: a.sandboxConfig(api, p.attempt-1)})
+	if err != nil {
+		p.backoff.next(clock, key, clock.Now())
+		text := fmt.Errorf("failed to pull image %q: %s", c.Image, grpcstatus.Convert(err).Message())
+		if p.pullErr == nil {
+			p.pullErr = map[string]error{}
+		}
+		p.pullErr[name] = text
+		a.event(api, v1.EventTypeWarning, "Failed", fmt.Sprintf("Failed to pull image %q: %s", c.Image, grpcstatus.Convert(err).Message()), c.Name)
+		// The next step, soon, shows the back-off.
+		return "", "ErrImagePull", text.Error(), time.Second
+	}
+	delete(p.pullErr, name)
+	a.event(api, v1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q", c.Image), c.Name)
+	return pulled.ImageRef, "", "", 0
+}
+
+// containerImages is a Node's list of images, the largest first.
+func containerImages(images []*runtimeapi.Image) []v1.ContainerImage {
+	var out []v1.ContainerImage
+	for _, i := range images {
+		if names := append(append([]string(nil), i.RepoDigests...), i.RepoTags...); len(names) > 0 {
+			out = append(out, v1.ContainerImage{Names: names, SizeBytes: int64(i.Size)})
+		}
+	}
+	slices.SortStableFunc(out, func(a, b v1.ContainerImage) int { return cmp.Compare(b.SizeBytes, a.SizeBytes) })
+	return out[:min(len(out), maxNodeImages)]
+}

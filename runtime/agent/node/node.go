@@ -1,0 +1,320 @@
+// Package node keeps a node's API objects: it registers the Node once, renews
+// its Lease and reports its status, as upstream's kubelet does. A Node that
+// somebody deletes stays deleted until the agent starts again.
+package node
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"runtime"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	v1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/utils/clock"
+	"k8s.io/utils/ptr"
+)
+
+// Upstream's periods: how long a lease holds and when it is renewed, how often
+// the status is looked at, and how often it is written although nothing changed.
+const (
+	LeaseDuration = 40 * time.Second
+	RenewInterval = 10 * time.Second
+	StatusPeriod  = 10 * time.Second
+	ReportPeriod  = 5 * time.Minute
+)
+
+// Options of New.
+type Options struct {
+	Name          string
+	Client        kubernetes.Interface
+	Labels        map[string]string // over the well-known ones
+	Annotations   map[string]string
+	Taints        []v1.Taint
+	Capacity      v1.ResourceList
+	Reserved      v1.ResourceList // capacity − reserved = allocatable
+	Addresses     []v1.NodeAddress
+	Port          int32 // of the kubelet API; 0 = none
+	Info          v1.NodeSystemInfo
+	Unschedulable bool
+	// Healthy says whether pods can run; its error becomes the Ready condition's message.
+	Healthy func() error
+	// Images lists what the node has, for the scheduler's image locality; may be nil.
+	Images func(context.Context) ([]v1.ContainerImage, error)
+	// Wake makes the status be looked at before its time.
+	Wake   <-chan struct{}
+	Clock  clock.Clock
+	Logger *slog.Logger
+}
+
+// Manager keeps one node's objects.
+type Manager struct {
+	opts     Options
+	lease    *coordinationv1.Lease
+	node     *v1.Node // as last read or written
+	reported time.Time
+}
+
+// New returns a manager that has done nothing yet.
+func New(opts Options) *Manager { return &Manager{opts: opts} }
+
+// Run registers the node, calls registered, and renews and reports until ctx
+// ends. Registration is tried again until it succeeds.
+func (m *Manager) Run(ctx context.Context, registered func()) {
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 7*time.Second) {
+		err := m.register(ctx)
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		m.opts.Logger.Warn("the node is not registered yet", "node", m.opts.Name, "err", err)
+		if !m.sleep(ctx, wait) {
+			return
+		}
+	}
+	registered()
+	lease, st := m.opts.Clock.NewTimer(0), m.opts.Clock.NewTimer(jitter(StatusPeriod))
+	defer func() { lease.Stop(); st.Stop() }()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-lease.C():
+			next := jitter(RenewInterval)
+			if err := m.renew(ctx); err != nil && ctx.Err() == nil {
+				m.opts.Logger.Warn("renew the node's lease", "node", m.opts.Name, "err", err)
+				next = time.Second
+			}
+			lease.Reset(next)
+		case <-st.C():
+			m.tryReport(ctx)
+			st.Reset(jitter(StatusPeriod))
+		case <-m.opts.Wake:
+			m.tryReport(ctx)
+		}
+	}
+}
+
+func (m *Manager) tryReport(ctx context.Context) {
+	if err := m.report(ctx); err != nil && ctx.Err() == nil {
+		m.opts.Logger.Warn("report the node's status", "node", m.opts.Name, "err", err)
+	}
+}
+
+// jitter spreads the calls of many nodes: 96 to 104 % of a period.
+func jitter(d time.Duration) time.Duration {
+	return d - d/25 + rand.N(2*d/25)
+}
+
+func (m *Manager) sleep(ctx context.Context, d time.Duration) bool {
+	t := m.opts.Clock.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C():
+		return true
+	}
+}
+
+// labels returns the well-known labels and the wanted ones.
+func (m *Manager) labels() map[string]string {
+	out := map[string]string{
+		v1.LabelHostname: m.opts.Name, v1.LabelOSStable: m.opts.Info.OperatingSystem, v1.LabelArchStable: m.opts.Info.Architecture,
+		"beta.kubernetes.io/os": m.opts.Info.OperatingSystem, "beta.kubernetes.io/arch": m.opts.Info.Architecture,
+	}
+	for k, v := range m.opts.Labels {
+		out[k] = v
+	}
+	return out
+}
+
+// register creates the Node or, where one of the name is there, brings its
+// well-known labels and its status up to date: labels and taints that others
+// gave it stay.
+func (m *Manager) register(ctx context.Context) error {
+	nodes := m.opts.Client.CoreV1().Nodes()
+	want := &v1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: m.opts.Name, Labels: m.labels(), Annotations: m.opts.Annotations},
+		Spec:       v1.NodeSpec{Taints: m.opts.Taints, Unschedulable: m.opts.Unschedulable},
+	}
+	m.status(ctx, want, m.opts.Clock.Now())
+	node, err := nodes.Create(ctx, want, metav1.CreateOptions{})
+	if err == nil {
+		m.node, m.reported = node, m.opts.Clock.Now()
+		return nil
+	}
+	if !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("create node %s: %w", m.opts.Name, err)
+	}
+	if node, err = nodes.Get(ctx, m.opts.Name, metav1.GetOptions{}); err != nil {
+		return fmt.Errorf("get node %s: %w", m.opts.Name, err)
+	}
+	changed := node.DeepCopy()
+	if changed.Labels == nil {
+		changed.Labels = map[string]string{}
+	}
+	for k, v := range want.Labels {
+		changed.Labels[k] = v
+	}
+	if !apiequality.Semantic.DeepEqual(changed, node) {
+		if node, err = nodes.Update(ctx, changed, metav1.UpdateOptions{}); err != nil {
+			return fmt.Errorf("update node %s: %w", m.opts.Name, err)
+		}
+	}
+	m.node = node
+	return m.report(ctx)
+}
+
+// report writes the node's status when it changed or its time has come.
+func (m *Manager) report(ctx context.Context) error {
+	nodes := m.opts.Client.CoreV1().Nodes()
+	now := m.opts.Clock.Now()
+	for range 3 {
+		want := m.node.DeepCopy()
+		m.status(ctx, want, now)
+		if apiequality.Semantic.DeepEqual(want.Status, m.node.Status) && now.Sub(m.reported) < ReportPeriod {
+			return nil
+		}
+		for i := range want.Status.Conditions {
+			want.Status.Conditions[i].LastHeartbeatTime = metav1.NewTime(now)
+		}
+		node, err := nodes.UpdateStatus(ctx, want, metav1.UpdateOptions{})
+		if err == nil {
+			m.node, m.reported = node, now
+			return nil
+		}
+		if !apierrors.IsConflict(err) {
+			return fmt.Errorf("update the status of node %s: %w", m.opts.Name, err)
+		}
+		if node, err = nodes.Get(ctx, m.opts.Name, metav1.GetOptions{}); err != nil {
+			return fmt.Errorf("get node %s: %w", m.opts.Name, err)
+		}
+		if node.UID != m.node.UID {
+			return fmt.Errorf("node %s is another object than the one registered", m.opts.Name)
+		}
+		m.node = node
+	}
+	return fmt.Errorf("update the status of node %s: it keeps changing", m.opts.Name)
+}
+
+// status fills in what the agent knows.
+func (m *Manager) status(ctx context.Context, node *v1.Node, now time.Time) {
+	st := &node.Status
+	st.Capacity = m.opts.Capacity.DeepCopy()
+	st.Allocatable = m.opts.Capacity.DeepCopy()
+	for name, q := range m.opts.Reserved {
+		have, ok := st.Allocatable[name]
+		if !ok {
+			continue
+		}
+		have.Sub(q)
+		if have.Sign() < 0 {
+			have = resource.Quantity{Format: have.Format}
+		}
+		st.Allocatable[name] = have
+	}
+	st.Addresses = m.opts.Addresses
+	st.NodeInfo = m.opts.Info
+	st.DaemonEndpoints.KubeletEndpoint.Port = m.opts.Port
+	if m.opts.Images != nil {
+		if images, err := m.opts.Images(ctx); err == nil {
+			st.Images = images
+		}
+	}
+	ready := v1.NodeCondition{Type: v1.NodeReady, Status: v1.ConditionTrue, Reason: "KubeletReady", Message: "kubelet is posting ready status"}
+	if err := m.opts.Healthy(); err != nil {
+		ready.Status, ready.Reason, ready.Message = v1.ConditionFalse, "KubeletNotReady", err.Error()
+	}
+	for _, c := range []v1.NodeCondition{
+		{Type: v1.NodeMemoryPressure, Status: v1.ConditionFalse, Reason: "KubeletHasSufficientMemory", Message: "kubelet has sufficient memory available"},
+		{Type: v1.NodeDiskPressure, Status: v1.ConditionFalse, Reason: "KubeletHasNoDiskPressure", Message: "kubelet has no disk pressure"},
+		{Type: v1.NodePIDPressure, Status: v1.ConditionFalse, Reason: "KubeletHasSufficientPID", Message: "kubelet has sufficient PID available"},
+		ready,
+	} {
+		setCondition(st, c, metav1.NewTime(now))
+	}
+}
+
+// setCondition keeps the times of a condition that did not change.
+func setCondition(st *v1.NodeStatus, c v1.NodeCondition, now metav1.Time) {
+	c.LastHeartbeatTime, c.LastTransitionTime = now, now
+	for i := range st.Conditions {
+		if old := &st.Conditions[i]; old.Type == c.Type {
+			c.LastHeartbeatTime = old.LastHeartbeatTime
+			if old.Status == c.Status {
+				c.LastTransitionTime = old.LastTransitionTime
+			}
+			*old = c
+			return
+		}
+	}
+	st.Conditions = append(st.Conditions, c)
+}
+
+// renew writes the lease; without its Node there is none to be made.
+func (m *Manager) renew(ctx context.Context) error {
+	leases := m.opts.Client.CoordinationV1().Leases(v1.NamespaceNodeLease)
+	now := metav1.NewMicroTime(m.opts.Clock.Now())
+	for range 3 {
+		if m.lease == nil {
+			lease, err := leases.Get(ctx, m.opts.Name, metav1.GetOptions{})
+			if apierrors.IsNotFound(err) {
+				return m.createLease(ctx, now)
+			}
+			if err != nil {
+				return err
+			}
+			m.lease = lease
+		}
+		next := m.lease.DeepCopy()
+		next.Spec.RenewTime, next.Spec.HolderIdentity, next.Spec.LeaseDurationSeconds = &now, &m.opts.Name, ptr.To(int32(LeaseDuration/time.Second))
+		lease, err := leases.Update(ctx, next, metav1.UpdateOptions{})
+		if err == nil {
+			m.lease = lease
+			return nil
+		}
+		m.lease = nil
+		if !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
+			return err
+		}
+	}
+	return fmt.Errorf("the lease keeps changing")
+}
+
+func (m *Manager) createLease(ctx context.Context, now metav1.MicroTime) error {
+	node, err := m.opts.Client.CoreV1().Nodes().Get(ctx, m.opts.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil // deleted by somebody: the lease went with it, and stays away as well
+	}
+	if err != nil {
+		return err
+	}
+	lease, err := m.opts.Client.CoordinationV1().Leases(v1.NamespaceNodeLease).Create(ctx, &coordinationv1.Lease{
+		ObjectMeta: metav1.ObjectMeta{Name: m.opts.Name, Namespace: v1.NamespaceNodeLease, OwnerReferences: []metav1.OwnerReference{{
+			APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID,
+		}}},
+		Spec: coordinationv1.LeaseSpec{HolderIdentity: &m.opts.Name, LeaseDurationSeconds: ptr.To(int32(LeaseDuration / time.Second)), RenewTime: &now},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return fmt.Errorf("create lease: %w", err)
+	}
+	m.lease = lease
+	return nil
+}
+
+// SystemInfo describes the process's own machine as far as Go knows it.
+func SystemInfo(version, runtimeVersion string) v1.NodeSystemInfo {
+	return v1.NodeSystemInfo{
+		KubeletVersion: version, ContainerRuntimeVersion: runtimeVersion, OperatingSystem: runtime.GOOS, Architecture: runtime.GOARCH,
+	}
+}

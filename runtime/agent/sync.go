@@ -1,0 +1,355 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
+	v1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/quaymaster/quaymaster/runtime/agent/status"
+)
+
+// errInterrupted ends a step that waits for a grace period which became shorter.
+var errInterrupted = errors.New("the pod's deletion was brought forward")
+
+// step brings the pod one state nearer to what its object asks for. It returns
+// when to look again although nothing happens (0 = never).
+func (p *pod) step(ctx context.Context, api *v1.Pod, gone bool) (again time.Duration, err error) {
+	if err := p.observe(ctx); err != nil {
+		return 0, err
+	}
+	switch {
+	case gone:
+		if err := p.stop(ctx, api, 0); err != nil {
+			return 0, err
+		}
+		if err := p.remove(ctx); err != nil {
+			return 0, err
+		}
+		p.forget()
+		return 0, nil
+	case api.DeletionTimestamp != nil:
+		return 0, p.terminate(ctx, api)
+	case p.finished || api.Status.Phase == v1.PodSucceeded || api.Status.Phase == v1.PodFailed:
+		p.finished = true
+		return 0, p.end(ctx, api)
+	}
+	if api.Status.StartTime == nil && p.a.volumes != nil {
+		// What follows may take long: say that the pod was seen.
+		if err := p.report(ctx, false); err != nil {
+			return 0, err
+		}
+	}
+	again, err = p.start(ctx, api)
+	if observed := p.observe(ctx); observed != nil {
+		return 0, observed
+	}
+	if !p.finished {
+		if reported := p.report(ctx, false); reported != nil {
+			return 0, reported
+		}
+	}
+	if p.finished {
+		return 0, p.end(ctx, api)
+	}
+	return again, err
+}
+
+// observe reads the pod's sandbox and containers from the runtime.
+func (p *pod) observe(ctx context.Context) error {
+	b := p.a.opts.Backend
+	p.rt.Name, p.rt.HostIPs = p.a.runtime, p.a.ips
+	if !p.adopted {
+		if err := p.adopt(ctx); err != nil {
+			return err
+		}
+	}
+	if p.sandboxID == "" {
+		return nil
+	}
+	r, err := b.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.sandboxID})
+	if grpcstatus.Code(err) == codes.NotFound {
+		p.lost()
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("status of sandbox %s: %w", p.sandboxID, err)
+	}
+	containers := r.ContainersStatuses
+	if r.Timestamp == 0 { // a runtime that answers for the sandbox only
+		list, err := b.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: p.sandboxID}})
+		if err != nil {
+			return fmt.Errorf("list containers of sandbox %s: %w", p.sandboxID, err)
+		}
+		containers = nil
+		for _, c := range list.Containers {
+			s, err := b.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: c.Id})
+			if grpcstatus.Code(err) == codes.NotFound {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("status of container %s: %w", c.Id, err)
+			}
+			containers = append(containers, s.Status)
+		}
+	}
+	p.rt.SandboxReady = r.Status.State == runtimeapi.PodSandboxState_SANDBOX_READY
+	p.rt.Containers = containers
+	if ip := r.Status.GetNetwork().GetIp(); ip != "" && p.rt.SandboxReady {
+		p.rt.IPs = append(p.rt.IPs[:0:0], ip)
+		for _, more := range r.Status.Network.AdditionalIps {
+			p.rt.IPs = append(p.rt.IPs, more.Ip)
+		}
+	}
+	p.mu.Lock()
+	p.shown = containers
+	p.mu.Unlock()
+	return nil
+}
+
+// adopt looks for sandboxes that an earlier agent left: the newest is the
+// pod's, older ones are removed. What the API tells of containers that are in
+// the runtime no more is kept as their past.
+func (p *pod) adopt(ctx context.Context) error {
+	list, err := p.a.opts.Backend.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{
+		LabelSelector: map[string]string{labelPodUID: string(p.uid)},
+	}})
+	if err != nil {
+		return fmt.Errorf("list the pod's sandboxes: %w", err)
+	}
+	var newest *runtimeapi.PodSandbox
+	for _, s := range list.Items {
+		if newest == nil || s.Metadata.Attempt > newest.Metadata.Attempt {
+			newest = s
+		}
+	}
+	for _, s := range list.Items {
+		if s != newest {
+			if _, err := p.a.opts.Backend.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.Id}); err != nil {
+				return fmt.Errorf("remove old sandbox %s: %w", s.Id, err)
+			}
+		}
+	}
+	if phase := p.api.Status.Phase; newest != nil {
+		p.sandboxID, p.attempt = newest.Id, newest.Metadata.Attempt+1
+	} else if phase != v1.PodSucceeded && phase != v1.PodFailed {
+		p.past(p.api.Status.InitContainerStatuses)
+		p.past(p.api.Status.ContainerStatuses)
+	}
+	p.adopted = true
+	return nil
+}
+
+// past keeps what was told of containers as the history of those to come.
+func (p *pod) past(statuses []v1.ContainerStatus) {
+	for _, st := range statuses {
+		if st.ContainerID == "" {
+			continue
+		}
+		if st.State.Terminated != nil {
+			st.LastTerminationState = st.State
+		} else {
+			st.LastTerminationState = v1.ContainerState{Terminated: &v1.ContainerStateTerminated{
+				ExitCode: 137, Reason: "ContainerStatusUnknown", ContainerID: st.ContainerID,
+				Message: "The container could not be located when the pod was deleted.  The container used to be Running",
+			}}
+			if st.State.Running != nil {
+				st.LastTerminationState.Terminated.StartedAt = st.State.Running.StartedAt
+			}
+		}
+		st.State = v1.ContainerState{}
+		st.RestartCount++
+		if p.rt.Lost == nil {
+			p.rt.Lost = map[string]v1.ContainerStatus{}
+		}
+		p.rt.Lost[st.Name] = st
+	}
+}
+
+// lost forgets a sandbox that the runtime has no more.
+func (p *pod) lost() {
+	now := status.Generate(p.api, &p.rt, p.waiting, false, p.a.opts.Clock.Now())
+	p.past(now.InitContainerStatuses)
+	p.past(now.ContainerStatuses)
+	p.sandboxID, p.rt.SandboxReady, p.rt.IPs, p.rt.Containers = "", false, nil, nil
+}
+
+// report writes the pod's status where it differs from what the API has.
+func (p *pod) report(ctx context.Context, terminal bool) error {
+	for range 5 {
+		p.mu.Lock()
+		api, gone := p.api, p.gone
+		p.mu.Unlock()
+		if gone {
+			return nil
+		}
+		st := status.Generate(api, &p.rt, p.waiting, terminal, p.a.opts.Clock.Now())
+		if st.Phase == v1.PodFailed || st.Phase == v1.PodSucceeded {
+			p.finished = true
+		}
+		if apiequality.Semantic.DeepEqual(st, api.Status) {
+			return nil
+		}
+		next := *api
+		next.Status = st
+		got, err := p.a.opts.PodWriter.UpdateStatus(ctx, &next)
+		switch {
+		case err == nil:
+			p.stored(got)
+			return nil
+		case apierrors.IsNotFound(err):
+			return nil // the source will tell
+		case !apierrors.IsConflict(err):
+			return fmt.Errorf("update the pod's status: %w", err)
+		}
+		got, err = p.a.opts.Client.CoreV1().Pods(api.Namespace).Get(ctx, api.Name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) || err == nil && got.UID != p.uid {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("get the pod after a conflict: %w", err)
+		}
+		p.stored(got)
+	}
+	return fmt.Errorf("update the pod's status: it keeps changing")
+}
+
+// stored takes an object that the API answered with. A change of what the pod
+// should be is noticed when the source hands the same version over.
+func (p *pod) stored(obj *v1.Pod) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if older(obj.ResourceVersion, p.api.ResourceVersion) {
+		return
+	}
+	if !obj.DeletionTimestamp.Equal(p.api.DeletionTimestamp) || !apiequality.Semantic.DeepEqual(obj.Spec, p.api.Spec) {
+		p.dirty = true
+	}
+	p.api = obj
+}
+
+// stop ends all containers and the sandbox. The grace period is that of the
+// pod's deletion; a shorter one that comes meanwhile begins anew.
+func (p *pod) stop(ctx context.Context, api *v1.Pod, grace int64) error {
+	running := func(c *runtimeapi.ContainerStatus) bool {
+		return c.State == runtimeapi.ContainerState_CONTAINER_RUNNING
+	}
+	if slices.ContainsFunc(p.rt.Containers, running) {
+		stopCtx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		p.mu.Lock()
+		p.interrupt = cancel
+		if grace > 0 && (p.gone || deadline(p.api).Before(deadline(api))) {
+			cancel() // the news came before the stop began
+		}
+		p.mu.Unlock()
+		errs := make(chan error, len(p.rt.Containers))
+		n := 0
+		for _, c := range p.rt.Containers {
+			if !running(c) {
+				continue
+			}
+			n++
+			p.a.event(api, v1.EventTypeNormal, "Killing", fmt.Sprintf("Stopping container %s", c.GetMetadata().GetName()), c.GetMetadata().GetName())
+			go func() {
+				_, err := p.a.opts.Backend.StopContainer(stopCtx, &runtimeapi.StopContainerRequest{ContainerId: c.Id, Timeout: grace})
+				errs <- err
+			}()
+		}
+		var failed error
+		for range n {
+			if err := <-errs; err != nil {
+				failed = err
+			}
+		}
+		p.mu.Lock()
+		p.interrupt = nil
+		p.mu.Unlock()
+		if failed != nil {
+			if ctx.Err() == nil && stopCtx.Err() != nil {
+				return errInterrupted
+			}
+			return fmt.Errorf("stop containers: %w", failed)
+		}
+	}
+	if p.sandboxID == "" || !p.rt.SandboxReady {
+		return nil
+	}
+	if _, err := p.a.opts.Backend.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.sandboxID}); err != nil {
+		return fmt.Errorf("stop sandbox %s: %w", p.sandboxID, err)
+	}
+	p.rt.SandboxReady = false
+	return nil
+}
+
+// remove takes the pod out of the runtime and frees its volumes and logs.
+func (p *pod) remove(ctx context.Context) error {
+	if p.sandboxID != "" {
+		if _, err := p.a.opts.Backend.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.sandboxID}); err != nil {
+			return fmt.Errorf("remove sandbox %s: %w", p.sandboxID, err)
+		}
+		p.sandboxID, p.rt.SandboxReady = "", false
+	}
+	return p.a.cleanUp(p.api)
+}
+
+// terminate is graceful deletion: containers are asked to end, the last status
+// is written, then the API object goes, with the grace period zero.
+func (p *pod) terminate(ctx context.Context, api *v1.Pod) error {
+	grace := int64(v1.DefaultTerminationGracePeriodSeconds)
+	switch {
+	case api.DeletionGracePeriodSeconds != nil:
+		grace = *api.DeletionGracePeriodSeconds
+	case api.Spec.TerminationGracePeriodSeconds != nil:
+		grace = *api.Spec.TerminationGracePeriodSeconds
+	}
+	if err := p.stop(ctx, api, grace); err != nil {
+		return err
+	}
+	if err := p.observe(ctx); err != nil {
+		return err
+	}
+	p.waiting = nil
+	if err := p.report(ctx, true); err != nil {
+		return err
+	}
+	if err := p.remove(ctx); err != nil {
+		return err
+	}
+	zero := int64(0)
+	err := p.a.opts.PodWriter.Delete(ctx, api.Namespace, api.Name, metav1.DeleteOptions{
+		GracePeriodSeconds: &zero, Preconditions: &metav1.Preconditions{UID: &p.uid},
+	})
+	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+		return fmt.Errorf("delete the pod: %w", err)
+	}
+	return nil
+}
+
+// end reports a pod whose containers are all done. Its sandbox is stopped; its
+// containers stay for their logs until the pod is deleted.
+func (p *pod) end(ctx context.Context, api *v1.Pod) error {
+	if err := p.stop(ctx, api, ptrOr(api.Spec.TerminationGracePeriodSeconds, v1.DefaultTerminationGracePeriodSeconds)); err != nil {
+		return err
+	}
+	if err := p.observe(ctx); err != nil {
+		return err
+	}
+	return p.report(ctx, true)
+}
+
+func ptrOr(p *int64, def int64) int64 {
+	if p != nil {
+		return *p
+	}
+	return def
+}
