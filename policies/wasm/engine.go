@@ -40,7 +40,8 @@ const (
 	maxConfig         = 1 << 20
 	wasiModule        = "wasi_snapshot_preview1"
 	qmModule          = "qm"
-	maxSelfTestBudget = 10 * time.Second
+	selfTestDeadline  = 2 * time.Second  // of a call
+	maxSelfTestBudget = 20 * time.Second // of all
 )
 
 // Options of an Engine; the zero value works.

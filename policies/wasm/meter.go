@@ -19,14 +19,13 @@ type meter struct {
 	global   api.MutableGlobal // the guest's counter; nil while it is instantiated
 	left     int64             // beyond the slice in the guest
 	fuel     int64             // of the call
-	host     int64             // taken by imports
 	began    time.Time
 	deadline time.Time
 	ctx      context.Context // of the caller
 }
 
 func (m *meter) begin(ctx context.Context, fuel int64, deadline time.Duration) {
-	m.ctx, m.fuel, m.host = ctx, fuel, 0
+	m.ctx, m.fuel = ctx, fuel
 	m.began = time.Now()
 	m.deadline = m.began.Add(deadline)
 	m.left = fuel
@@ -62,7 +61,6 @@ func (m *meter) check() {
 
 // hostCall charges for a call of an import.
 func (m *meter) hostCall() {
-	m.host += hostCallCost
 	if m.left -= hostCallCost; m.left < -slice {
 		panic(fmt.Errorf("%w: used %d", policies.ErrFuel, m.fuel))
 	}

@@ -24,6 +24,8 @@ import (
 func (p *program) selfTest(ctx context.Context, in *instance) error {
 	ctx, cancel := context.WithTimeout(ctx, maxSelfTestBudget)
 	defer cancel()
+	in.testing = true
+	defer func() { in.testing = false }()
 	s := &session{program: p, instance: in}
 	for _, nodes := range [][]*corev1.Node{{}, {sampleNode("a"), nil, sampleNode("b")}} {
 		if _, _, err := p.schedule(ctx, s, samplePod(), nodes); err != nil {
@@ -69,6 +71,7 @@ func (p *program) vector(ctx context.Context, t abi.SelfTest) error {
 	if err != nil {
 		return err
 	}
+	in.testing = true
 	s := &session{program: p, instance: in}
 	defer func() {
 		if s.instance != nil {

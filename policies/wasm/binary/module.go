@@ -277,7 +277,7 @@ func (m *Module) element(r *reader, each func(span)) {
 	}
 }
 
-// Rewritten says that the module's name of the counter is taken.
+// taken says whether the module exports a name that the rewriting adds.
 func (m *Module) taken(name string) error {
 	if _, ok := m.Exports[name]; ok {
 		return fmt.Errorf("exports %q, a name of the host's", name)
