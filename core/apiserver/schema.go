@@ -45,10 +45,16 @@ import (
 func definitions(ref common.ReferenceCallback) map[string]common.OpenAPIDefinition {
 	all := openapiutil.GetOpenAPIDefinitionsWithoutDisabledFeatures(upstreamopenapi.GetOpenAPIDefinitions)(ref)
 	// Ours name upstream's types by Go path, upstream's own definitions by model name.
-	own := openapi.GetOpenAPIDefinitions(func(path string) spec.Ref { return ref(util.ToRESTFriendlyName(path)) })
+	modelName := func(name string) string {
+		if strings.Contains(name, "/") {
+			return util.ToRESTFriendlyName(name)
+		}
+		return name
+	}
+	own := openapi.GetOpenAPIDefinitions(func(name string) spec.Ref { return ref(modelName(name)) })
 	for _, definition := range own {
-		for i, path := range definition.Dependencies {
-			definition.Dependencies[i] = util.ToRESTFriendlyName(path)
+		for i, name := range definition.Dependencies {
+			definition.Dependencies[i] = modelName(name)
 		}
 	}
 	maps.Copy(all, own)

@@ -89,8 +89,10 @@ type Server struct {
 	services  *servicestore.REST
 
 	ready     chan struct{}
-	closing   context.Context // ends when Run ends: watches and logs with it
+	closing   context.Context // ends with Run's context: watches and logs with it
 	close     context.CancelFunc
+	aborted   context.Context // ends what did not finish in time
+	abort     context.CancelFunc
 	joinToken string
 	running   sync.Mutex
 }
@@ -115,6 +117,7 @@ func New(options Options) (*Server, error) {
 		proxy:   &http.Transport{IdleConnTimeout: 90 * time.Second, MaxIdleConnsPerHost: 4},
 	}
 	s.closing, s.close = context.WithCancel(context.Background())
+	s.aborted, s.abort = context.WithCancel(context.Background())
 	var err error
 	if s.pki, err = loadPKI(options.Dir, options.Clock); err != nil {
 		return nil, err
@@ -155,7 +158,7 @@ func (s *Server) RESTConfig(who user.Info) *rest.Config {
 	}
 	return &rest.Config{
 		Host:      "http://" + inMemoryHost,
-		Transport: &inMemory{handler: s.handler, user: who, closing: s.closing},
+		Transport: &inMemory{handler: s.handler, user: who, closing: s.closing, aborted: s.aborted},
 		QPS:       -1, // nothing to protect: the server shares the process
 		ContentConfig: rest.ContentConfig{
 			ContentType:        "application/vnd.kubernetes.protobuf",
@@ -224,24 +227,20 @@ const drainTimeout = 5 * time.Second
 // drain refuses new requests and waits for those under way; watches end at once.
 func (s *Server) drain(server *http.Server) {
 	s.close()
-	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
-	defer cancel()
+	late := time.AfterFunc(drainTimeout, s.abort)
+	defer late.Stop()
 	if server != nil {
-		if server.Shutdown(ctx) != nil {
+		if server.Shutdown(s.aborted) != nil {
 			server.Close() // cuts off whoever did not finish in time
 		}
 	}
-	drained := make(chan struct{})
-	go func() {
-		s.generic.NonLongRunningRequestWaitGroup.Wait()
-		close(drained)
-	}()
-	<-drained
+	s.generic.NonLongRunningRequestWaitGroup.Wait()
 }
 
 // shutdown frees what New made.
 func (s *Server) shutdown() {
 	s.close()
+	s.abort()
 	s.generic.Destroy()
 	s.proxy.CloseIdleConnections()
 	s.kubelets.close()

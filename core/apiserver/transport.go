@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 
 	"k8s.io/apiserver/pkg/authentication/authenticator"
@@ -35,7 +36,8 @@ func authenticateCaller(r *http.Request) (*authenticator.Response, bool, error) 
 type inMemory struct {
 	handler func() http.Handler
 	user    user.Info
-	closing context.Context
+	// closing ends watches and followed logs, aborted whatever is left.
+	closing, aborted context.Context
 }
 
 func (t *inMemory) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -50,7 +52,11 @@ func (t *inMemory) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, ErrClosed
 	}
 	ctx := context.WithValue(r.Context(), callerKey{}, t.user)
-	return roundTrip(ctx, t.closing, handler, r)
+	end := t.aborted
+	if strings.Contains(r.URL.RawQuery, "watch=") || strings.Contains(r.URL.RawQuery, "follow=") {
+		end = t.closing
+	}
+	return roundTrip(ctx, end, handler, r)
 }
 
 // HandlerTransport makes a RoundTripper that calls the handler in this process,
@@ -64,10 +70,10 @@ func (t handlerTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // roundTrip serves one request on a goroutine of its own, which ends with the
-// request's context, with closing, or when the response's body is closed.
-func roundTrip(ctx, closing context.Context, handler http.Handler, r *http.Request) (*http.Response, error) {
+// request's context, with end, or when the response's body is closed.
+func roundTrip(ctx, end context.Context, handler http.Handler, r *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(closing, cancel)
+	stop := context.AfterFunc(end, cancel)
 	request := r.Clone(ctx)
 	request.RequestURI = request.URL.RequestURI()
 	if request.RemoteAddr == "" {
