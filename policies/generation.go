@@ -79,7 +79,9 @@ func (g *generation) stats() Stats {
 	}
 }
 
-func (g *generation) offers(p policyv1alpha1.ExtensionPoint) bool { return slices.Contains(g.points, p) }
+func (g *generation) offers(p policyv1alpha1.ExtensionPoint) bool {
+	return slices.Contains(g.points, p)
+}
 
 func (g *generation) failurePolicy(p policyv1alpha1.ExtensionPoint) policyv1alpha1.FailurePolicy {
 	if f := g.spec.FailurePolicy; f != nil {

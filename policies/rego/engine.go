@@ -33,9 +33,12 @@ import (
 )
 
 // Defaults of PolicyLimits. Filters and scores go over all nodes in one call.
+// There is no fuel: the deadline alone ends a call, and must not end one that
+// only waits for a busy machine.
 const (
-	DefaultDeadline      = 50 * time.Millisecond
+	DefaultDeadline      = 250 * time.Millisecond
 	DefaultFleetDeadline = time.Second
+	selfTestDeadline     = time.Second
 	maxModule            = 1 << 20
 )
 
@@ -147,7 +150,7 @@ func toValue(object any) (ast.Value, error) {
 func oneLine(err error) error {
 	var list ast.Errors
 	if !errors.As(err, &list) || len(list) == 0 {
-		return err
+		return errors.New(strings.Join(strings.Fields(err.Error()), " "))
 	}
 	first := list[0]
 	text := first.Message

@@ -303,7 +303,10 @@ func (s *session) Score(ctx context.Context, c policies.Cycle, pod *corev1.Pod, 
 // selfTest runs every rule once on an empty request or a bare pod and node:
 // what it answers does not matter, that it answers in time does.
 func (p *program) selfTest(ctx context.Context) error {
-	s := &session{program: p}
+	s := &session{program: &program{
+		policy: p.policy, points: p.points, queries: p.queries, parameters: p.parameters,
+		deadline: max(p.deadline, selfTestDeadline), fleetDeadline: max(p.fleetDeadline, selfTestDeadline),
+	}}
 	fleet := abi.FleetOf([]*corev1.Node{{ObjectMeta: metav1.ObjectMeta{Name: "self-test"}}})
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "self-test", Namespace: "default"}}
 	raw, err := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "Pod", "metadata": pod.ObjectMeta, "spec": pod.Spec})

@@ -113,7 +113,8 @@ type PolicyLimits struct {
 	Memory *resource.Quantity `json:"memory,omitempty"`
 	// Fuel in instructions a call. Default 50,000,000.
 	Fuel *int64 `json:"fuel,omitempty"`
-	// Deadline of a call on the wall clock. Default 50ms.
+	// Deadline of a call on the wall clock. Default 50ms for Wasm; for Rego
+	// 250ms in admission and 1s over all nodes.
 	Deadline *metav1.Duration `json:"deadline,omitempty"`
 }
 
