@@ -47,7 +47,7 @@ func (p *planner) shrinkOld() bool {
 		return false
 	}
 	minAvailable := *p.d.Spec.Replicas - maxUnavailable(p.d)
-	newUnavailable := *p.new.Spec.Replicas - p.new.Status.AvailableReplicas
+	newUnavailable := *p.new.Spec.Replicas - available(p.new)
 	budget := replicas(p.all()) - minAvailable - newUnavailable
 	if budget <= 0 {
 		return false
@@ -55,16 +55,15 @@ func (p *planner) shrinkOld() bool {
 	slices.SortFunc(old, byAge)
 	shrunk := false
 	for _, rs := range old {
-		if n := min(budget, *rs.Spec.Replicas-rs.Status.AvailableReplicas); n > 0 {
+		if n := min(budget, *rs.Spec.Replicas-available(rs)); n > 0 {
 			budget -= n
 			shrunk = p.resize(rs, *rs.Spec.Replicas-n, false) || shrunk
 		}
 	}
-	available := int32(0)
+	spare := -minAvailable
 	for _, rs := range p.all() {
-		available += rs.Status.AvailableReplicas
+		spare += available(rs)
 	}
-	spare := available - minAvailable
 	old = active(p.old)
 	slices.SortFunc(old, byAge)
 	for _, rs := range old {
@@ -74,6 +73,12 @@ func (p *planner) shrinkOld() bool {
 		}
 	}
 	return shrunk
+}
+
+// available is how many available pods the set will have when it has its size:
+// while it shrinks, its status still counts some that are about to go.
+func available(rs *appsv1.ReplicaSet) int32 {
+	return min(rs.Status.AvailableReplicas, *rs.Spec.Replicas)
 }
 
 // recreate ends every old pod before it makes the first new one.
