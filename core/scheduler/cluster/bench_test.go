@@ -1,0 +1,83 @@
+package cluster
+
+import (
+	"fmt"
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+func benchNodes(s *State, n int) {
+	for i := range n {
+		s.SetNode(&v1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("node%05d", i), Labels: map[string]string{v1.LabelTopologyZone: fmt.Sprintf("z%d", i%3)}},
+			Status: v1.NodeStatus{Allocatable: v1.ResourceList{
+				v1.ResourceCPU: resource.MustParse("64"), v1.ResourceMemory: resource.MustParse("256Gi"), v1.ResourcePods: resource.MustParse("1000")}},
+		})
+	}
+}
+
+func benchPod(shape int) *v1.Pod {
+	return &v1.Pod{Spec: v1.PodSpec{Containers: []v1.Container{{Image: "pause", Resources: v1.ResourceRequirements{Requests: v1.ResourceList{
+		v1.ResourceCPU:    *resource.NewMilliQuantity(int64(10+shape%50), resource.DecimalSI),
+		v1.ResourceMemory: *resource.NewQuantity(int64(16+shape)<<20, resource.BinarySI)}}}}}}
+}
+
+// BenchmarkDecide decides and assumes pods over 5,000 nodes, the shapes in turn;
+// pods are taken off again after 100,000, so that the fleet never fills.
+func BenchmarkDecide(b *testing.B) {
+	for _, shapes := range []int{1, 77, 1000} {
+		b.Run(fmt.Sprintf("nodes=5000/shapes=%d", shapes), func(b *testing.B) {
+			s := New(1)
+			benchNodes(s, 5000)
+			classes := make([]*Class, shapes)
+			for i := range classes {
+				classes[i] = s.ClassOf(DefaultProfile(), benchPod(i))
+			}
+			const most = 100_000
+			pods := make([]v1.Pod, most)
+			for i := range pods {
+				pods[i].Namespace, pods[i].Name = "default", fmt.Sprintf("pod%06d", i)
+			}
+			b.ResetTimer()
+			for i := range b.N {
+				pod, class := &pods[i%most], classes[i%shapes]
+				out := s.Decide(class, uint64(i))
+				if out.Node == nil {
+					b.Fatal("no node")
+				}
+				pod.Spec.NodeName = out.Node.Name
+				s.Assume(class, pod)
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "decisions/s")
+		})
+	}
+}
+
+// BenchmarkClassOf finds the class of a pod that has been seen before.
+func BenchmarkClassOf(b *testing.B) {
+	s := New(1)
+	benchNodes(s, 100)
+	profile, pod := DefaultProfile(), benchPod(1)
+	pod.Name, pod.UID = "p", types.UID("p")
+	for b.Loop() {
+		s.Release(s.ClassOf(profile, pod))
+	}
+}
+
+// BenchmarkVerdict says why none of 5,000 nodes takes a pod.
+func BenchmarkVerdict(b *testing.B) {
+	s := New(1)
+	benchNodes(s, 5000)
+	pod := benchPod(1)
+	pod.Spec.Containers[0].Resources.Requests[v1.ResourceCPU] = resource.MustParse("100")
+	c := s.ClassOf(DefaultProfile(), pod)
+	for b.Loop() {
+		if s.verdict(c, nil).Message == "" {
+			b.Fatal("no message")
+		}
+	}
+}

@@ -1,0 +1,278 @@
+package cluster
+
+import (
+	"encoding/binary"
+	"slices"
+	"strings"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	corev1helpers "k8s.io/component-helpers/scheduling/corev1"
+)
+
+// Class is a set of pods that scheduling cannot tell apart, with what it knows
+// of every node.
+type Class struct {
+	profile    *Profile
+	key        string
+	factor     *factor
+	requests   requests
+	ports      []hostPort
+	images     []uint32 // symbols of the normalised names, one for each use
+	containers int
+	priority   int32
+	never      bool // preemptionPolicy: Never
+
+	uses   int // held by pods of the queue
+	usedAt uint64
+
+	// Derived from the rows up to position cursor of the log.
+	built     bool
+	cursor    uint64
+	epoch     uint64  // of the factor
+	imageSum  uint64  // of what image scores depend on beside the row
+	dynamic   []int16 // by row: weighted scores that change with pods; below 0: infeasible
+	feasible  int
+	taints    maximum
+	affinity  maximum
+	tree      tree
+	verdict   *Verdict
+	verdictAt uint64 // position of the log
+}
+
+// maximum is the largest raw score over the feasible rows.
+type maximum struct {
+	value int32
+	count map[int32]int32
+}
+
+func (m *maximum) add(value int32, by int32) {
+	if m.count == nil {
+		m.count = map[int32]int32{}
+	}
+	if m.count[value] += by; m.count[value] == 0 {
+		delete(m.count, value)
+	}
+}
+
+// settle says whether the maximum moved.
+func (m *maximum) settle() bool {
+	old := m.value
+	m.value = 0
+	for value := range m.count {
+		m.value = max(m.value, value)
+	}
+	return m.value != old
+}
+
+// Profile that the class is of.
+func (c *Class) Profile() *Profile { return c.profile }
+
+// maxClasses bounds the classes that no pod holds any more.
+const maxClasses = 1024
+
+// ClassOf returns the class of a pod, which the caller holds until Release.
+func (s *State) ClassOf(profile *Profile, pod *v1.Pod) *Class {
+	buffer := appendKey(make([]byte, 0, 512), pod)
+	key := profile.Name + "\x00" + string(buffer)
+	c := s.classes[key]
+	if c == nil || c.profile != profile {
+		s.sweep()
+		c = &Class{
+			profile:    profile,
+			key:        key,
+			requests:   s.requestsOf(pod),
+			containers: len(pod.Spec.InitContainers) + len(pod.Spec.Containers),
+			priority:   corev1helpers.PodPriority(pod),
+			never:      pod.Spec.PreemptionPolicy != nil && *pod.Spec.PreemptionPolicy == v1.PreemptNever,
+		}
+		if profile.filters[NodePorts] {
+			c.ports = hostPortsOf(pod)
+		}
+		if profile.scores[ImageLocality] > 0 {
+			for _, name := range imagesOf(pod) {
+				c.images = append(c.images, s.fleet.Symbols.ID(name))
+			}
+		}
+		c.factor = s.factorOf(profile, pod)
+		s.classes[key] = c
+	}
+	c.uses++
+	return c
+}
+
+// Release lets go of a class.
+func (s *State) Release(c *Class) { c.uses-- }
+
+// sweep forgets the classes longest unused, when there are many.
+func (s *State) sweep() {
+	if len(s.classes) < maxClasses {
+		return
+	}
+	idle := make([]*Class, 0, len(s.classes))
+	for _, c := range s.classes {
+		if c.uses == 0 {
+			idle = append(idle, c)
+		} else if c.built && s.tick-c.usedAt > maxClasses {
+			c.drop()
+		}
+	}
+	slices.SortFunc(idle, func(a, b *Class) int { return int(int64(a.usedAt - b.usedAt)) })
+	for _, c := range idle[:(len(idle)+1)/2] {
+		delete(s.classes, c.key)
+		if c.factor.users--; c.factor.users == 0 {
+			for key, f := range s.factors {
+				if f == c.factor {
+					delete(s.factors, key)
+				}
+			}
+		}
+	}
+}
+
+// drop frees what can be derived again.
+func (c *Class) drop() {
+	c.built, c.tree, c.dynamic, c.verdict = false, tree{}, nil, nil
+	c.taints, c.affinity = maximum{}, maximum{}
+}
+
+func (s *State) factorOf(profile *Profile, pod *v1.Pod) *factor {
+	key := profile.Name + "\x00" + string(appendStaticKey(nil, pod))
+	f := s.factors[key]
+	if f == nil || f.profile != profile {
+		f = s.newFactor(newStatic(profile, pod))
+		s.factors[key] = f
+	}
+	f.users++
+	return f
+}
+
+// appendKey appends all that scheduling reads of a pod, in one canonical form.
+func appendKey(b []byte, pod *v1.Pod) []byte {
+	spec := &pod.Spec
+	b = appendStaticKey(b, pod)
+	b = binary.AppendVarint(b, int64(corev1helpers.PodPriority(pod)))
+	if spec.PreemptionPolicy != nil {
+		b = appendString(b, string(*spec.PreemptionPolicy))
+	}
+	b = binary.AppendUvarint(b, uint64(len(spec.Containers)))
+	for i := range spec.Containers {
+		b = appendContainer(b, &spec.Containers[i])
+	}
+	for i := range spec.InitContainers {
+		b = append(b, 'i')
+		if isSidecar(&spec.InitContainers[i]) {
+			b = append(b, 's')
+		}
+		b = appendContainer(b, &spec.InitContainers[i])
+	}
+	b = append(b, 'o')
+	b = appendResources(b, spec.Overhead)
+	if spec.Resources != nil {
+		b = append(b, 'r')
+		b = appendResources(b, spec.Resources.Requests)
+		b = appendResources(b, spec.Resources.Limits)
+	}
+	for i := range spec.Volumes {
+		if image := spec.Volumes[i].Image; image != nil {
+			b = append(b, 'v')
+			b = appendString(b, image.Reference)
+		}
+	}
+	return b
+}
+
+func appendStaticKey(b []byte, pod *v1.Pod) []byte {
+	spec := &pod.Spec
+	b = binary.AppendUvarint(b, uint64(len(spec.NodeSelector)))
+	if len(spec.NodeSelector) > 0 {
+		keys := make([]string, 0, len(spec.NodeSelector))
+		for key := range spec.NodeSelector {
+			keys = append(keys, key)
+		}
+		slices.Sort(keys)
+		for _, key := range keys {
+			b = appendString(appendString(b, key), spec.NodeSelector[key])
+		}
+	}
+	b = binary.AppendUvarint(b, uint64(len(spec.Tolerations)))
+	for i := range spec.Tolerations {
+		t := &spec.Tolerations[i]
+		b = appendString(appendString(appendString(appendString(b, t.Key), string(t.Operator)), t.Value), string(t.Effect))
+	}
+	if spec.Affinity != nil && spec.Affinity.NodeAffinity != nil {
+		text, err := spec.Affinity.NodeAffinity.Marshal() // no maps inside: one form for equal contents
+		if err != nil {
+			panic(err) // marshalling to memory has no way to fail
+		}
+		b = append(binary.AppendUvarint(append(b, 'a'), uint64(len(text))), text...)
+	}
+	return b
+}
+
+func appendContainer(b []byte, c *v1.Container) []byte {
+	b = appendString(b, c.Image)
+	b = appendResources(b, c.Resources.Requests)
+	for i := range c.Ports {
+		if p := &c.Ports[i]; p.HostPort > 0 {
+			b = append(b, 'p')
+			b = appendString(appendString(binary.AppendVarint(b, int64(p.HostPort)), p.HostIP), string(p.Protocol))
+		}
+	}
+	return b
+}
+
+func appendResources(b []byte, list v1.ResourceList) []byte {
+	b = binary.AppendUvarint(b, uint64(len(list)))
+	known := 0
+	for _, name := range [...]v1.ResourceName{v1.ResourceCPU, v1.ResourceMemory, v1.ResourceEphemeralStorage} {
+		if quantity, ok := list[name]; ok {
+			known++
+			b = appendQuantity(append(b, name[0]), &quantity)
+		}
+	}
+	if known == len(list) {
+		return b
+	}
+	names := make([]v1.ResourceName, 0, len(list))
+	for name := range list {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		quantity := list[name]
+		b = appendQuantity(appendString(b, string(name)), &quantity)
+	}
+	return b
+}
+
+func appendQuantity(b []byte, q *resource.Quantity) []byte {
+	return binary.AppendVarint(binary.AppendVarint(b, q.Value()), q.MilliValue())
+}
+
+func appendString(b []byte, s string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
+}
+
+// imagesOf lists the images that image locality counts, one for each use.
+func imagesOf(pod *v1.Pod) []string {
+	var images []string
+	add := func(name string) {
+		if strings.LastIndex(name, ":") <= strings.LastIndex(name, "/") {
+			name += ":latest"
+		}
+		images = append(images, name)
+	}
+	for i := range pod.Spec.InitContainers {
+		add(pod.Spec.InitContainers[i].Image)
+	}
+	for i := range pod.Spec.Containers {
+		add(pod.Spec.Containers[i].Image)
+	}
+	for i := range pod.Spec.Volumes {
+		if image := pod.Spec.Volumes[i].Image; image != nil {
+			add(image.Reference)
+		}
+	}
+	return images
+}

@@ -1,0 +1,327 @@
+package cluster
+
+import (
+	"math"
+	"math/bits"
+
+	v1 "k8s.io/api/core/v1"
+)
+
+const maxScore = 100
+
+// Outcome of one decision.
+type Outcome struct {
+	// Node chosen; nil when none is feasible.
+	Node *v1.Node
+	// Score is the weighted total of the chosen node.
+	Score int64
+	// Feasible nodes out of Evaluated.
+	Feasible, Evaluated int
+}
+
+// Tie makes the tie-break of a pod from what names it: the k-th, in order of
+// rows, of the nodes with the best total, where k is a hash of seed and pod.
+func Tie(pod *v1.Pod) uint64 {
+	h := uint64(14695981039346656037)
+	for _, s := range [...]string{pod.Namespace, pod.Name, string(pod.UID)} {
+		for i := 0; i < len(s); i++ {
+			h = (h ^ uint64(s[i])) * 1099511628211
+		}
+		h = (h ^ 0xff) * 1099511628211
+	}
+	return h
+}
+
+// kth chooses one of n.
+func (s *State) kth(tie uint64, n int32) int32 {
+	x := s.seed ^ tie
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	hi, _ := bits.Mul64(x^x>>31, uint64(n))
+	return int32(hi)
+}
+
+// Decide chooses the node for a pod of the class by the built-in plugins alone.
+func (s *State) Decide(c *Class, tie uint64) Outcome {
+	s.catchUp(c)
+	out := Outcome{Feasible: c.feasible, Evaluated: s.count}
+	if root := c.tree.root(); root.score >= 0 {
+		out.Node, out.Score = s.fleet.Nodes[c.tree.pick(s.kth(tie, root.count))], int64(root.score)
+	}
+	return out
+}
+
+// Feasible says whether some node takes a pod of the class, policies aside.
+func (s *State) Feasible(c *Class) bool {
+	s.catchUp(c)
+	return c.tree.root().score >= 0
+}
+
+// FeasibleOn says that of one row.
+func (s *State) FeasibleOn(c *Class, row int32) bool {
+	return c.factor.reason[row] == refusedNot && s.fits(c, row)
+}
+
+// catchUp brings the class up to the end of the log.
+func (s *State) catchUp(c *Class) {
+	s.tick++
+	c.usedAt = s.tick
+	end, images := s.fleet.Generation, s.imageSum(c)
+	behind := end - c.cursor
+	if !c.built || c.cursor < s.logStart || c.epoch != c.factor.epoch || c.imageSum != images ||
+		len(s.byRow) > len(c.dynamic) || behind > uint64(len(s.byRow)) {
+		c.imageSum = images
+		s.rebuild(c)
+		return
+	}
+	if behind == 0 {
+		return
+	}
+	settle := false
+	for _, row := range s.log[c.cursor-s.logStart:] {
+		settle = s.refresh(c, row) || settle
+	}
+	c.cursor = end
+	if settle {
+		s.settle(c)
+	}
+}
+
+func (s *State) rebuild(c *Class) {
+	rows := len(s.byRow)
+	if cap(c.dynamic) < rows {
+		c.dynamic = make([]int16, rows, rows+rows/4)
+	}
+	c.dynamic = c.dynamic[:rows]
+	c.built, c.cursor, c.epoch, c.feasible = true, s.fleet.Generation, c.factor.epoch, 0
+	c.taints, c.affinity = maximum{}, maximum{}
+	for row := range int32(rows) {
+		c.dynamic[row] = s.dynamic(c, row)
+		if c.dynamic[row] >= 0 {
+			c.feasible++
+			if c.factor.scored {
+				c.taints.add(c.factor.taints[row], 1)
+				c.affinity.add(c.factor.affinity[row], 1)
+			}
+		}
+	}
+	c.taints.settle()
+	c.affinity.settle()
+	s.total(c)
+}
+
+// settle scales anew when a largest raw score moved.
+func (s *State) settle(c *Class) {
+	taints, affinity := c.taints.settle(), c.affinity.settle()
+	if taints || affinity {
+		s.total(c)
+	}
+}
+
+// total fills the tree from the dynamic scores.
+func (s *State) total(c *Class) {
+	c.tree.reset(len(c.dynamic))
+	for row, dynamic := range c.dynamic {
+		c.tree.scores[row] = c.totalOf(int32(row), dynamic)
+	}
+	c.tree.build()
+}
+
+func (c *Class) totalOf(row int32, dynamic int16) int32 {
+	if dynamic < 0 {
+		return infeasible
+	}
+	p, f := c.factor.profile, c.factor
+	total := int32(dynamic)
+	if w := p.weights.taints; w > 0 {
+		total += w * normalizedTaints(f.taints[row], c.taints.value)
+	}
+	if w := p.weights.affinity; w > 0 && f.affinity[row] > 0 {
+		total += w * normalizedAffinity(f.affinity[row], c.affinity.value)
+	}
+	return total
+}
+
+func normalizedTaints(raw, largest int32) int32 {
+	if largest == 0 {
+		return maxScore
+	}
+	return maxScore - maxScore*raw/largest
+}
+
+func normalizedAffinity(raw, largest int32) int32 {
+	if largest == 0 {
+		return 0
+	}
+	return int32(maxScore * int64(raw) / int64(largest))
+}
+
+// refresh brings one row up to date; it says whether a largest raw score may
+// have moved, in which case the caller settles.
+func (s *State) refresh(c *Class, row int32) bool {
+	old, dynamic := c.dynamic[row], s.dynamic(c, row)
+	if old == dynamic {
+		return false
+	}
+	c.dynamic[row] = dynamic
+	settle := false
+	if (old >= 0) != (dynamic >= 0) {
+		by := 1
+		if old >= 0 {
+			by = -1
+		}
+		c.feasible += by
+		if f := c.factor; f.scored {
+			c.taints.add(f.taints[row], int32(by))
+			c.affinity.add(f.affinity[row], int32(by))
+			settle = f.taints[row] >= c.taints.value && f.taints[row] > 0 || f.affinity[row] >= c.affinity.value && f.affinity[row] > 0
+		}
+	}
+	c.tree.set(row, c.totalOf(row, dynamic))
+	return settle
+}
+
+// dynamic is the weighted sum of the scores that change with pods, or below 0
+// when a filter refuses the row.
+func (s *State) dynamic(c *Class, row int32) int16 {
+	if c.factor.reason[row] != refusedNot || !s.fits(c, row) {
+		return -1
+	}
+	w := &c.profile.weights
+	score := w.fit*s.leastAllocated(c, row) + w.image*s.imageLocality(c, row)
+	if w.balanced > 0 && !c.bestEffort() {
+		score += w.balanced * s.balanced(c, row)
+	}
+	return int16(score)
+}
+
+func (s *State) fits(c *Class, row int32) bool {
+	if c.profile.fit {
+		allocatable, requested, r := &s.fleet.Allocatable, &s.fleet.Requested, &c.requests
+		if requested.Pods[row]+1 > allocatable.Pods[row] ||
+			r.milliCPU > 0 && r.milliCPU > allocatable.MilliCPU[row]-requested.MilliCPU[row] ||
+			r.memory > 0 && r.memory > allocatable.Memory[row]-requested.Memory[row] ||
+			r.ephemeral > 0 && r.ephemeral > allocatable.EphemeralStorage[row]-requested.EphemeralStorage[row] {
+			return false
+		}
+		for _, x := range r.extended {
+			if x.amount > x.column.allocatable[row]-x.column.requested[row] {
+				return false
+			}
+		}
+	}
+	return len(c.ports) == 0 || s.portsFree(c.ports, s.byRow[row], nil)
+}
+
+// portsFree says that no pod on the node, but those left out, has a port in the way.
+func (s *State) portsFree(ports []hostPort, n *node, out func(*podEntry) bool) bool {
+	if n.ports == 0 || len(ports) == 0 {
+		return true
+	}
+	for _, e := range n.pods {
+		if len(e.ports) == 0 || out != nil && out(e) {
+			continue
+		}
+		for _, used := range e.ports {
+			for _, wanted := range ports {
+				if wanted.conflicts(used) {
+					return false
+				}
+			}
+		}
+	}
+	return true
+}
+
+// bestEffort pods skip balanced allocation, as upstream's do.
+func (c *Class) bestEffort() bool { return c.requests.milliCPU == 0 && c.requests.memory == 0 }
+
+// leastAllocated is NodeResourcesFit's default score: the free share of CPU and
+// memory after the pod, in percent.
+func (s *State) leastAllocated(c *Class, row int32) int32 {
+	f := &s.fleet
+	sum, n := int64(0), int64(0)
+	if capacity := f.Allocatable.MilliCPU[row]; capacity != 0 {
+		n++
+		if requested := f.NonZeroRequested.MilliCPU[row] + c.requests.nonZeroCPU; requested <= capacity {
+			sum += (capacity - requested) * maxScore / capacity
+		}
+	}
+	if capacity := f.Allocatable.Memory[row]; capacity != 0 {
+		n++
+		if requested := f.NonZeroRequested.Memory[row] + c.requests.nonZeroMemory; requested <= capacity {
+			sum += (capacity - requested) * maxScore / capacity
+		}
+	}
+	if n == 0 {
+		return 0
+	}
+	return int32(sum / n)
+}
+
+// balanced rates, around 75, how much more even the shares of CPU and memory
+// become by the pod (upstream's formula since 1.36).
+func (s *State) balanced(c *Class, row int32) int32 {
+	f := &s.fleet
+	cpu, memory := f.Allocatable.MilliCPU[row], f.Allocatable.Memory[row]
+	if cpu == 0 || memory == 0 {
+		return maxScore/2 + maxScore/4 // one share deviates from nothing
+	}
+	usedCPU, usedMemory := f.Requested.MilliCPU[row], f.Requested.Memory[row]
+	with := evenness(usedCPU+c.requests.milliCPU, cpu, usedMemory+c.requests.memory, memory)
+	without := evenness(usedCPU, cpu, usedMemory, memory)
+	return int32(maxScore/2 + (maxScore/2+with-without)/2)
+}
+
+func evenness(cpu, cpuCapacity, memory, memoryCapacity int64) int64 {
+	a := min(float64(cpu)/float64(cpuCapacity), 1)
+	b := min(float64(memory)/float64(memoryCapacity), 1)
+	return int64((1 - math.Abs((a-b)/2)) * maxScore)
+}
+
+// Image sizes between which image locality grows; the upper one is a container's.
+const (
+	minImages       = 23 << 20
+	maxImagesOfEach = 1000 << 20
+)
+
+func (s *State) imageLocality(c *Class, row int32) int32 {
+	if c.imageSum == 0 {
+		return 0
+	}
+	sum := int64(0)
+	for _, wanted := range c.images {
+		for _, have := range s.fleet.Images.Values[row] {
+			if have == wanted {
+				i := s.images[s.fleet.Symbols.Text(have)]
+				sum += int64(float64(i.size) * (float64(i.nodes) / float64(s.count)))
+			}
+		}
+	}
+	return imagePriority(sum, c.containers)
+}
+
+func imagePriority(sum int64, containers int) int32 {
+	most := int64(maxImagesOfEach) * int64(containers)
+	return int32(maxScore * (min(max(sum, minImages), most) - minImages) / (most - minImages))
+}
+
+// imageSum identifies what the image scores of a class depend on beside the
+// row; 0 when no node has any of its images.
+func (s *State) imageSum(c *Class) uint64 {
+	if len(s.images) == 0 {
+		return 0
+	}
+	sum := uint64(0)
+	for _, id := range c.images {
+		if i := s.images[s.fleet.Symbols.Text(id)]; i != nil {
+			sum = (sum ^ uint64(i.nodes) ^ uint64(i.size)<<20) * 1099511628211
+		} else {
+			sum *= 31
+		}
+	}
+	if sum != 0 {
+		sum = (sum ^ uint64(s.count)) * 1099511628211
+	}
+	return sum
+}

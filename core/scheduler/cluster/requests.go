@@ -1,0 +1,114 @@
+package cluster
+
+import (
+	"cmp"
+	"slices"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	resourcehelper "k8s.io/component-helpers/resource"
+)
+
+// What a container that names no request counts as in least-allocated scoring.
+const (
+	defaultMilliCPU = 100
+	defaultMemory   = 200 << 20
+)
+
+// requests of a pod as upstream counts them: the sum of its containers, or its
+// largest init container if that is more, sidecars and overhead included.
+type requests struct {
+	milliCPU, memory, ephemeral int64
+	// As above, with the defaults for containers that name none.
+	nonZeroCPU, nonZeroMemory int64
+	extended                  []extendedRequest // by name, without zeros
+}
+
+type extendedRequest struct {
+	name   v1.ResourceName
+	column *extendedColumn
+	amount int64
+}
+
+func (s *State) requestsOf(pod *v1.Pod) requests {
+	options := resourcehelper.PodResourcesOptions{UseStatusResources: len(pod.Status.ContainerStatuses) > 0}
+	var r requests
+	for name, quantity := range resourcehelper.PodRequests(pod, options) {
+		switch name {
+		case v1.ResourceCPU:
+			r.milliCPU = quantity.MilliValue()
+		case v1.ResourceMemory:
+			r.memory = quantity.Value()
+		case v1.ResourceEphemeralStorage:
+			r.ephemeral = quantity.Value()
+		case v1.ResourcePods, v1.ResourceStorage:
+		default:
+			if amount := quantity.Value(); amount != 0 {
+				r.extended = append(r.extended, extendedRequest{name, s.extendedColumn(name), amount})
+			}
+		}
+	}
+	slices.SortFunc(r.extended, func(a, b extendedRequest) int { return cmp.Compare(a.name, b.name) })
+	options.NonMissingContainerRequests = v1.ResourceList{
+		v1.ResourceCPU:    *resource.NewMilliQuantity(defaultMilliCPU, resource.DecimalSI),
+		v1.ResourceMemory: *resource.NewQuantity(defaultMemory, resource.DecimalSI),
+	}
+	nonZero := resourcehelper.PodRequests(pod, options)
+	r.nonZeroCPU, r.nonZeroMemory = nonZero.Cpu().MilliValue(), nonZero.Memory().Value()
+	return r
+}
+
+func (r *requests) equal(o *requests) bool {
+	return r.milliCPU == o.milliCPU && r.memory == o.memory && r.ephemeral == o.ephemeral &&
+		r.nonZeroCPU == o.nonZeroCPU && r.nonZeroMemory == o.nonZeroMemory && slices.Equal(r.extended, o.extended)
+}
+
+func (r *requests) none() bool {
+	return r.milliCPU == 0 && r.memory == 0 && r.ephemeral == 0 && len(r.extended) == 0
+}
+
+// hostPort is a port of the node that a pod occupies.
+type hostPort struct {
+	ip       string // "0.0.0.0" conflicts with every address
+	protocol v1.Protocol
+	port     int32
+}
+
+const anyAddress = "0.0.0.0"
+
+func (p hostPort) conflicts(o hostPort) bool {
+	return p.port == o.port && p.protocol == o.protocol && (p.ip == o.ip || p.ip == anyAddress || o.ip == anyAddress)
+}
+
+// hostPortsOf lists the host ports of the containers that run for the pod's life.
+func hostPortsOf(pod *v1.Pod) []hostPort {
+	var ports []hostPort
+	add := func(container *v1.Container) {
+		for _, p := range container.Ports {
+			if p.HostPort <= 0 {
+				continue
+			}
+			port := hostPort{p.HostIP, p.Protocol, p.HostPort}
+			if port.ip == "" {
+				port.ip = anyAddress
+			}
+			if port.protocol == "" {
+				port.protocol = v1.ProtocolTCP
+			}
+			ports = append(ports, port)
+		}
+	}
+	for i := range pod.Spec.InitContainers {
+		if isSidecar(&pod.Spec.InitContainers[i]) {
+			add(&pod.Spec.InitContainers[i])
+		}
+	}
+	for i := range pod.Spec.Containers {
+		add(&pod.Spec.Containers[i])
+	}
+	return ports
+}
+
+func isSidecar(c *v1.Container) bool {
+	return c.RestartPolicy != nil && *c.RestartPolicy == v1.ContainerRestartPolicyAlways
+}

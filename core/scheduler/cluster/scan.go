@@ -1,0 +1,261 @@
+package cluster
+
+import (
+	"context"
+
+	v1 "k8s.io/api/core/v1"
+)
+
+// Scan is the plain form of a decision: every filter and score of the profile
+// over every node, from the objects, with nothing remembered. It is what
+// explanations show, and what decisions are checked against.
+type Scan struct {
+	Outcome
+	// Nodes in order of rows.
+	Nodes []NodeScan
+}
+
+// NodeScan is one node's row of a Scan.
+type NodeScan struct {
+	Node *v1.Node
+	// Plugin that refused the node first, or "", and why.
+	Plugin  string
+	Reasons []string
+	// Scores of a feasible node, in upstream's order.
+	Scores []PluginScore
+	Total  int64
+}
+
+// PluginScore of one plugin or policy.
+type PluginScore struct {
+	Plugin                    string
+	Raw, Normalized, Weighted int64
+}
+
+// Scan decides for a pod, without regard to any class.
+func (s *State) Scan(ctx context.Context, profile *Profile, pod *v1.Pod, tie uint64, p Policies) (*Scan, error) {
+	st, r := newStatic(profile, pod), s.requestsOf(pod)
+	var ports []hostPort
+	if profile.filters[NodePorts] {
+		ports = hostPortsOf(pod)
+	}
+	scan := &Scan{Outcome: Outcome{Evaluated: s.count}}
+	at := make([]int, len(s.byRow)) // index into scan.Nodes by row
+	for row, n := range s.byRow {
+		if n == nil {
+			continue
+		}
+		at[row] = len(scan.Nodes)
+		result := NodeScan{Node: n.object}
+		if reason := st.refuses(n.object); reason == refusedByNodeNames && st.conflict {
+			result.Plugin, result.Reasons = NodeAffinity, []string{affinityConflict}
+		} else if reason != refusedNot {
+			result.Plugin, result.Reasons = refusals[reason].plugin, []string{refusals[reason].reason}
+		} else if !s.portsFree(ports, n, nil) {
+			result.Plugin, result.Reasons = NodePorts, []string{portsTaken}
+		} else if profile.filters[NodeResourcesFit] {
+			if result.Reasons = n.lacks(&r); result.Reasons != nil {
+				result.Plugin = NodeResourcesFit
+			}
+		}
+		scan.Nodes = append(scan.Nodes, result)
+	}
+	run, err := s.runPolicies(ctx, profile, pod, p, func(row int32) bool { return scan.Nodes[at[row]].Plugin == "" })
+	if err != nil {
+		return nil, err
+	}
+	best, count := int64(-1), int32(0)
+	score := s.scorers(&st, &r, profile, pod, scan)
+	for row, n := range s.byRow {
+		if n == nil {
+			continue
+		}
+		result := &scan.Nodes[at[row]]
+		if result.Plugin == "" && run.verdicts[row] != 0 {
+			policy, reason := run.refusal(profile, p, int32(row))
+			result.Plugin, result.Reasons = policy, []string{reason}
+		}
+	}
+	for row, n := range s.byRow {
+		if n == nil || scan.Nodes[at[row]].Plugin != "" {
+			continue
+		}
+		result := &scan.Nodes[at[row]]
+		scan.Feasible++
+		result.Scores = score(n)
+		for i, scores := range run.scores {
+			if scores != nil {
+				f := profile.Scores[i]
+				result.Scores = append(result.Scores, PluginScore{f.Policy, scores[row], scores[row], scores[row] * f.Weight})
+			}
+		}
+		for _, x := range result.Scores {
+			result.Total += x.Weighted
+		}
+		if result.Total > best {
+			best, count = result.Total, 1
+		} else if result.Total == best {
+			count++
+		}
+	}
+	if scan.Feasible == 0 {
+		return scan, nil
+	}
+	k := s.kth(tie, count)
+	for row, n := range s.byRow {
+		if n == nil || scan.Nodes[at[row]].Plugin != "" || scan.Nodes[at[row]].Total != best {
+			continue
+		}
+		if k == 0 {
+			scan.Node, scan.Score = n.object, best
+			break
+		}
+		k--
+	}
+	return scan, nil
+}
+
+// used sums what the pods on the node occupy.
+func (n *node) used() (sum requests, extended map[v1.ResourceName]int64) {
+	extended = map[v1.ResourceName]int64{}
+	for _, e := range n.pods {
+		sum.milliCPU += e.requests.milliCPU
+		sum.memory += e.requests.memory
+		sum.ephemeral += e.requests.ephemeral
+		sum.nonZeroCPU += e.requests.nonZeroCPU
+		sum.nonZeroMemory += e.requests.nonZeroMemory
+		for _, x := range e.requests.extended {
+			extended[x.name] += x.amount
+		}
+	}
+	return sum, extended
+}
+
+func (n *node) lacks(r *requests) []string {
+	used, extended := n.used()
+	allocatable := n.object.Status.Allocatable
+	why, _ := insufficient(r, int64(len(n.pods)), allocatable.Pods().Value(), func(visit func(name v1.ResourceName, used, allocatable, wanted int64)) {
+		visit(v1.ResourceCPU, used.milliCPU, allocatable.Cpu().MilliValue(), r.milliCPU)
+		visit(v1.ResourceMemory, used.memory, allocatable.Memory().Value(), r.memory)
+		visit(v1.ResourceEphemeralStorage, used.ephemeral, allocatable.StorageEphemeral().Value(), r.ephemeral)
+		for _, x := range r.extended {
+			have := allocatable[x.name]
+			visit(x.name, extended[x.name], have.Value(), x.amount)
+		}
+	})
+	return why
+}
+
+// scorers returns the built-in scores of one node, scaled over the nodes of the
+// scan that are feasible when the returned function is first called.
+func (s *State) scorers(st *static, r *requests, profile *Profile, pod *v1.Pod, scan *Scan) func(*node) []PluginScore {
+	images := map[string]*image{} // counted anew
+	for i := range scan.Nodes {
+		imageNames(scan.Nodes[i].Node, func(name string, _ int64) {
+			if images[name] == nil {
+				images[name] = &image{size: s.images[name].size}
+			}
+			images[name].nodes++
+		})
+	}
+	first := true
+	var mostTaints, mostAffinity int32
+	return func(n *node) (scores []PluginScore) {
+		if first {
+			first = false
+			for i := range scan.Nodes {
+				if scan.Nodes[i].Plugin == "" {
+					mostTaints = max(mostTaints, st.rawTaints(scan.Nodes[i].Node))
+					mostAffinity = max(mostAffinity, st.rawAffinity(scan.Nodes[i].Node))
+				}
+			}
+		}
+		add := func(plugin string, raw, normalized int64) {
+			if weight := profile.scores[plugin]; weight > 0 {
+				scores = append(scores, PluginScore{plugin, raw, normalized, normalized * weight})
+			}
+		}
+		taints := st.rawTaints(n.object)
+		add(TaintToleration, int64(taints), int64(normalizedTaints(taints, mostTaints)))
+		if st.preferred != nil {
+			affinity := st.rawAffinity(n.object)
+			add(NodeAffinity, int64(affinity), int64(normalizedAffinity(affinity, mostAffinity)))
+		}
+		used, _ := n.used()
+		cpu, memory := n.object.Status.Allocatable.Cpu().MilliValue(), n.object.Status.Allocatable.Memory().Value()
+		least := meanFree([]int64{used.nonZeroCPU + r.nonZeroCPU, used.nonZeroMemory + r.nonZeroMemory}, []int64{cpu, memory})
+		add(NodeResourcesFit, least, least)
+		if r.milliCPU != 0 || r.memory != 0 {
+			balanced := int64(75)
+			if cpu != 0 && memory != 0 {
+				with := evenness(used.milliCPU+r.milliCPU, cpu, used.memory+r.memory, memory)
+				balanced = 50 + (50+with-evenness(used.milliCPU, cpu, used.memory, memory))/2
+			}
+			add(NodeResourcesBalancedAllocation, balanced, balanced)
+		}
+		sum := int64(0)
+		for _, wanted := range imagesOf(pod) {
+			imageNames(n.object, func(name string, _ int64) {
+				if name == wanted {
+					sum += int64(float64(images[name].size) * (float64(images[name].nodes) / float64(scan.Evaluated)))
+				}
+			})
+		}
+		locality := int64(imagePriority(sum, len(pod.Spec.InitContainers)+len(pod.Spec.Containers)))
+		add(ImageLocality, locality, locality)
+		return scores
+	}
+}
+
+// meanFree is the mean of what is left of each capacity, in percent.
+func meanFree(requested, capacity []int64) int64 {
+	sum, n := int64(0), int64(0)
+	for i := range capacity {
+		if capacity[i] == 0 {
+			continue
+		}
+		n++
+		if requested[i] <= capacity[i] {
+			sum += (capacity[i] - requested[i]) * maxScore / capacity[i]
+		}
+	}
+	if n == 0 {
+		return 0
+	}
+	return sum / n
+}
+
+// Explain is Scan for a pod that may be bound already: as if it were not there.
+// The message says why no node takes it, when none does.
+func (s *State) Explain(ctx context.Context, profile *Profile, pod *v1.Pod, p Policies) (*Scan, string, error) {
+	key := keyOf(pod)
+	if placed := s.Placed(key); placed != nil {
+		freed := s.freed
+		s.RemovePod(key)
+		defer func() {
+			s.SetPod(placed)
+			s.freed = freed // nothing became free in the end
+		}()
+	}
+	if pod.Spec.NodeName != "" {
+		free := *pod
+		free.Spec.NodeName = ""
+		free.Status.ContainerStatuses = nil
+		pod = &free
+	}
+	tie := Tie(pod)
+	scan, err := s.Scan(ctx, profile, pod, tie, p)
+	if err != nil || scan.Node != nil {
+		return scan, "", err
+	}
+	c := s.ClassOf(profile, pod)
+	defer s.Release(c)
+	if !profile.HasPolicies() {
+		return scan, s.Verdict(c).Message, nil
+	}
+	_, verdict, err := s.DecideWithPolicies(ctx, c, pod, tie, p)
+	if err != nil {
+		return nil, "", err
+	}
+	return scan, verdict.Message, nil
+}

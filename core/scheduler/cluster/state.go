@@ -1,0 +1,303 @@
+package cluster
+
+import (
+	"maps"
+	"slices"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	corev1helpers "k8s.io/component-helpers/scheduling/corev1"
+
+	"github.com/quaymaster/quaymaster/policies/abi"
+)
+
+// State is all that decisions read: nodes, the pods on them, and what the
+// classes derived from both. One goroutine owns it.
+type State struct {
+	seed  uint64
+	fleet abi.Fleet
+
+	nodes    map[string]*node // by name; also nodes unknown so far that pods are bound to
+	byRow    []*node          // nil where the row is vacant
+	vacant   []int32
+	count    int // nodes present
+	extended map[v1.ResourceName]*extendedColumn
+	images   map[string]*image
+	pods     map[types.NamespacedName]*podEntry
+
+	// log holds the rows changed at positions logStart…; fleet.Generation is its end.
+	log      []int32
+	logStart uint64
+	freed    []int32 // rows where something may fit that did not before
+
+	classes map[string]*Class
+	factors map[string]*factor
+	tick    uint64 // rises with each use of a class
+}
+
+// node is one node and the pods bound to it.
+type node struct {
+	name   string
+	row    int32 // -1: the node is not (yet, or any more) there
+	object *v1.Node
+	pods   []*podEntry
+	ports  int // pods with host ports
+}
+
+// podEntry is a pod that occupies a node, bound or assumed.
+type podEntry struct {
+	pod      *v1.Pod
+	node     *node
+	index    int // in node.pods
+	requests requests
+	ports    []hostPort
+	priority int32
+}
+
+type extendedColumn struct{ allocatable, requested []int64 }
+
+type image struct {
+	size  int64 // of the first node that reported it
+	nodes int
+}
+
+// New returns an empty state. The seed takes part in every tie-break.
+func New(seed uint64) *State {
+	s := &State{
+		seed:     seed,
+		nodes:    map[string]*node{},
+		extended: map[v1.ResourceName]*extendedColumn{},
+		images:   map[string]*image{},
+		pods:     map[types.NamespacedName]*podEntry{},
+		classes:  map[string]*Class{},
+		factors:  map[string]*factor{},
+	}
+	s.fleet = abi.Fleet{
+		ExtendedAllocatable: map[v1.ResourceName][]int64{},
+		ExtendedRequested:   map[v1.ResourceName][]int64{},
+		Symbols:             abi.NewSymbols(),
+		Changes:             s.changes,
+	}
+	return s
+}
+
+// Nodes is the number of nodes.
+func (s *State) Nodes() int { return s.count }
+
+// Node returns the node of that name, or nil.
+func (s *State) Node(name string) *v1.Node {
+	if n := s.nodes[name]; n != nil && n.row >= 0 {
+		return n.object
+	}
+	return nil
+}
+
+// Fleet returns the columns. They may be read until the next change of the state.
+func (s *State) Fleet() *abi.Fleet { return &s.fleet }
+
+// SetNode adds a node or puts its new version in force.
+func (s *State) SetNode(object *v1.Node) {
+	n := s.nodes[object.Name]
+	if n == nil {
+		n = &node{name: object.Name, row: -1}
+		s.nodes[object.Name] = n
+	}
+	old := n.object
+	if n.row < 0 {
+		old = nil
+		s.occupy(n)
+	}
+	n.object = object
+	row := n.row
+	s.fleet.Nodes[row] = object
+	flags := nodeFlags(object)
+	static := old == nil || !maps.Equal(old.Labels, object.Labels) || old.Spec.Unschedulable != object.Spec.Unschedulable ||
+		!slices.EqualFunc(old.Spec.Taints, object.Spec.Taints, func(a, b v1.Taint) bool {
+			return a.Key == b.Key && a.Value == b.Value && a.Effect == b.Effect
+		})
+	capacity := s.setAllocatable(row, object)
+	images := old == nil || !slices.EqualFunc(old.Status.Images, object.Status.Images, func(a, b v1.ContainerImage) bool {
+		return a.SizeBytes == b.SizeBytes && slices.Equal(a.Names, b.Names)
+	})
+	if images {
+		s.countImages(old, -1)
+		s.countImages(object, +1)
+		s.fleet.Images.Values[row] = s.imageSymbols(object)
+	}
+	if static {
+		s.setStaticColumns(row, object)
+		for _, f := range s.factors {
+			f.refresh(s, row)
+		}
+	}
+	if static || capacity || images || s.fleet.Flags[row] != flags {
+		s.fleet.Flags[row] = flags
+		s.changed(row)
+		s.freed = append(s.freed, row)
+	}
+}
+
+// RemoveNode forgets a node. Pods bound to it stay known by its name.
+func (s *State) RemoveNode(name string) {
+	n := s.nodes[name]
+	if n == nil || n.row < 0 {
+		return
+	}
+	row := n.row
+	for _, e := range n.pods {
+		s.account(e, -1)
+	}
+	s.countImages(n.object, -1)
+	n.row, n.object = -1, nil
+	s.byRow[row] = nil
+	s.fleet.Nodes[row] = nil
+	s.fleet.Flags[row] = 0
+	for _, f := range s.factors {
+		f.reason[row] = refusedVacant
+	}
+	s.vacant = append(s.vacant, row)
+	s.count--
+	s.changed(row)
+	if len(n.pods) == 0 {
+		delete(s.nodes, name)
+	}
+}
+
+// SetPod counts a pod with spec.nodeName on that node: a bound one, a newer
+// version of it, or one assumed to be there. A pod that has ended counts nowhere.
+func (s *State) SetPod(pod *v1.Pod) {
+	key := keyOf(pod)
+	if pod.Spec.NodeName == "" || Ended(pod) {
+		s.RemovePod(key)
+		return
+	}
+	if e := s.pods[key]; e != nil {
+		if e.node.name == pod.Spec.NodeName && e.pod.UID == pod.UID {
+			if r := s.requestsOf(pod); !e.requests.equal(&r) {
+				s.account(e, -1)
+				e.requests = r
+				s.account(e, +1)
+				s.rowFreed(e.node.row)
+			}
+			e.pod = pod
+			return
+		}
+		s.RemovePod(key)
+	}
+	s.place(key, &podEntry{pod: pod, requests: s.requestsOf(pod), ports: hostPortsOf(pod), priority: corev1helpers.PodPriority(pod)})
+}
+
+// Assume counts a pod of the class as bound to the node that a decision gave it.
+func (s *State) Assume(c *Class, pod *v1.Pod) {
+	key := keyOf(pod)
+	s.RemovePod(key)
+	s.place(key, &podEntry{pod: pod, requests: c.requests, ports: c.ports, priority: c.priority})
+}
+
+// RemovePod frees what the pod of that name occupied. It says whether there was one.
+func (s *State) RemovePod(key types.NamespacedName) bool {
+	e := s.pods[key]
+	if e == nil {
+		return false
+	}
+	delete(s.pods, key)
+	s.account(e, -1)
+	n := e.node
+	last := len(n.pods) - 1
+	n.pods[e.index] = n.pods[last]
+	n.pods[e.index].index = e.index
+	n.pods[last] = nil
+	n.pods = n.pods[:last]
+	if len(e.ports) > 0 {
+		n.ports--
+	}
+	s.rowFreed(n.row)
+	if n.row < 0 && len(n.pods) == 0 {
+		delete(s.nodes, n.name)
+	}
+	return true
+}
+
+// Placed returns the pod of that name as it is counted, or nil.
+func (s *State) Placed(key types.NamespacedName) *v1.Pod {
+	if e := s.pods[key]; e != nil {
+		return e.pod
+	}
+	return nil
+}
+
+// TakeFreed returns the rows where something may fit that did not before, since
+// the last call; a row may be there twice.
+func (s *State) TakeFreed() []int32 {
+	rows := s.freed
+	s.freed = nil
+	return rows
+}
+
+// Ended says that the pod's containers are done for good.
+func Ended(pod *v1.Pod) bool {
+	return pod.Status.Phase == v1.PodSucceeded || pod.Status.Phase == v1.PodFailed
+}
+
+func (s *State) place(key types.NamespacedName, e *podEntry) {
+	n := s.nodes[e.pod.Spec.NodeName]
+	if n == nil {
+		n = &node{name: e.pod.Spec.NodeName, row: -1}
+		s.nodes[n.name] = n
+	}
+	e.node, e.index = n, len(n.pods)
+	n.pods = append(n.pods, e)
+	if len(e.ports) > 0 {
+		n.ports++
+	}
+	s.pods[key] = e
+	s.account(e, +1)
+}
+
+// account adds the pod to its row, or takes it off.
+func (s *State) account(e *podEntry, sign int64) {
+	row := e.node.row
+	if row < 0 {
+		return
+	}
+	f, r := &s.fleet, &e.requests
+	f.Requested.MilliCPU[row] += sign * r.milliCPU
+	f.Requested.Memory[row] += sign * r.memory
+	f.Requested.EphemeralStorage[row] += sign * r.ephemeral
+	f.Requested.Pods[row] += sign
+	f.NonZeroRequested.MilliCPU[row] += sign * r.nonZeroCPU
+	f.NonZeroRequested.Memory[row] += sign * r.nonZeroMemory
+	for _, x := range r.extended {
+		x.column.requested[row] += sign * x.amount
+	}
+	s.changed(row)
+}
+
+func (s *State) rowFreed(row int32) {
+	if row >= 0 {
+		s.freed = append(s.freed, row)
+	}
+}
+
+// logLimit bounds the log; a class whose cursor fell off it is built anew.
+const logLimit = 1 << 16
+
+func (s *State) changed(row int32) {
+	if len(s.log) == 2*logLimit {
+		s.log = append(s.log[:0], s.log[logLimit:]...)
+		s.logStart += logLimit
+	}
+	s.log = append(s.log, row)
+	s.fleet.Generation++
+}
+
+func (s *State) changes(since uint64) ([]int32, bool) {
+	if since < s.logStart || since > s.fleet.Generation {
+		return nil, false
+	}
+	return s.log[since-s.logStart:], true
+}
+
+func keyOf(pod *v1.Pod) types.NamespacedName {
+	return types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}
+}

@@ -1,0 +1,193 @@
+package cluster
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	v1 "k8s.io/api/core/v1"
+)
+
+// NoNodes is the message when the cluster has none.
+const NoNodes = "no nodes available to schedule pods"
+
+const (
+	portsTaken  = "node(s) didn't have free ports for the requested pod ports"
+	tooManyPods = "Too many pods"
+	noVictims   = "No preemption victims found for incoming pod"
+	notHelpful  = "Preemption is not helpful for scheduling"
+	// What upstream's DynamicResources says first for a pod without claims.
+	noClaims = "no new claims to deallocate"
+)
+
+// Verdict says why no node takes the pods of a class.
+type Verdict struct {
+	// Message is upstream's text.
+	Message string
+	// Preemptible says that evicting pods of lower priority would make room.
+	Preemptible bool
+}
+
+// Verdict of a class that Decide found no node for.
+func (s *State) Verdict(c *Class) *Verdict {
+	if c.verdict == nil || c.verdictAt != s.fleet.Generation {
+		c.verdict, c.verdictAt = s.verdict(c, nil), s.fleet.Generation
+	}
+	return c.verdict
+}
+
+// reasons counts the texts over nodes.
+type reasons map[string]int
+
+func (r reasons) add(texts ...string) {
+	for _, t := range texts {
+		r[t]++
+	}
+}
+
+func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
+	if s.count == 0 {
+		return &Verdict{Message: NoNodes}
+	}
+	filter, preemption := reasons{}, reasons{}
+	var counts [len(refusals)]int
+	v := &Verdict{}
+	for row, n := range s.byRow {
+		if n == nil {
+			continue
+		}
+		row := int32(row)
+		if reason := c.factor.reason[row]; reason != refusedNot {
+			counts[reason]++
+			continue
+		}
+		why, resolvable := s.refusedBy(c, row)
+		if why == nil && policy != nil {
+			why = []string{policy(row)}
+		}
+		filter.add(why...)
+		if !resolvable || c.never {
+			preemption[notHelpful]++
+			continue
+		}
+		left := s.withoutVictims(c, n)
+		preemption.add(left...)
+		v.Preemptible = v.Preemptible || len(left) == 0
+	}
+	for reason, count := range counts {
+		if count > 0 {
+			filter[refusals[reason].reason] += count
+			preemption[notHelpful] += count
+		}
+	}
+	preFilter := ""
+	if c.factor.conflict && c.profile.filters[NodeAffinity] {
+		preFilter = affinityConflict
+	}
+	post := ""
+	switch {
+	case c.never:
+		post = noClaims + ", preemption: not eligible due to preemptionPolicy=Never."
+	case !v.Preemptible:
+		post = noClaims + ", preemption: " + fitError(s.count, "", preemption, "")
+	}
+	v.Message = fitError(s.count, preFilter, filter, post)
+	return v
+}
+
+// fitError is the text of upstream's FitError.
+func fitError(nodes int, preFilter string, filter reasons, postFilter string) string {
+	message := fmt.Sprintf("0/%d nodes are available:", nodes)
+	if preFilter != "" {
+		message += " " + preFilter + "."
+	} else if len(filter) > 0 {
+		texts := make([]string, 0, len(filter))
+		for reason, count := range filter {
+			texts = append(texts, fmt.Sprintf("%d %s", count, reason))
+		}
+		slices.Sort(texts)
+		message += " " + strings.Join(texts, ", ") + "."
+	}
+	if postFilter != "" {
+		message += " " + postFilter
+	}
+	return message
+}
+
+// refusedBy lists why the filters on what pods occupy refuse the row; it is
+// resolvable when the node would be large enough if it were empty.
+func (s *State) refusedBy(c *Class, row int32) (why []string, resolvable bool) {
+	if !s.portsFree(c.ports, s.byRow[row], nil) {
+		return []string{portsTaken}, true
+	}
+	if !c.profile.fit {
+		return nil, false
+	}
+	return insufficient(&c.requests, s.fleet.Requested.Pods[row], s.fleet.Allocatable.Pods[row], func(visit func(name v1.ResourceName, used, allocatable, wanted int64)) {
+		f, r := &s.fleet, &c.requests
+		visit(v1.ResourceCPU, f.Requested.MilliCPU[row], f.Allocatable.MilliCPU[row], r.milliCPU)
+		visit(v1.ResourceMemory, f.Requested.Memory[row], f.Allocatable.Memory[row], r.memory)
+		visit(v1.ResourceEphemeralStorage, f.Requested.EphemeralStorage[row], f.Allocatable.EphemeralStorage[row], r.ephemeral)
+		for _, x := range r.extended {
+			visit(x.name, x.column.requested[row], x.column.allocatable[row], x.amount)
+		}
+	})
+}
+
+func insufficient(r *requests, pods, maxPods int64, each func(func(name v1.ResourceName, used, allocatable, wanted int64))) (why []string, resolvable bool) {
+	resolvable = true
+	if pods+1 > maxPods {
+		why = append(why, tooManyPods)
+	}
+	each(func(name v1.ResourceName, used, allocatable, wanted int64) {
+		if wanted > 0 && wanted > allocatable-used {
+			why = append(why, "Insufficient "+string(name))
+			resolvable = resolvable && wanted <= allocatable
+		}
+	})
+	return why, resolvable && len(why) > 0
+}
+
+// withoutVictims says what still refuses the node once all pods of lower
+// priority are gone; nothing when that makes room.
+func (s *State) withoutVictims(c *Class, n *node) []string {
+	isVictim := func(e *podEntry) bool { return e.priority < c.priority }
+	victims := 0
+	var freed requests
+	extended := make([]int64, len(c.requests.extended))
+	for _, e := range n.pods {
+		if !isVictim(e) {
+			continue
+		}
+		victims++
+		freed.milliCPU += e.requests.milliCPU
+		freed.memory += e.requests.memory
+		freed.ephemeral += e.requests.ephemeral
+		for i, wanted := range c.requests.extended {
+			for _, x := range e.requests.extended {
+				if x.name == wanted.name {
+					extended[i] += x.amount
+				}
+			}
+		}
+	}
+	if victims == 0 {
+		return []string{noVictims}
+	}
+	if !s.portsFree(c.ports, n, isVictim) {
+		return []string{portsTaken}
+	}
+	if !c.profile.fit {
+		return nil
+	}
+	f, r, row := &s.fleet, &c.requests, n.row
+	why, _ := insufficient(r, f.Requested.Pods[row]-int64(victims), f.Allocatable.Pods[row], func(visit func(name v1.ResourceName, used, allocatable, wanted int64)) {
+		visit(v1.ResourceCPU, f.Requested.MilliCPU[row]-freed.milliCPU, f.Allocatable.MilliCPU[row], r.milliCPU)
+		visit(v1.ResourceMemory, f.Requested.Memory[row]-freed.memory, f.Allocatable.Memory[row], r.memory)
+		visit(v1.ResourceEphemeralStorage, f.Requested.EphemeralStorage[row]-freed.ephemeral, f.Allocatable.EphemeralStorage[row], r.ephemeral)
+		for i, x := range r.extended {
+			visit(x.name, x.column.requested[row]-extended[i], x.column.allocatable[row], x.amount)
+		}
+	})
+	return why
+}
