@@ -1,0 +1,5 @@
+package storage
+
+const crashChild = "QUAYMASTER_STORAGE_CRASH"
+
+func crashWriter(dir string) {}

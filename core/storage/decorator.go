@@ -1,0 +1,108 @@
+package storage
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/features"
+	"k8s.io/apiserver/pkg/registry/generic"
+	"k8s.io/apiserver/pkg/storage"
+	"k8s.io/apiserver/pkg/storage/cacher"
+	"k8s.io/apiserver/pkg/storage/etcd3"
+	etcdfeature "k8s.io/apiserver/pkg/storage/feature"
+	"k8s.io/apiserver/pkg/storage/storagebackend"
+	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
+	"k8s.io/apiserver/pkg/storage/value/encrypt/identity"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/client-go/tools/cache"
+)
+
+// StorageDecorator makes upstream's etcd3 store of a resource over this store.
+// The transport of its configuration is not looked at. cached says which
+// resources get upstream's watch cache on top; nil is none.
+func (s *Store) StorageDecorator(cached func(schema.GroupResource) bool) generic.StorageDecorator {
+	return func(
+		config *storagebackend.ConfigForResource,
+		resourcePrefix string,
+		keyFunc func(obj runtime.Object) (string, error),
+		newFunc func() runtime.Object,
+		newListFunc func() runtime.Object,
+		getAttrs storage.AttrFunc,
+		triggers storage.IndexerFuncs,
+		indexers *cache.Indexers,
+	) (storage.Interface, factory.DestroyFunc, error) {
+		raw, destroy, err := s.resource(config, newFunc, newListFunc, resourcePrefix)
+		if err != nil {
+			return nil, nil, fmt.Errorf("storage of %s: %w", config.GroupResource, err)
+		}
+		if cached == nil || !cached(config.GroupResource) {
+			return raw, destroy, nil
+		}
+		etcdfeature.DefaultFeatureSupportChecker.CheckClient(s.ctx, statusClient{s}, storage.RequestWatchProgress)
+		c, err := cacher.NewCacherFromConfig(cacher.Config{
+			Storage:             raw,
+			Versioner:           storage.APIObjectVersioner{},
+			GroupResource:       config.GroupResource,
+			EventsHistoryWindow: config.EventsHistoryWindow,
+			ResourcePrefix:      resourcePrefix,
+			KeyFunc:             keyFunc,
+			NewFunc:             newFunc,
+			NewListFunc:         newListFunc,
+			GetAttrsFunc:        getAttrs,
+			IndexerFuncs:        triggers,
+			Indexers:            indexers,
+			Codec:               config.Codec,
+		})
+		if err != nil {
+			destroy()
+			return nil, nil, fmt.Errorf("watch cache of %s: %w", config.GroupResource, err)
+		}
+		delegator := cacher.NewCacheDelegator(c, raw)
+		return delegator, sync.OnceFunc(func() {
+			delegator.Stop()
+			c.Stop()
+			destroy()
+		}), nil
+	}
+}
+
+func (s *Store) resource(config *storagebackend.ConfigForResource, newFunc, newListFunc func() runtime.Object, resourcePrefix string) (storage.Interface, factory.DestroyFunc, error) {
+	transformer := config.Transformer
+	if transformer == nil {
+		transformer = identity.NewEncryptCheckTransformer()
+	}
+	versioner := storage.APIObjectVersioner{}
+	decoder := etcd3.NewDefaultDecoder(config.Codec, versioner)
+	unsafeDelete := utilfeature.DefaultFeatureGate.Enabled(features.AllowUnsafeMalformedObjectDeletion)
+	if unsafeDelete {
+		transformer = etcd3.WithCorruptObjErrorHandlingTransformer(transformer)
+		decoder = etcd3.WithCorruptObjErrorHandlingDecoder(decoder)
+	}
+	leases := config.LeaseManagerConfig
+	if leases == (etcd3.LeaseManagerConfig{}) {
+		leases = etcd3.NewDefaultLeaseManagerConfig()
+	}
+	raw, err := etcd3.New(s.etcd, s, config.Codec, newFunc, newListFunc, config.Prefix, resourcePrefix, config.GroupResource, transformer, leases, decoder, versioner)
+	if err != nil {
+		return nil, nil, err
+	}
+	destroy := sync.OnceFunc(raw.Close)
+	if unsafeDelete {
+		return etcd3.NewStoreWithUnsafeCorruptObjectDeletion(raw, config.GroupResource), destroy, nil
+	}
+	return raw, destroy, nil
+}
+
+// statusClient tells upstream, which asks by endpoint, that watches report
+// their progress.
+type statusClient struct{ s *Store }
+
+func (c statusClient) Endpoints() []string { return []string{"embedded"} }
+
+func (c statusClient) Status(ctx context.Context, endpoint string) (*clientv3.StatusResponse, error) {
+	return c.s.etcd.Status(ctx, endpoint)
+}

@@ -1,0 +1,329 @@
+package storage
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+)
+
+// Badger's keys. The version of an entry is the revision it belongs to.
+const (
+	dataPrefix  = 'd' // and the key: a record, or a Badger deletion
+	leasePrefix = 'l' // and eight bytes of id: what encodeLease makes
+)
+
+var (
+	compactKey = []byte("m/compact") // the compacted revision, decimal
+	intentKey  = []byte("m/intent")  // what encodeIntent makes
+)
+
+// hasLease marks a record with a lease, so that only those are read at start.
+const hasLease byte = 1
+
+// disk is Badger with a log whose every batch is flushed. Its memory is bound
+// by the options: two tables of 8 MiB in writing, no block cache.
+type disk struct {
+	db     *badger.DB
+	logger *badgerLogger
+	intent bool // one is stored and may be forgotten
+}
+
+const memTable = 8 << 20
+
+// Limits of what is handed to Badger at once. It allows 15 % of a table; what
+// is longer than inline goes to the value log and counts for a pointer.
+const (
+	inline   = 64 << 10
+	maxBytes = memTable / 10
+	maxCount = 4096
+)
+
+func openDisk(dir string, logger *slog.Logger) (*disk, error) {
+	if err := checkFormat(dir); err != nil {
+		return nil, err
+	}
+	log := &badgerLogger{log: logger}
+	opts := badger.DefaultOptions(dir).
+		WithLogger(log).
+		WithMetricsEnabled(false).
+		WithDetectConflicts(false).
+		WithNumVersionsToKeep(1).
+		WithSyncWrites(true).
+		WithCompression(0).
+		WithBlockCacheSize(0).
+		WithIndexCacheSize(0).
+		WithMemTableSize(memTable).
+		WithNumMemtables(2).
+		WithNumCompactors(2).
+		WithValueThreshold(inline).
+		WithValueLogFileSize(64 << 20)
+	db, err := badger.OpenManaged(opts)
+	if err != nil {
+		if strings.Contains(err.Error(), "directory lock") {
+			return nil, fmt.Errorf("storage: %s is %w; stop it first or choose another directory", dir, ErrInUse)
+		}
+		return nil, fmt.Errorf("storage: open %s: %w", dir, err)
+	}
+	return &disk{db: db, logger: log}, nil
+}
+
+func (d *disk) close() error { return d.db.Close() }
+
+func dataKey(key string) []byte { return append([]byte{dataPrefix}, key...) }
+
+// get reads the state a key got at exactly rev. errGone means compaction took it.
+func (d *disk) get(key string, rev int64) (*mvccpb.KeyValue, error) {
+	txn := d.db.NewTransactionAt(uint64(rev), false)
+	defer txn.Discard()
+	item, err := txn.Get(dataKey(key))
+	if errors.Is(err, badger.ErrKeyNotFound) || err == nil && item.Version() != uint64(rev) {
+		return nil, errGone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("storage: read %s at revision %d: %w", key, rev, err)
+	}
+	value, err := item.ValueCopy(nil)
+	if err != nil {
+		return nil, fmt.Errorf("storage: read %s at revision %d: %w", key, rev, err)
+	}
+	kv, err := decodeRecord(key, rev, value)
+	if err != nil {
+		return nil, fmt.Errorf("storage: read %s at revision %d: %w", key, rev, err)
+	}
+	return kv, nil
+}
+
+var errGone = errors.New("storage: revision is not stored")
+
+// write makes the changes durable, with one flush if they are within maxBytes
+// and maxCount. groups are the changes that must survive a crash together or not at
+// all; Badger keeps only entries of one version together, so their intent goes
+// first, to be redone by load.
+func (d *disk) write(changes []*pending, groups [][]*pending) error {
+	last := uint64(changes[len(changes)-1].rev)
+	if len(groups) > 0 {
+		var grouped []*pending
+		for _, g := range groups {
+			grouped = append(grouped, g...)
+		}
+		if err := d.put(intentKey, encodeIntent(grouped), last); err != nil {
+			return err
+		}
+	}
+	err := d.batch(func(b *badger.WriteBatch) error {
+		for _, c := range changes {
+			if err := set(b, c); err != nil {
+				return err
+			}
+		}
+		if d.intent && len(groups) == 0 {
+			return b.DeleteAt(intentKey, last)
+		}
+		return nil
+	})
+	if err == nil {
+		d.intent = len(groups) > 0
+	}
+	return err
+}
+
+func set(b *badger.WriteBatch, c *pending) error {
+	if c.kv == nil {
+		return b.DeleteAt(dataKey(c.key), uint64(c.rev))
+	}
+	e := badger.NewEntry(dataKey(c.key), encodeRecord(c.kv))
+	if c.kv.Lease != 0 {
+		e.WithMeta(hasLease)
+	}
+	return b.SetEntryAt(e, uint64(c.rev))
+}
+
+// put stores one entry, durably. at may be a revision that exists.
+func (d *disk) put(key, value []byte, at uint64) error {
+	return d.batch(func(b *badger.WriteBatch) error {
+		return b.SetEntryAt(badger.NewEntry(key, value), at)
+	})
+}
+
+func (d *disk) delete(key []byte, at uint64) error {
+	return d.batch(func(b *badger.WriteBatch) error { return b.DeleteAt(key, at) })
+}
+
+func (d *disk) batch(fill func(*badger.WriteBatch) error) error {
+	b := d.db.NewManagedWriteBatch()
+	if err := fill(b); err != nil {
+		b.Cancel()
+		return err
+	}
+	if err := b.Flush(); err != nil {
+		return err
+	}
+	return d.logger.unsynced()
+}
+
+// discard lets Badger drop the states that no read at or above rev can see.
+func (d *disk) discard(rev int64) { d.db.SetDiscardTs(uint64(rev)) }
+
+// collect rewrites value log files of which half is garbage.
+func (d *disk) collect(stop func() bool) error {
+	for !stop() {
+		if err := d.db.RunValueLogGC(0.5); err != nil {
+			if errors.Is(err, badger.ErrNoRewrite) || errors.Is(err, badger.ErrRejected) {
+				return nil
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// load fills the index from the disk, after it has redone an unfinished intent.
+func (s *Store) load() error {
+	d := s.disk
+	compact, err := d.meta(compactKey)
+	if err != nil {
+		return err
+	}
+	if compact != nil {
+		if s.compact, err = strconv.ParseInt(string(compact), 10, 64); err != nil {
+			return fmt.Errorf("compacted revision: %w", err)
+		}
+	}
+	d.discard(s.compact)
+	if err := s.redo(); err != nil {
+		return err
+	}
+	s.rev = max(s.rev, s.compact, int64(d.db.MaxVersion()))
+	if err := s.loadLeases(); err != nil {
+		return err
+	}
+	opts := badger.IteratorOptions{Prefix: []byte{dataPrefix}, AllVersions: true}
+	txn := d.db.NewTransactionAt(math.MaxUint64, false)
+	defer txn.Discard()
+	it := txn.NewIterator(opts)
+	defer it.Close()
+	s.index.fill(s.compact, func(yield func(key string, v version)) {
+		var last string
+		for it.Rewind(); it.Valid(); it.Next() {
+			item := it.Item()
+			key := string(item.Key()[1:])
+			v := version{rev: int64(item.Version())}
+			if item.IsDeletedOrExpired() {
+				v.rev = -v.rev
+			}
+			yield(key, v)
+			if key != last && !v.deleted() && item.UserMeta() == hasLease {
+				err = errors.Join(err, s.loadAttached(key, v.rev))
+			}
+			last = key
+		}
+	})
+	return err
+}
+
+// redo finishes transactions of which a crash left only a part. Below the
+// compacted revision there is nothing to finish: what came after is stored.
+func (s *Store) redo() error {
+	d := s.disk
+	data, err := d.meta(intentKey)
+	if err != nil || len(data) == 0 {
+		return err
+	}
+	changes, err := decodeIntent(data)
+	if err != nil {
+		return fmt.Errorf("intent: %w", err)
+	}
+	d.intent = true
+	if len(changes) == 0 || changes[len(changes)-1].rev <= s.compact {
+		return nil
+	}
+	return d.batch(func(b *badger.WriteBatch) error {
+		for _, c := range changes {
+			if err := set(b, c); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (d *disk) meta(key []byte) ([]byte, error) {
+	txn := d.db.NewTransactionAt(math.MaxUint64, false)
+	defer txn.Discard()
+	item, err := txn.Get(key)
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return item.ValueCopy(nil)
+}
+
+func leaseKey(id int64) []byte {
+	return binary.BigEndian.AppendUint64([]byte{leasePrefix}, uint64(id))
+}
+
+// leases calls do for every stored lease.
+func (d *disk) leases(do func(id, ttl int64, expiry time.Time)) error {
+	txn := d.db.NewTransactionAt(math.MaxUint64, false)
+	defer txn.Discard()
+	it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{leasePrefix}})
+	defer it.Close()
+	for it.Rewind(); it.Valid(); it.Next() {
+		item := it.Item()
+		value, err := item.ValueCopy(nil)
+		if err != nil {
+			return err
+		}
+		if len(item.Key()) != 9 || len(value) != 16 {
+			return errRecord
+		}
+		do(int64(binary.BigEndian.Uint64(item.Key()[1:])), int64(binary.BigEndian.Uint64(value)),
+			time.UnixMilli(int64(binary.BigEndian.Uint64(value[8:]))))
+	}
+	return nil
+}
+
+func encodeLease(ttl int64, expiry time.Time) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, uint64(ttl)), uint64(expiry.UnixMilli()))
+}
+
+// badgerLogger passes Badger's errors on, and keeps the one that Badger only
+// logs although a write was not made durable by it.
+type badgerLogger struct {
+	log  *slog.Logger
+	sync atomic.Pointer[error]
+}
+
+func (l *badgerLogger) unsynced() error {
+	if err := l.sync.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+func (l *badgerLogger) Errorf(format string, args ...any) {
+	text := strings.TrimSpace(fmt.Sprintf(format, args...))
+	if strings.Contains(text, "curlf sync") {
+		err := errors.New(text)
+		l.sync.Store(&err)
+	}
+	l.log.Error("badger: " + text)
+}
+
+func (l *badgerLogger) Warningf(format string, args ...any) {
+	l.log.Warn("badger: " + strings.TrimSpace(fmt.Sprintf(format, args...)))
+}
+
+func (l *badgerLogger) Infof(string, ...any)  {}
+func (l *badgerLogger) Debugf(string, ...any) {}

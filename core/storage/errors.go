@@ -1,0 +1,51 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+)
+
+var (
+	// ErrClosed is returned by every call that begins after Close.
+	ErrClosed = errors.New("storage: closed")
+
+	// ErrInUse is returned by Open when another store, in this process or
+	// another, has the directory open. End that one first.
+	ErrInUse = errors.New("in use by another process")
+
+	// ErrNewerFormat is returned by Open when a newer version wrote the
+	// directory. Nothing has been changed in it.
+	ErrNewerFormat = errors.New("written by a newer version")
+
+	// ErrForeign is returned by Open when the directory holds something that is
+	// not a store, so that it is not damaged.
+	ErrForeign = errors.New("not a store")
+
+	// ErrNoSpace is returned by writes while the file system has less than
+	// Options.MinFree left. Nothing was written; writes are accepted again when
+	// there is room.
+	ErrNoSpace = errors.New("storage: disk full")
+
+	// ErrFailed is returned by writes after one could not be made durable. What
+	// that write left is known only after a restart; reads go on.
+	ErrFailed = errors.New("storage: a write failed, restart to write again")
+
+	// ErrTooLarge is returned for a write with a value above MaxValue.
+	ErrTooLarge = errors.New("storage: value too large")
+)
+
+// MaxValue is the largest value in bytes, the same as etcd's default.
+const MaxValue = 3 << 19
+
+// ConflictError says that a key was not at the revision that a write expected.
+type ConflictError struct {
+	Key     string
+	Current int64 // its revision, 0 when absent
+}
+
+func (e *ConflictError) Error() string {
+	if e.Current == 0 {
+		return fmt.Sprintf("storage: %s does not exist", e.Key)
+	}
+	return fmt.Sprintf("storage: %s is at revision %d", e.Key, e.Current)
+}

@@ -1,0 +1,52 @@
+package storage
+
+import (
+	"context"
+	"flag"
+	"os"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+var crashRounds = flag.Int("crash-rounds", 10, "how often the crash test kills its writer")
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(crashChild); dir != "" {
+		crashWriter(dir)
+		return
+	}
+	flag.Parse()
+	goleak.VerifyTestMain(m)
+}
+
+// open gives a store that is closed with the test.
+func open(t testing.TB, opts Options) *Store {
+	t.Helper()
+	s, err := Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return s
+}
+
+// kinds runs a test on disk and in memory.
+func kinds(t *testing.T, test func(t *testing.T, opts Options)) {
+	t.Run("disk", func(t *testing.T) { test(t, Options{Dir: t.TempDir()}) })
+	t.Run("memory", func(t *testing.T) { test(t, Options{}) })
+}
+
+// put writes whatever the key's revision is and gives the new one.
+func put(t testing.TB, s *Store, key, value string) int64 {
+	t.Helper()
+	r, err := s.Etcd().Put(context.Background(), key, value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.Header.Revision
+}

@@ -1,0 +1,207 @@
+// Package storage keeps every object of an engine with one sequence of
+// revisions, as etcd does, on Badger in the engine's own process.
+//
+// [Open] gives a [Store]; [Store.Etcd] is an etcd client without a network, good
+// enough for upstream's etcd3 store, so that a real etcd differs by one
+// constructor. One goroutine writes: it gathers what waits into a batch, gives
+// each change its revision, makes the batch durable with one flush, and only
+// then answers and publishes. Reads never wait for a flush.
+//
+//	s, err := storage.Open(storage.Options{Dir: dir}) // zero value: in memory
+//	defer s.Close()
+//	etcd := s.Etcd()
+package storage
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/client/v3/kubernetes"
+	"k8s.io/utils/clock"
+)
+
+// Options of a store. The zero value is a store in memory.
+type Options struct {
+	// Dir holds the files, and nothing else may. It is made when missing. "" keeps
+	// everything in memory.
+	Dir string
+	// Logger takes what happens in the background. nil discards it.
+	Logger *slog.Logger
+	// Clock is the real one by default. Leases, compaction and progress follow it.
+	Clock clock.Clock
+	// Retention is how long a superseded revision stays readable. Default five
+	// minutes, as upstream's compactor; negative: for ever.
+	Retention time.Duration
+	// MaxHistory bounds the number of revisions kept whatever their age, and with
+	// it memory: about 50 bytes each. Default 500,000; negative: no bound.
+	MaxHistory int64
+	// ProgressInterval is how often an idle watch that asked for it hears how far
+	// it has come. Default five seconds.
+	ProgressInterval time.Duration
+	// MinFree is the space in bytes that must stay free on Dir's file system for
+	// a write to be accepted. Below it writes fail with ErrNoSpace and reads go
+	// on. It is what the engine's log, tables and their merging may need before
+	// the next check. Default 64 MiB.
+	MinFree uint64
+
+	freeSpace func(dir string) (uint64, error)
+}
+
+func (o *Options) complete() {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Clock == nil {
+		o.Clock = clock.RealClock{}
+	}
+	if o.Retention == 0 {
+		o.Retention = 5 * time.Minute
+	}
+	if o.MaxHistory == 0 {
+		o.MaxHistory = 500_000
+	}
+	if o.ProgressInterval == 0 {
+		o.ProgressInterval = 5 * time.Second
+	}
+	if o.MinFree == 0 {
+		o.MinFree = 64 << 20
+	}
+	if o.freeSpace == nil {
+		o.freeSpace = freeSpace
+	}
+}
+
+// Store keeps keys, values and their history. All methods may be called from
+// any goroutine; after Close they fail with ErrClosed.
+type Store struct {
+	opts Options
+	disk *disk // nil in memory
+	etcd *kubernetes.Client
+	hub  *hub
+
+	ctx    context.Context // ends when Close begins
+	cancel context.CancelFunc
+
+	requests chan *request
+	written  chan struct{} // closed when the writer has returned
+	tasks    sync.WaitGroup
+
+	// life is held for reading while a call may touch Badger, which panics
+	// once closed.
+	life   sync.RWMutex
+	closed bool
+	close  sync.Once
+	result error
+
+	// mu guards what follows. Only the writer changes it, so the writer alone
+	// may read without.
+	mu      sync.RWMutex
+	index   *index
+	rev     int64 // of the last published change
+	compact int64 // below it history is gone
+	leases  map[int64]*lease
+	leaseOf map[string]int64
+
+	failure atomic.Pointer[error] // set once, by a flush that failed
+	changed chan struct{}         // wakes the lease loop
+}
+
+// Open opens the store in opts.Dir, making it when missing. It fails with
+// ErrInUse, ErrNewerFormat or ErrForeign, wrapped with the directory's name.
+func Open(opts Options) (*Store, error) {
+	opts.complete()
+	s := &Store{
+		opts:     opts,
+		requests: make(chan *request, 1024),
+		written:  make(chan struct{}),
+		index:    newIndex(),
+		rev:      1, // as etcd: the first change is revision 2
+		leases:   map[int64]*lease{},
+		leaseOf:  map[string]int64{},
+		changed:  make(chan struct{}, 1),
+	}
+	if opts.Dir != "" {
+		var err error
+		if s.disk, err = openDisk(opts.Dir, opts.Logger); err != nil {
+			return nil, err
+		}
+		if err := s.load(); err != nil {
+			s.disk.close()
+			return nil, fmt.Errorf("storage: load %s: %w", opts.Dir, err)
+		}
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.etcd = newClient(s)
+	s.hub = newHub(s, s.rev)
+	go s.write()
+	s.tasks.Go(s.hub.run)
+	s.tasks.Go(s.expireLeases)
+	s.tasks.Go(s.keepHouse)
+	return s, nil
+}
+
+// Etcd is a client of this store. It lives as long as the store; its own Close
+// is not needed. KV, Lease, Watcher, Kubernetes and Maintenance.Status serve;
+// Cluster and Auth are nil, for there are none. Responses may be shared with
+// other readers: they are not to be changed.
+func (s *Store) Etcd() *kubernetes.Client { return s.etcd }
+
+// Revision of the last change that readers see, at least 1.
+func (s *Store) Revision() int64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.rev
+}
+
+// CompactRevision is the oldest revision that can still be read, 0 if nothing
+// was compacted. It makes the store upstream's etcd3.Compactor.
+func (s *Store) CompactRevision() int64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.compact
+}
+
+// Healthy tells why the store accepts no writes, nil when it does.
+func (s *Store) Healthy() error {
+	if s.ctx.Err() != nil {
+		return ErrClosed
+	}
+	if err := s.failure.Load(); err != nil {
+		return *err
+	}
+	return s.checkSpace()
+}
+
+// Close answers what is being written, ends every watch and gives the
+// directory free. It is idempotent and returns the same error each time.
+func (s *Store) Close() error {
+	s.close.Do(func() {
+		s.cancel()
+		s.life.Lock()
+		s.closed = true
+		s.life.Unlock()
+		<-s.written
+		s.tasks.Wait()
+		_ = s.etcd.Close() // its context only
+		if s.disk != nil {
+			s.result = s.disk.close()
+		}
+	})
+	return s.result
+}
+
+// enter keeps the store open until leave is called.
+func (s *Store) enter() error {
+	s.life.RLock()
+	if s.closed || s.ctx.Err() != nil {
+		s.life.RUnlock()
+		return ErrClosed
+	}
+	return nil
+}
+
+func (s *Store) leave() { s.life.RUnlock() }
