@@ -1,0 +1,266 @@
+package wasm
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/tetratelabs/wazero"
+	experimentalsys "github.com/tetratelabs/wazero/experimental/sys"
+	"github.com/tetratelabs/wazero/experimental/sysfs"
+	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
+	"github.com/tetratelabs/wazero/sys"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/utils/clock"
+
+	"github.com/quaymaster/quaymaster/runtime/cri"
+)
+
+// pageSize is WebAssembly's, in bytes; a module has at most 65,536 of them.
+const (
+	pageSize = 64 << 10
+	maxPages = 1 << 16
+)
+
+// runSpec is all that a run needs: what a shim is given.
+type runSpec struct {
+	Module      string      `json:"module"` // path of the .wasm file
+	Cache       string      `json:"cache"`
+	Args        []string    `json:"args"`
+	Env         [][2]string `json:"env,omitempty"`
+	Mounts      []mount     `json:"mounts,omitempty"`
+	MemoryLimit int64       `json:"memoryLimit,omitempty"` // bytes; 0 = none
+	Log         string      `json:"log,omitempty"`
+}
+
+type mount struct {
+	Host     string `json:"host"`
+	Guest    string `json:"guest"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
+}
+
+// result is how a run ended.
+type result struct {
+	Code     int32     `json:"code"`
+	Reason   string    `json:"reason"`
+	Message  string    `json:"message,omitempty"`
+	Finished time.Time `json:"finished"`
+}
+
+func ended(code int32, message string) result {
+	reason := "Completed"
+	if code != 0 {
+		reason = "Error"
+	}
+	return result{Code: code, Reason: reason, Message: message}
+}
+
+// newRuntime returns a runtime with a memory limit. One whose runs can be
+// cancelled costs some speed in loops: a process can be killed instead.
+func newRuntime(ctx context.Context, s *runSpec, cache wazero.CompilationCache, cancellable bool) (wazero.Runtime, wazero.CompiledModule, error) {
+	config := wazero.NewRuntimeConfig().WithCompilationCache(cache).WithCloseOnContextDone(cancellable)
+	if s.MemoryLimit > 0 {
+		pages := min(s.MemoryLimit/pageSize, maxPages)
+		if pages == 0 {
+			return nil, nil, fmt.Errorf("the memory limit of %d bytes is less than one page of 64Ki", s.MemoryLimit)
+		}
+		config = config.WithMemoryLimitPages(uint32(pages))
+	}
+	code, err := os.ReadFile(s.Module)
+	if err != nil {
+		return nil, nil, err
+	}
+	rt := wazero.NewRuntimeWithConfig(ctx, config)
+	mod, err := rt.CompileModule(ctx, code)
+	if err != nil {
+		_ = rt.Close(ctx)
+		return nil, nil, fmt.Errorf("compile the module: %w", err)
+	}
+	return rt, mod, nil
+}
+
+// check compiles a module and looks whether it is a WASI command.
+func check(ctx context.Context, s *runSpec, cache wazero.CompilationCache, cancellable bool) error {
+	rt, mod, err := newRuntime(ctx, s, cache, cancellable)
+	if err != nil {
+		return err
+	}
+	defer rt.Close(ctx)
+	if _, ok := mod.ExportedFunctions()["_start"]; !ok {
+		return errors.New("the module exports no function _start: it is no WASI command")
+	}
+	for _, f := range mod.ImportedFunctions() {
+		if module, name, _ := f.Import(); module != wasi_snapshot_preview1.ModuleName {
+			return fmt.Errorf("the module imports %s.%s, and only %s is offered", module, name, wasi_snapshot_preview1.ModuleName)
+		}
+	}
+	return nil
+}
+
+// run runs a program to its end or the context's.
+func run(ctx context.Context, s *runSpec, cache wazero.CompilationCache, cancellable bool, c clock.Clock) result {
+	log, err := cri.OpenLog(s.Log, clock.RealClock{})
+	if err != nil {
+		return result{Code: 128, Reason: "StartError", Message: err.Error()}
+	}
+	defer log.Close()
+	stdout, stderr := log.Stream(runtimeapi.Stdout), log.Stream(runtimeapi.Stderr)
+	defer func() { _, _ = stdout.Close(), stderr.Close() }()
+
+	background := context.Background()
+	rt, mod, err := newRuntime(background, s, cache, cancellable)
+	if err != nil {
+		return result{Code: 128, Reason: "StartError", Message: err.Error()}
+	}
+	defer rt.Close(background)
+	if _, err := wasi_snapshot_preview1.Instantiate(background, rt); err != nil {
+		return result{Code: 128, Reason: "StartError", Message: err.Error()}
+	}
+	files := wazero.NewFSConfig()
+	for _, m := range s.Mounts {
+		root, err := os.OpenRoot(m.Host)
+		if err != nil {
+			return result{Code: 128, Reason: "StartError", Message: fmt.Sprintf("mount %s: %v", m.Guest, err)}
+		}
+		defer root.Close()
+		var dir experimentalsys.FS = &jail{FS: sysfs.DirFS(m.Host), root: root}
+		if m.ReadOnly {
+			dir = &sysfs.ReadFS{FS: dir}
+		}
+		files = files.(sysfs.FSConfig).WithSysFSMount(dir, m.Guest)
+	}
+	config := wazero.NewModuleConfig().WithName("").WithArgs(s.Args...).WithStdout(stdout).WithStderr(stderr).WithFSConfig(files).
+		WithSysWalltime().WithSysNanotime().WithRandSource(rand.Reader).WithNanosleep(func(ns int64) { sleep(ctx, c, time.Duration(ns)) })
+	for _, e := range s.Env {
+		config = config.WithEnv(e[0], e[1])
+	}
+	_, err = rt.InstantiateModule(ctx, mod, config)
+	var exit *sys.ExitError
+	switch {
+	case ctx.Err() != nil:
+		return ended(exitKilled, "")
+	case err == nil:
+		return ended(0, "")
+	case errors.As(err, &exit):
+		return ended(int32(exit.ExitCode()&0xff), "")
+	}
+	message, _, _ := strings.Cut(err.Error(), "\n")
+	_, _ = io.WriteString(stderr, err.Error()+"\n")
+	return ended(exitTrapped, message)
+}
+
+// sleep is the program's; the end of the container ends it.
+func sleep(ctx context.Context, c clock.Clock, d time.Duration) {
+	t := c.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C():
+	}
+}
+
+// jail keeps a program inside a mounted folder: WASI refuses paths with "..",
+// and here no link leads out, nor can one be made.
+type jail struct {
+	experimentalsys.FS
+	root *os.Root
+}
+
+// inside tells whether a path, or the folder of one that is not there, is in the mount.
+func (j *jail) inside(name string) experimentalsys.Errno {
+	name = strings.TrimSuffix(name, "/")
+	if name == "" || name == "." {
+		return 0
+	}
+	_, err := j.root.Stat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, lerr := j.root.Lstat(name); lerr == nil {
+			return experimentalsys.EPERM // a link to nowhere
+		}
+		_, err = j.root.Stat(path.Dir(name))
+	}
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, fs.ErrNotExist):
+		return experimentalsys.ENOENT
+	case errors.Is(err, fs.ErrPermission):
+		return experimentalsys.EACCES
+	}
+	return experimentalsys.EPERM
+}
+
+func (j *jail) OpenFile(name string, flag experimentalsys.Oflag, perm fs.FileMode) (experimentalsys.File, experimentalsys.Errno) {
+	if errno := j.inside(name); errno != 0 {
+		return nil, errno
+	}
+	return j.FS.OpenFile(name, flag, perm)
+}
+
+func (j *jail) Stat(name string) (sys.Stat_t, experimentalsys.Errno) {
+	if errno := j.inside(name); errno != 0 {
+		return sys.Stat_t{}, errno
+	}
+	return j.FS.Stat(name)
+}
+
+func (j *jail) Lstat(name string) (sys.Stat_t, experimentalsys.Errno) {
+	if errno := j.inside(path.Dir(name)); errno != 0 {
+		return sys.Stat_t{}, errno
+	}
+	return j.FS.Lstat(name)
+}
+
+func (j *jail) Mkdir(name string, perm fs.FileMode) experimentalsys.Errno {
+	if errno := j.inside(name); errno != 0 {
+		return errno
+	}
+	return j.FS.Mkdir(name, perm)
+}
+
+func (j *jail) Rename(from, to string) experimentalsys.Errno {
+	for _, name := range []string{path.Dir(from), path.Dir(to)} {
+		if errno := j.inside(name); errno != 0 {
+			return errno
+		}
+	}
+	return j.FS.Rename(from, to)
+}
+
+func (j *jail) Rmdir(name string) experimentalsys.Errno {
+	if errno := j.inside(path.Dir(name)); errno != 0 {
+		return errno
+	}
+	return j.FS.Rmdir(name)
+}
+
+func (j *jail) Unlink(name string) experimentalsys.Errno {
+	if errno := j.inside(path.Dir(name)); errno != 0 {
+		return errno
+	}
+	return j.FS.Unlink(name)
+}
+
+func (j *jail) Chmod(name string, perm fs.FileMode) experimentalsys.Errno {
+	if errno := j.inside(name); errno != 0 {
+		return errno
+	}
+	return j.FS.Chmod(name, perm)
+}
+
+func (j *jail) Utimens(name string, atim, mtim int64) experimentalsys.Errno {
+	if errno := j.inside(name); errno != 0 {
+		return errno
+	}
+	return j.FS.Utimens(name, atim, mtim)
+}
+
+func (j *jail) Link(string, string) experimentalsys.Errno    { return experimentalsys.EPERM }
+func (j *jail) Symlink(string, string) experimentalsys.Errno { return experimentalsys.EPERM }

@@ -1,0 +1,205 @@
+package wasm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/tetratelabs/wazero"
+	"k8s.io/utils/clock"
+
+	"github.com/quaymaster/quaymaster/runtime/cri/base"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Files in a container's folder: container.json is the backend's record,
+// run.json what to run, shim.json which process runs it (written by that
+// process, which is the only one then), exit.json how it ended.
+
+// identity names a process beyond doubt: an ID is given again, but not with the
+// same start time.
+type identity struct {
+	PID   int    `json:"pid"`
+	Start string `json:"start"` // in the kernel's clock ticks since boot
+}
+
+// startTime returns field 22 of /proc/PID/stat; "" where there is no such process, or it is a zombie.
+func startTime(pid int) string {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return ""
+	}
+	_, rest, ok := strings.Cut(string(data), ") ") // the name before it may hold anything
+	fields := strings.Fields(rest)
+	if !ok || len(fields) < 20 || fields[0] == "Z" {
+		return ""
+	}
+	return fields[19]
+}
+
+func (i identity) alive() bool {
+	switch {
+	case i.PID <= 0:
+		return false
+	case i.Start == "": // no /proc here
+		return syscall.Kill(i.PID, 0) == nil
+	}
+	return startTime(i.PID) == i.Start
+}
+
+// RunShim runs the container of a folder in this process and returns when it
+// has ended, its result being in the folder: the body of the command in Options.Shim.
+func RunShim(dir string) error {
+	me := identity{PID: os.Getpid(), Start: startTime(os.Getpid())}
+	s := &runSpec{}
+	if err := readJSON(filepath.Join(dir, "run.json"), s); err != nil {
+		return fmt.Errorf("run a wasm container: %w", err)
+	}
+	// A link is made whole or not at all, and once only.
+	own := filepath.Join(dir, "shim.json")
+	tmp := own + "." + strconv.Itoa(me.PID)
+	if err := writeJSON(tmp, me); err != nil {
+		return err
+	}
+	err := os.Link(tmp, own)
+	_ = os.Remove(tmp)
+	if err != nil {
+		return fmt.Errorf("another process runs this container: %w", err)
+	}
+	cache, err := wazero.NewCompilationCacheWithDir(s.Cache)
+	if err != nil {
+		return err
+	}
+	ctx := context.Background()
+	defer cache.Close(ctx)
+	res := run(ctx, s, cache, false, clock.RealClock{})
+	res.Finished = time.Now()
+	return writeJSON(filepath.Join(dir, "exit.json"), res)
+}
+
+// shim is a container that is a process.
+type shim struct {
+	id identity
+
+	mu    sync.Mutex
+	timer clock.Timer
+}
+
+// stop kills the process at the end of the grace period.
+func (s *shim) stop(c clock.WithDelayedExecution, grace time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+	if grace <= 0 {
+		s.kill()
+		return
+	}
+	s.timer = c.AfterFunc(grace, s.kill)
+}
+
+func (s *shim) kill() {
+	if s.id.alive() {
+		_ = syscall.Kill(s.id.PID, syscall.SIGKILL) // it may be gone meanwhile
+	}
+}
+
+// startShim starts a container's process: in a session of its own, with
+// nothing of ours open.
+func (d *driver) startShim(c *base.Container, dir string) error {
+	cmd := exec.Command(d.opts.Shim[0], append(append([]string(nil), d.opts.Shim[1:]...), dir)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.Dir = dir
+	errFile, err := os.OpenFile(filepath.Join(dir, "shim.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer errFile.Close()
+	cmd.Stderr = errFile
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start the container's process: %w", err)
+	}
+	r := &shim{id: identity{PID: cmd.Process.Pid, Start: startTime(cmd.Process.Pid)}}
+	c.Run = r
+	go func() {
+		_ = cmd.Wait() // the file tells more
+		d.shimEnded(c, r, dir)
+	}()
+	return nil
+}
+
+// shimEnded reads how a container's process ended; one without a result was killed.
+func (d *driver) shimEnded(c *base.Container, r *shim, dir string) {
+	if r != nil {
+		r.mu.Lock()
+		if r.timer != nil {
+			r.timer.Stop()
+		}
+		r.mu.Unlock()
+	}
+	var res result
+	if err := readJSON(filepath.Join(dir, "exit.json"), &res); err != nil {
+		res = ended(exitKilled, "")
+		if text, _ := os.ReadFile(filepath.Join(dir, "shim.log")); len(text) > 0 {
+			res.Message = strings.TrimSpace(string(text[max(0, len(text)-1024):]))
+		}
+	}
+	d.service.Exited(c, res.Finished, res.Code, res.Reason, res.Message)
+}
+
+// adopt finds the process of a container that an earlier backend started.
+func (d *driver) adopt(c *base.Container) {
+	dir := d.containerDir(c.ID)
+	var id identity
+	err := readJSON(filepath.Join(dir, "shim.json"), &id)
+	switch {
+	case errors.Is(err, os.ErrNotExist) && c.State == runtimeapi.ContainerState_CONTAINER_CREATED:
+		return
+	case err != nil: // it was a goroutine
+		d.service.Exited(c, time.Time{}, exitUnknown, "ContainerStatusUnknown", "the process that ran the container ended")
+		return
+	case !id.alive():
+		d.shimEnded(c, nil, dir)
+		return
+	}
+	r := &shim{id: id}
+	c.Run = r
+	c.State = runtimeapi.ContainerState_CONTAINER_RUNNING
+	go func() {
+		waitGone(id)
+		d.shimEnded(c, r, dir)
+	}()
+}
+
+// Reap kills every container's process of a folder that no backend uses any
+// more, such as a temporary one, and waits until they are gone.
+func Reap(dir string) error {
+	names, err := filepath.Glob(filepath.Join(dir, "containers", "*", "shim.json"))
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		var id identity
+		if err := readJSON(name, &id); err != nil || !id.alive() {
+			continue
+		}
+		if err := syscall.Kill(id.PID, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("end the container in %s: %w", filepath.Dir(name), err)
+		}
+		waitGone(id)
+	}
+	return nil
+}
+
+// pollGone is how often a process that is not our child is looked at where the
+// kernel does not tell.
+const pollGone = 200 * time.Millisecond
