@@ -187,7 +187,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if !s.running.TryLock() {
 		return errors.New("run the API server: it runs, or has run, already")
 	}
-	defer s.shutdown()
+	defer s.Close()
 	prepared := s.generic.PrepareRun()
 	hooks, stopHooks := context.WithCancel(ctx)
 	defer stopHooks()
@@ -237,8 +237,9 @@ func (s *Server) drain(server *http.Server) {
 	s.generic.NonLongRunningRequestWaitGroup.Wait()
 }
 
-// shutdown frees what New made.
-func (s *Server) shutdown() {
+// Close frees what New made. Run does so itself: only a server that was never
+// run needs it. It may be called again.
+func (s *Server) Close() {
 	s.close()
 	s.abort()
 	s.generic.Destroy()
