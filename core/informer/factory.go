@@ -135,24 +135,24 @@ func (g generic) Lister() cache.GenericLister {
 func (f *Factory) Admissionregistration() admissionregistration.Interface {
 	return admissionregistration.New(f, "", nil)
 }
-func (f *Factory) Internal() apiserverinternal.Interface      { return apiserverinternal.New(f, "", nil) }
-func (f *Factory) Apps() apps.Interface                       { return apps.New(f, "", nil) }
-func (f *Factory) Autoscaling() autoscaling.Interface         { return autoscaling.New(f, "", nil) }
-func (f *Factory) Batch() batch.Interface                     { return batch.New(f, "", nil) }
-func (f *Factory) Certificates() certificates.Interface       { return certificates.New(f, "", nil) }
-func (f *Factory) Coordination() coordination.Interface       { return coordination.New(f, "", nil) }
-func (f *Factory) Core() core.Interface                       { return core.New(f, "", nil) }
-func (f *Factory) Discovery() discovery.Interface             { return discovery.New(f, "", nil) }
-func (f *Factory) Events() events.Interface                   { return events.New(f, "", nil) }
-func (f *Factory) Extensions() extensions.Interface           { return extensions.New(f, "", nil) }
-func (f *Factory) Flowcontrol() flowcontrol.Interface         { return flowcontrol.New(f, "", nil) }
-func (f *Factory) Networking() networking.Interface           { return networking.New(f, "", nil) }
-func (f *Factory) Node() node.Interface                       { return node.New(f, "", nil) }
-func (f *Factory) Policy() policy.Interface                   { return policy.New(f, "", nil) }
-func (f *Factory) Rbac() rbac.Interface                       { return rbac.New(f, "", nil) }
-func (f *Factory) Resource() resource.Interface               { return resource.New(f, "", nil) }
-func (f *Factory) Scheduling() scheduling.Interface           { return scheduling.New(f, "", nil) }
-func (f *Factory) Storage() storage.Interface                 { return storage.New(f, "", nil) }
+func (f *Factory) Internal() apiserverinternal.Interface { return apiserverinternal.New(f, "", nil) }
+func (f *Factory) Apps() apps.Interface                  { return apps.New(f, "", nil) }
+func (f *Factory) Autoscaling() autoscaling.Interface    { return autoscaling.New(f, "", nil) }
+func (f *Factory) Batch() batch.Interface                { return batch.New(f, "", nil) }
+func (f *Factory) Certificates() certificates.Interface  { return certificates.New(f, "", nil) }
+func (f *Factory) Coordination() coordination.Interface  { return coordination.New(f, "", nil) }
+func (f *Factory) Core() core.Interface                  { return core.New(f, "", nil) }
+func (f *Factory) Discovery() discovery.Interface        { return discovery.New(f, "", nil) }
+func (f *Factory) Events() events.Interface              { return events.New(f, "", nil) }
+func (f *Factory) Extensions() extensions.Interface      { return extensions.New(f, "", nil) }
+func (f *Factory) Flowcontrol() flowcontrol.Interface    { return flowcontrol.New(f, "", nil) }
+func (f *Factory) Networking() networking.Interface      { return networking.New(f, "", nil) }
+func (f *Factory) Node() node.Interface                  { return node.New(f, "", nil) }
+func (f *Factory) Policy() policy.Interface              { return policy.New(f, "", nil) }
+func (f *Factory) Rbac() rbac.Interface                  { return rbac.New(f, "", nil) }
+func (f *Factory) Resource() resource.Interface          { return resource.New(f, "", nil) }
+func (f *Factory) Scheduling() scheduling.Interface      { return scheduling.New(f, "", nil) }
+func (f *Factory) Storage() storage.Interface            { return storage.New(f, "", nil) }
 func (f *Factory) Storagemigration() storagemigration.Interface {
 	return storagemigration.New(f, "", nil)
 }

@@ -1,0 +1,58 @@
+// Package coretest gives tests a whole cluster in memory: API server,
+// controllers, scheduler, policies and simulated nodes, with nothing installed
+// and no port. Where a suite used envtest, it needs this and no binaries.
+//
+//	func TestMine(t *testing.T) {
+//		cluster := coretest.Start(t, core.Options{Nodes: core.Nodes("node", 3)})
+//		pods := cluster.Client().CoreV1().Pods("default")
+//		…
+//	}
+package coretest
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/wait"
+
+	"github.com/quaymaster/quaymaster/core"
+)
+
+// Start makes an engine, waits until it is ready, and closes it at the end of
+// the test. Whatever fails, in its start, its life or its end, fails the test.
+func Start(t testing.TB, options core.Options) *core.Engine {
+	t.Helper()
+	engine, err := core.New(options)
+	if err != nil {
+		t.Fatalf("new engine: %v", err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if err := engine.Close(ctx); err != nil {
+			t.Errorf("close the engine: %v", err)
+		}
+	})
+	if err := engine.Start(t.Context()); err != nil {
+		t.Fatalf("start the engine: %v", err)
+	}
+	select {
+	case <-engine.Ready():
+	case <-engine.Done():
+		t.Fatalf("the engine ended before it was ready: %v", engine.Close(t.Context()))
+	case <-time.After(time.Minute):
+		t.Fatal("the engine was not ready within a minute")
+	}
+	return engine
+}
+
+// Eventually repeats check until it returns true and fails the test when it
+// returns an error, or when a minute has passed.
+func Eventually(t testing.TB, what string, check func(context.Context) (bool, error)) {
+	t.Helper()
+	err := wait.PollUntilContextTimeout(t.Context(), 5*time.Millisecond, time.Minute, true, check)
+	if err != nil {
+		t.Fatalf("waiting for %s: %v", what, err)
+	}
+}

@@ -1,0 +1,35 @@
+package core
+
+import (
+	"context"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/quaymaster/quaymaster/core/apiserver"
+)
+
+var podResource = corev1.SchemeGroupVersion.WithResource("pods")
+
+// directPods writes pods through the registry: no HTTP, no codec. Controllers
+// create and delete through it, in-process agents write statuses.
+type directPods struct{ registry *apiserver.Direct }
+
+func (d directPods) Create(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, error) {
+	return d.pod(d.registry.Create(ctx, podResource, pod.Namespace, pod))
+}
+
+func (d directPods) UpdateStatus(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, error) {
+	return d.pod(d.registry.UpdateStatus(ctx, podResource, pod.Namespace, pod))
+}
+
+func (d directPods) Delete(ctx context.Context, namespace, name string, options metav1.DeleteOptions) error {
+	return d.registry.Delete(ctx, podResource, namespace, name, options)
+}
+
+func (directPods) pod(object any, err error) (*corev1.Pod, error) {
+	if err != nil {
+		return nil, err
+	}
+	return object.(*corev1.Pod), nil
+}

@@ -1,0 +1,133 @@
+// Package core is the engine as a library: New puts store, API server,
+// controllers, scheduler, policies and nodes together, and nothing else does.
+//
+//	e, err := core.New(core.Options{}) // in memory, no port
+//	if err != nil { … }
+//	if err := e.Start(ctx); err != nil { … }
+//	defer e.Close(ctx)
+//	<-e.Ready()
+//	pods, err := e.Client().CoreV1().Pods("default").List(ctx, metav1.ListOptions{})
+//
+// Engines share nothing: a process may hold many. An engine reads no flags and
+// no environment, handles no signals and never ends the process.
+package core
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/quaymaster/quaymaster/core/api"
+)
+
+// ErrClosed is what an engine ends with when it was closed before it was ready.
+var ErrClosed = errors.New("the engine has been closed")
+
+// Engine is one Quaymaster. Its methods are safe for concurrent use.
+type Engine struct {
+	parts *parts
+	ready chan struct{}
+	done  chan struct{} // closed when everything has ended
+
+	mu      sync.Mutex
+	started bool
+	cancel  context.CancelFunc
+	err     error // of the parts; read after done
+}
+
+// New opens the data directory and the port. Nothing runs before Start. An
+// engine that was not started must be closed as well.
+func New(options Options) (*Engine, error) {
+	if err := options.complete(); err != nil {
+		return nil, err
+	}
+	p, err := open(&options)
+	if err != nil {
+		return nil, err
+	}
+	return &Engine{parts: p, ready: make(chan struct{}), done: make(chan struct{})}, nil
+}
+
+// Start puts the parts together, sets them going and returns. It runs until the context
+// ends or Close is called.
+func (e *Engine) Start(ctx context.Context) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.started {
+		return errors.New("start the engine: it was started, or closed, before")
+	}
+	e.started = true
+	if err := e.parts.assemble(); err != nil {
+		e.err = errors.Join(err, e.parts.close())
+		close(e.done)
+		return err
+	}
+	ctx, e.cancel = context.WithCancel(ctx)
+	go func() {
+		err := e.parts.run(ctx, func() { close(e.ready) })
+		e.cancel()
+		e.err = errors.Join(err, e.parts.close())
+		close(e.done)
+	}()
+	return nil
+}
+
+// Ready is closed when requests are answered, every controller and the
+// scheduler have seen the stored state, and policies are loaded. It stays open
+// when the engine ends before that: see Done.
+func (e *Engine) Ready() <-chan struct{} { return e.ready }
+
+// Done is closed when everything has ended. Close tells why.
+func (e *Engine) Done() <-chan struct{} { return e.done }
+
+// Close ends the engine, waits until it has ended and returns what failed in
+// its life. It may be called many times. The context bounds the wait.
+func (e *Engine) Close(ctx context.Context) error {
+	e.mu.Lock()
+	if !e.started {
+		e.started = true
+		e.err = e.parts.close()
+		close(e.done)
+	} else if e.cancel != nil {
+		e.cancel()
+	}
+	e.mu.Unlock()
+	select {
+	case <-e.done:
+		return e.err
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the engine to end: %w", context.Cause(ctx))
+	}
+}
+
+// Client is an administrator's client over the in-memory transport. It may be
+// used when the engine is ready.
+func (e *Engine) Client() kubernetes.Interface { return e.parts.client }
+
+// API is the same for Quaymaster's own kinds.
+func (e *Engine) API() *api.Client { return e.parts.ours }
+
+// RESTConfig is for other clients of this process: dynamic, metadata,
+// controller-runtime. It must not leave the process: its host is no host.
+func (e *Engine) RESTConfig() *rest.Config { return e.parts.config() }
+
+// Address of the HTTPS port, nil when none is served.
+func (e *Engine) Address() net.Addr {
+	if e.parts.listener == nil {
+		return nil
+	}
+	return e.parts.listener.Addr()
+}
+
+// Kubeconfig is an administrator's, with a client certificate, for the port.
+// Keep it as secret as a password.
+func (e *Engine) Kubeconfig() ([]byte, error) { return e.parts.server.Kubeconfig() }
+
+// JoinToken is what an agent on another machine needs to join. It is empty
+// before the engine is ready.
+func (e *Engine) JoinToken() string { return e.parts.server.JoinToken() }

@@ -1,0 +1,102 @@
+package core
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/utils/clock"
+)
+
+// Options of an engine. The zero value is an engine in memory, without a port,
+// without nodes.
+type Options struct {
+	// DataDir keeps the store, keys and kubeconfig. "" keeps everything in
+	// memory and nothing after Close.
+	DataDir string
+	// Listen is the address of the HTTPS port, "127.0.0.1:6443"; port 0 picks a
+	// free one, which Address tells. "" serves no port: only clients in the
+	// process reach the engine.
+	Listen string
+	// PolicyDir is watched for files with Policy and SchedulerProfile objects.
+	// "" watches none.
+	PolicyDir string
+	// Nodes live in the engine's process.
+	Nodes []Node
+	// Version of the program that embeds the engine, shown by /version.
+	Version string
+	// Seed of the scheduler's tie-break.
+	Seed uint64
+	// Clock is the real one by default.
+	Clock clock.WithTickerAndDelayedExecution
+	// Logger takes the engine's log. nil discards it.
+	Logger *slog.Logger
+}
+
+// Runtime names what runs the containers of a Node.
+type Runtime string
+
+// The runtimes of in-process nodes.
+const (
+	// RuntimeSimulated reports containers as running and runs nothing.
+	RuntimeSimulated Runtime = "sim"
+	// RuntimeWasm runs WebAssembly (WASI) programs. It needs a DataDir.
+	RuntimeWasm Runtime = "wasm"
+)
+
+// Node is a node in the engine's own process, with a full agent.
+type Node struct {
+	Name    string
+	Runtime Runtime // default: RuntimeSimulated
+	Labels  map[string]string
+	Taints  []corev1.Taint
+	// Capacity overrides entries of the default: 8 CPUs, 32Gi of memory, 100Gi
+	// of ephemeral storage and 110 pods for a simulated node; what the machine
+	// has for any other.
+	Capacity corev1.ResourceList
+}
+
+// Nodes makes n simulated nodes called prefix with a number, from 1.
+func Nodes(prefix string, n int) []Node {
+	nodes := make([]Node, n)
+	for i := range nodes {
+		nodes[i].Name = fmt.Sprintf("%s%02d", prefix, i+1)
+	}
+	return nodes
+}
+
+func (o *Options) complete() error {
+	var errs []error
+	if o.Listen != "" {
+		if _, _, err := net.SplitHostPort(o.Listen); err != nil {
+			errs = append(errs, fmt.Errorf("option Listen: %q is not host:port: %w", o.Listen, err))
+		}
+	}
+	seen := map[string]bool{}
+	for i := range o.Nodes {
+		node := &o.Nodes[i]
+		if node.Runtime == "" {
+			node.Runtime = RuntimeSimulated
+		}
+		switch {
+		case node.Name == "":
+			errs = append(errs, fmt.Errorf("option Nodes[%d]: a node needs a name", i))
+		case seen[node.Name]:
+			errs = append(errs, fmt.Errorf("option Nodes[%d]: there are two nodes %q", i, node.Name))
+		case node.Runtime != RuntimeSimulated && node.Runtime != RuntimeWasm:
+			errs = append(errs, fmt.Errorf("option Nodes[%d]: node %q has runtime %q; it must be %q or %q", i, node.Name, node.Runtime, RuntimeSimulated, RuntimeWasm))
+		case node.Runtime == RuntimeWasm && o.DataDir == "":
+			errs = append(errs, fmt.Errorf("option Nodes[%d]: node %q runs WebAssembly and needs DataDir for images and logs", i, node.Name))
+		}
+		seen[node.Name] = true
+	}
+	if o.Clock == nil {
+		o.Clock = clock.RealClock{}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return errors.Join(errs...)
+}

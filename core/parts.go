@@ -1,0 +1,271 @@
+package core
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
+
+	policyadmission "github.com/quaymaster/quaymaster/core/admission"
+	"github.com/quaymaster/quaymaster/core/api"
+	decisionv1alpha1 "github.com/quaymaster/quaymaster/core/api/decision/v1alpha1"
+	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
+	"github.com/quaymaster/quaymaster/core/apiserver"
+	"github.com/quaymaster/quaymaster/core/controllers"
+	"github.com/quaymaster/quaymaster/core/controllers/kinds"
+	"github.com/quaymaster/quaymaster/core/controllers/policy"
+	"github.com/quaymaster/quaymaster/core/controllers/upstream"
+	"github.com/quaymaster/quaymaster/core/informer"
+	"github.com/quaymaster/quaymaster/core/scheduler"
+	"github.com/quaymaster/quaymaster/core/storage"
+	"github.com/quaymaster/quaymaster/policies"
+	"github.com/quaymaster/quaymaster/policies/rego"
+	"github.com/quaymaster/quaymaster/policies/wasm"
+)
+
+// parts of an engine, in the order in which they are made.
+type parts struct {
+	options     *Options
+	transport   *late
+	store       *storage.Store
+	listener    net.Listener
+	client      kubernetes.Interface
+	ours        *api.Client
+	informers   *informer.Factory
+	wasm        *wasm.Engine
+	policies    *policies.Host
+	server      *apiserver.Server
+	scheduler   *scheduler.Scheduler
+	controllers *controllers.Controllers
+	upstream    *upstream.Controllers
+	loader      *policy.Controller
+	directory   *policy.Syncer // nil: no directory
+	recorder    *recorder      // of the policy controllers
+	nodes       *nodes
+}
+
+// open takes what another process may have, the directory and the port, and
+// makes the clients. After an error nothing is left open.
+func open(options *Options) (_ *parts, err error) {
+	p := &parts{options: options, transport: &late{}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.close())
+		}
+	}()
+	if p.store, err = storage.Open(storage.Options{Dir: options.dir("store"), Clock: options.Clock, Logger: options.Logger.With("part", "store")}); err != nil {
+		return nil, err
+	}
+	if options.Listen != "" {
+		if p.listener, err = net.Listen("tcp", options.Listen); err != nil {
+			return nil, fmt.Errorf("listen on %s: %w; choose another address or end what uses it", options.Listen, err)
+		}
+	}
+	if p.client, err = kubernetes.NewForConfig(p.config()); err != nil {
+		return nil, err
+	}
+	p.ours, err = api.NewClient(p.config())
+	return p, err
+}
+
+// config of in-memory clients in the name of an administrator. They work once
+// the server is assembled.
+func (p *parts) config() *rest.Config {
+	const protobuf = "application/vnd.kubernetes.protobuf"
+	return &rest.Config{
+		Host:          "http://quaymaster.internal", // never resolved
+		Transport:     p.transport,
+		QPS:           -1, // nothing to protect: the server shares the process
+		ContentConfig: rest.ContentConfig{ContentType: protobuf, AcceptContentTypes: protobuf + ",application/json"},
+	}
+}
+
+// assemble makes the other parts and runs none of them.
+func (p *parts) assemble() (err error) {
+	options, log := p.options, p.options.Logger
+	if p.informers, err = informer.New(p.store.Etcd(), p.client, apiserver.Resources()); err != nil {
+		return err
+	}
+	p.wasm = wasm.New(wasm.Options{Logger: log.With("part", "wasm")})
+	p.policies = policies.NewHost(policies.Options{
+		Engines: map[policyv1alpha1.EngineType]policies.Engine{
+			policyv1alpha1.EngineWasm: p.wasm,
+			policyv1alpha1.EngineRego: rego.New(),
+		},
+		Clock: options.Clock, Logger: log.With("part", "policies"),
+	})
+	p.nodes = &nodes{options: options}
+	if p.server, err = apiserver.New(apiserver.Options{
+		Storage:       p.store.StorageDecorator(nil),
+		Informers:     p.informers,
+		Listener:      p.listener,
+		Dir:           options.dir("pki"),
+		Admission:     []admission.Interface{policyadmission.New(p.policies, p.informers.Core().V1().Namespaces().Lister())},
+		NodeTransport: p.nodes.transport,
+		Decisions: func(ctx context.Context, namespace, pod string) (*decisionv1alpha1.Decision, error) {
+			return p.scheduler.Explain(ctx, namespace, pod)
+		},
+		Version: options.Version,
+		Clock:   options.Clock,
+		Logger:  log.With("part", "apiserver"),
+	}); err != nil {
+		return err
+	}
+	p.transport.set(p.server.RESTConfig(nil).Transport)
+	if err = p.assembleControllers(); err != nil {
+		return err
+	}
+	if p.scheduler, err = scheduler.New(scheduler.Options{
+		Client: p.client, Informers: p.informers, Profiles: p.informers.Profiles(), Policies: p.policies,
+		Committer: binder{p.store}, Seed: options.Seed, Clock: options.Clock, Logger: log.With("part", "scheduler"),
+	}); err != nil {
+		return err
+	}
+	return p.nodes.assemble(p)
+}
+
+func (p *parts) assembleControllers() (err error) {
+	options, log := p.options, p.options.Logger
+	meta, err := metadata.NewForConfig(p.config())
+	if err != nil {
+		return err
+	}
+	served := make(kinds.Static, 0, len(apiserver.Resources()))
+	for _, r := range apiserver.Resources() {
+		generic, err := p.informers.ForResource(r.GroupVersionResource)
+		if err != nil {
+			return err
+		}
+		served = append(served, kinds.Kind{GroupVersionResource: r.GroupVersionResource, Kind: r.Kind, Namespaced: r.Namespaced, Informer: generic.Informer()})
+	}
+	if p.controllers, err = controllers.New(controllers.Options{
+		Client: p.client, Informers: p.informers, Kinds: served, Metadata: meta,
+		Pods: directPods{p.server.Direct(nil)}, Clock: options.Clock, Logger: log.With("part", "controllers"),
+	}); err != nil {
+		return err
+	}
+	if p.upstream, err = upstream.New(upstream.Options{
+		Client: p.client, Informers: p.informers, CACert: p.server.CAPEM(), CAKey: p.server.CAKeyPEM(), Clock: options.Clock,
+	}); err != nil {
+		return err
+	}
+	p.recorder = newRecorder(p.client, "policy-controller")
+	p.loader = policy.New(policy.Options{
+		Client: p.ours, Policies: p.informers.Policies(), ConfigMaps: p.informers.Core().V1().ConfigMaps(), Host: p.policies,
+		Dir: options.PolicyDir, Recorder: p.recorder, Clock: options.Clock, Logger: log.With("part", "policies"),
+	})
+	if options.PolicyDir != "" {
+		p.directory = policy.NewSyncer(policy.SyncerOptions{Dir: options.PolicyDir, Client: p.ours, Recorder: p.recorder, Logger: log.With("part", "policies")})
+	}
+	return nil
+}
+
+// run runs everything until the context ends or a part fails, and calls ready
+// once. The informers and the server end last: the others use them to the end.
+func (p *parts) run(ctx context.Context, ready func()) error {
+	below, endBelow := context.WithCancel(context.WithoutCancel(ctx))
+	defer endBelow()
+	base, below := errgroup.WithContext(below)
+	base.Go(func() error { return p.server.Run(below) })
+	base.Go(func() error {
+		p.informers.StartWithContext(below)
+		<-below.Done()
+		p.informers.Shutdown()
+		return nil
+	})
+
+	above, ctx := errgroup.WithContext(ctx)
+	above.Go(func() error { // a server that fails takes the rest along
+		select {
+		case <-below.Done():
+			return context.Cause(below)
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	above.Go(func() error {
+		select {
+		case <-p.server.Ready():
+		case <-ctx.Done():
+			return nil
+		}
+		return p.work(ctx, ready)
+	})
+	err := above.Wait()
+	endBelow()
+	if failed := base.Wait(); failed != nil {
+		err = failed // what above saw of it is an echo
+	}
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	return err
+}
+
+// work runs what uses the server, until the context ends or a part fails.
+func (p *parts) work(ctx context.Context, ready func()) error {
+	group, ctx := errgroup.WithContext(ctx)
+	p.recorder.start()
+	run := []func(context.Context) error{p.controllers.Run, p.upstream.Run, p.loader.Run, p.scheduler.Run, p.nodes.run}
+	synced := []<-chan struct{}{p.loader.Synced()}
+	if p.directory != nil {
+		run = append(run, p.directory.Run)
+		synced = append(synced, p.directory.Synced())
+	}
+	for _, part := range run {
+		group.Go(func() error { return part(ctx) })
+	}
+	group.Go(func() error {
+		if result := p.informers.WaitForCacheSyncWithContext(ctx); result.Err != nil {
+			return nil // the context ended
+		}
+		for _, part := range synced {
+			select {
+			case <-part:
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		ready()
+		return nil
+	})
+	return group.Wait()
+}
+
+// close frees what assemble opened, users before what they use.
+func (p *parts) close() error {
+	var errs []error
+	if p.recorder != nil {
+		p.recorder.stop()
+	}
+	if p.policies != nil {
+		p.policies.Close()
+	}
+	if p.wasm != nil {
+		errs = append(errs, p.wasm.Close())
+	}
+	if p.listener != nil {
+		if err := p.listener.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	if p.store != nil {
+		errs = append(errs, p.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// dir is a folder of the data directory, "" when everything is in memory.
+func (o *Options) dir(name string) string {
+	if o.DataDir == "" {
+		return ""
+	}
+	return filepath.Join(o.DataDir, name)
+}
