@@ -81,6 +81,7 @@ func (s *Server) install() error {
 	config.Authorization.Authorizer = s.authorizer
 	config.RuleResolver = s.rules
 	config.AdmissionControl = s.admission
+	config.BuildHandlerChainFunc = filters
 	config.LongRunningFunc = longRunning
 	config.MaxRequestsInFlight, config.MaxMutatingRequestsInFlight = maxReading, maxWriting
 	config.EnableProfiling = false
