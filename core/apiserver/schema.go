@@ -74,11 +74,16 @@ func ownScheme() *runtime.Scheme {
 	return own
 }
 
-var configV3 = sync.OnceValue(func() *common.OpenAPIV3Config {
+// building is held while a schema is built: upstream's builders write to
+// definitions that they share.
+var building sync.Mutex
+
+// configV3 is new for every build: the builder completes it.
+func configV3() *common.OpenAPIV3Config {
 	config := genericapiserver.DefaultOpenAPIV3Config(definitions, namer())
 	config.Info.Title, config.Info.Version = "Kubernetes", kubernetesVersion
 	return config
-})
+}
 
 // typeConverter makes the field sets of a group's objects, for server-side
 // apply and managed fields.
@@ -138,6 +143,8 @@ func newTypeConverter(kinds []kind) (managedfields.TypeConverter, error) {
 	for _, body := range subresourceBodies[kinds[0].group] {
 		models = append(models, util.GetCanonicalTypeName(body))
 	}
+	building.Lock()
+	defer building.Unlock()
 	schemas, err := builder3.BuildOpenAPIDefinitionsForResources(configV3(), models...)
 	if err != nil {
 		return nil, err
@@ -149,6 +156,8 @@ func newTypeConverter(kinds []kind) (managedfields.TypeConverter, error) {
 func (s *Server) installOpenAPI() {
 	container, mux := s.generic.Handler.GoRestfulContainer, s.generic.Handler.NonGoRestfulMux
 	v2 := handler.NewOpenAPIServiceLazy(cached.Once(cached.Func(func() (*spec.Swagger, string, error) {
+		building.Lock()
+		defer building.Unlock()
 		config := genericapiserver.DefaultOpenAPIConfig(definitions, namer())
 		config.Info.Title, config.Info.Version = "Kubernetes", kubernetesVersion
 		swagger, err := builder.BuildOpenAPISpecFromRoutes(restfuladapter.AdaptWebServices(container.RegisteredWebServices()), config)
@@ -164,6 +173,8 @@ func (s *Server) installOpenAPI() {
 	for _, service := range container.RegisteredWebServices() {
 		path := strings.TrimPrefix(service.RootPath(), "/")
 		v3.UpdateGroupVersionLazy(path, cached.Once(cached.Func(func() (*spec3.OpenAPI, string, error) {
+			building.Lock()
+			defer building.Unlock()
 			document, err := builder3.BuildOpenAPISpecFromRoutes(restfuladapter.AdaptWebServices([]*restful.WebService{service}), configV3())
 			return document, path + "@" + kubernetesVersion, err
 		})))

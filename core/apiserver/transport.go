@@ -115,7 +115,7 @@ func roundTrip(ctx, end context.Context, handler http.Handler, r *http.Request) 
 			return nil, ErrClosed
 		}
 	}
-	if w.err != nil && w.status == 0 {
+	if w.status == 0 { // it ended, and not well
 		cancel()
 		return nil, w.err
 	}
