@@ -50,6 +50,10 @@ type Writer struct {
 // one flush, few enough that a burst does not starve other clients.
 const parallel = 128
 
+// told is of how many successes of one call an event is made. The recorder lets
+// 25 of a burst through, and considering the rest costs as much as a create.
+const told = 30
+
 // Create makes n pods with next, starting with one and doubling the batch while
 // all succeed: what fails for one mostly fails for all, such as a quota. It
 // returns the first error; a namespace that is being terminated is none.
@@ -74,7 +78,9 @@ func (w *Writer) Create(ctx context.Context, controller runtime.Object, uid type
 			w.Recorder.Eventf(controller, corev1.EventTypeWarning, "FailedCreate", "Error creating: %v", err)
 			return err
 		}
-		w.Recorder.Eventf(controller, corev1.EventTypeNormal, "SuccessfulCreate", "Created pod: %v", created.Name)
+		if i < told {
+			w.Recorder.Eventf(controller, corev1.EventTypeNormal, "SuccessfulCreate", "Created pod: %v", created.Name)
+		}
 		return nil
 	})
 }
@@ -88,7 +94,9 @@ func (w *Writer) Delete(ctx context.Context, controller runtime.Object, uid type
 		err := w.Control.Delete(ctx, pod.Namespace, pod.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &pod.UID}})
 		switch {
 		case err == nil:
-			w.Recorder.Eventf(controller, corev1.EventTypeNormal, "SuccessfulDelete", "Deleted pod: %v", pod.Name)
+			if i < told {
+				w.Recorder.Eventf(controller, corev1.EventTypeNormal, "SuccessfulDelete", "Deleted pod: %v", pod.Name)
+			}
 			return nil
 		case apierrors.IsNotFound(err), apierrors.IsConflict(err): // gone, or replaced by another
 			w.Expected.DeleteObserved(uid, pod.UID)
