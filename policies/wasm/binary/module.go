@@ -127,7 +127,7 @@ func (m *Module) read(id byte, r *reader) {
 			if form := r.byte(); form != 0x60 {
 				r.fail("type form %#x is not supported", form)
 			}
-			m.types = append(m.types, FuncType{string(r.bytes(r.count())), string(r.bytes(r.count()))})
+			m.types = append(m.types, FuncType{Params: r.valueTypes(), Results: r.valueTypes()})
 		}
 	case secImport:
 		for range r.count() {
@@ -150,7 +150,7 @@ func (m *Module) read(id byte, r *reader) {
 	case secTable:
 		m.tables = r.count()
 		for range m.tables {
-			r.byte()
+			r.refType()
 			if least, _, _ := r.limits(); least > MaxTable {
 				r.fail("table of %d elements, at most %d are allowed", least, MaxTable)
 			}
@@ -164,7 +164,10 @@ func (m *Module) read(id byte, r *reader) {
 	case secGlobal:
 		m.globals = r.count()
 		for range m.globals {
-			r.bytes(2)
+			r.valueType()
+			if r.byte() > 1 {
+				r.fail("global is neither constant nor mutable")
+			}
 			m.constant(r)
 		}
 	case secExport:
@@ -217,7 +220,7 @@ func (m *Module) constant(r *reader) (refs []span) {
 		case 0x0b:
 			return refs
 		case 0x41:
-			r.leb(33)
+			r.leb(32)
 		case 0x42:
 			r.leb(64)
 		case 0x43:
@@ -227,7 +230,7 @@ func (m *Module) constant(r *reader) (refs []span) {
 		case 0x23:
 			r.index(m.globals, "global")
 		case 0xd0:
-			r.byte()
+			r.refType()
 		case 0xd2:
 			from := r.at
 			m.funcType(r, int(r.u32()))
@@ -261,8 +264,12 @@ func (m *Module) element(r *reader, each func(span)) {
 			each(s)
 		}
 	}
-	if flags&3 != 0 {
-		r.byte() // element kind or reference type
+	switch {
+	case flags&3 == 0: // functions
+	case flags&4 != 0:
+		r.refType()
+	default:
+		r.zero(1) // the kind "function"
 	}
 	for range r.count() {
 		if flags&4 != 0 {

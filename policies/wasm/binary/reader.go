@@ -95,6 +95,55 @@ func (r *reader) index(limit int, what string) int {
 	return int(i)
 }
 
+// valueType reads one of the value types of one byte. Types of more bytes
+// (typed references) are not supported, and a compiler that knows them must not
+// be left to read them in another way.
+func (r *reader) valueType() byte {
+	switch b := r.byte(); b {
+	case 0x7f, 0x7e, 0x7d, 0x7c, 0x7b, 0x70, 0x6f:
+		return b
+	default:
+		r.fail("value type %#x is not supported", b)
+		return 0
+	}
+}
+
+func (r *reader) valueTypes() string {
+	n := r.count()
+	from := r.at
+	for range n {
+		r.valueType()
+	}
+	return string(r.data[from:r.at])
+}
+
+func (r *reader) refType() {
+	if b := r.byte(); b != 0x70 && b != 0x6f {
+		r.fail("reference type %#x is not supported", b)
+	}
+}
+
+// blockType is empty, a value type or the index of a type.
+func (r *reader) blockType(types int) {
+	if r.at < len(r.data) && r.data[r.at] == 0x40 {
+		r.at++
+		return
+	}
+	if r.at < len(r.data) && r.data[r.at] > 0x40 && r.data[r.at] < 0x80 {
+		r.valueType()
+		return
+	}
+	r.index(types, "type")
+}
+
+func (r *reader) zero(n int) {
+	for range n {
+		if b := r.byte(); b != 0 {
+			r.fail("%#x where a zero byte is due", b)
+		}
+	}
+}
+
 func (r *reader) limits() (least, most uint64, bounded bool) {
 	switch flags := r.byte(); flags {
 	case 0:

@@ -188,7 +188,7 @@ func (w *rewriter) body(out []byte, number int, original []byte) ([]byte, error)
 		if locals += int(n); n > maxLocals || locals > maxLocals {
 			return nil, errors.New("function with too many locals")
 		}
-		r.byte()
+		r.valueType()
 	}
 	codeAt := r.at
 	s := scan{reader: r, w: w, locals: locals, costs: []int64{callCost + int64(locals)}, frames: []int{0}, edits: []edit{{at: codeAt, to: codeAt, index: -1}}}

@@ -53,10 +53,10 @@ func (s *scan) instruction() {
 	op := s.byte()
 	switch {
 	case op == 0x02 || op == 0x04: // block, if
-		s.leb(33)
+		s.blockType(len(s.w.types))
 		s.open(top)
 	case op == 0x03: // loop
-		s.leb(33)
+		s.blockType(len(s.w.types))
 		s.costs = append(s.costs, 1)
 		charge := len(s.costs) - 1
 		s.open(charge)
@@ -76,7 +76,7 @@ func (s *scan) instruction() {
 		s.index(len(s.w.types), "type")
 		s.u32()
 	case op == 0x1c: // select t
-		s.bytes(s.count())
+		s.valueTypes()
 	case op >= 0x20 && op <= 0x22:
 		s.index(s.locals, "local")
 	case op == 0x23 || op == 0x24:
@@ -86,12 +86,12 @@ func (s *scan) instruction() {
 	case op >= 0x28 && op <= 0x3e: // loads and stores
 		s.memarg()
 	case op == 0x3f: // memory.size
-		s.byte()
+		s.zero(1)
 	case op == 0x40: // memory.grow
-		s.byte()
+		s.zero(1)
 		s.costs[top] += 256
 	case op == 0x41:
-		s.leb(33)
+		s.leb(32)
 	case op == 0x42:
 		s.leb(64)
 	case op == 0x43:
@@ -100,7 +100,7 @@ func (s *scan) instruction() {
 		s.bytes(8)
 	case op >= 0x45 && op <= 0xc4: // arithmetic
 	case op == 0xd0: // ref.null
-		s.byte()
+		s.refType()
 	case op == 0xd1: // ref.is_null
 	case op == 0xd2: // ref.func
 		s.function()
@@ -114,7 +114,9 @@ func (s *scan) instruction() {
 }
 
 func (s *scan) memarg() {
-	s.u32()
+	if align := s.u32(); align > 4 {
+		s.fail("alignment 2^%d is not supported", align)
+	}
 	s.unsigned(64)
 }
 
@@ -123,15 +125,15 @@ func (s *scan) misc(start int) {
 	case 0, 1, 2, 3, 4, 5, 6, 7: // saturating conversions
 	case 8: // memory.init
 		s.u32()
-		s.byte()
+		s.zero(1)
 		s.bulkCharge(start, bulkBytesLog)
 	case 9: // data.drop
 		s.u32()
 	case 10: // memory.copy
-		s.bytes(2)
+		s.zero(2)
 		s.bulkCharge(start, bulkBytesLog)
 	case 11: // memory.fill
-		s.byte()
+		s.zero(1)
 		s.bulkCharge(start, bulkBytesLog)
 	case 12, 14: // table.init, table.copy
 		s.u32()
