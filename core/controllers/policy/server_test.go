@@ -168,7 +168,17 @@ func (s *server) informer(t *testing.T) cache.SharedIndexInformer {
 			}
 			return list, nil
 		},
-		WatchFuncWithContext: func(context.Context, metav1.ListOptions) (watch.Interface, error) { return s.watchers.Watch() },
+		WatchFuncWithContext: func(_ context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if o.SendInitialEvents != nil {
+				return nil, apierrors.NewInvalid(schema.GroupKind{Kind: "ListOptions"}, "", nil) // list, then watch
+			}
+			if o.ResourceVersion != fmt.Sprint(s.revision) {
+				return nil, apierrors.NewResourceExpired("list again")
+			}
+			return s.watchers.Watch()
+		},
 	}, &policyv1alpha1.Policy{}, 0, cache.Indexers{})
 	ctx, cancel := context.WithCancel(context.Background())
 	var done sync.WaitGroup
