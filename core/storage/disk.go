@@ -47,7 +47,7 @@ const (
 	maxCount = 4096
 )
 
-func openDisk(dir string, logger *slog.Logger) (*disk, error) {
+func openDisk(dir string, logFile int64, logger *slog.Logger) (*disk, error) {
 	if err := checkFormat(dir); err != nil {
 		return nil, err
 	}
@@ -65,7 +65,7 @@ func openDisk(dir string, logger *slog.Logger) (*disk, error) {
 		WithNumMemtables(2).
 		WithNumCompactors(2).
 		WithValueThreshold(inline).
-		WithValueLogFileSize(64 << 20)
+		WithValueLogFileSize(logFile)
 	db, err := badger.OpenManaged(opts)
 	if err != nil {
 		if strings.Contains(err.Error(), "directory lock") {

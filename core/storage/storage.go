@@ -49,6 +49,7 @@ type Options struct {
 	MinFree uint64
 
 	freeSpace func(dir string) (uint64, error)
+	logFile   int64 // bytes of a file of the value log
 }
 
 func (o *Options) complete() {
@@ -72,6 +73,9 @@ func (o *Options) complete() {
 	}
 	if o.freeSpace == nil {
 		o.freeSpace = freeSpace
+	}
+	if o.logFile == 0 {
+		o.logFile = 64 << 20
 	}
 }
 
@@ -126,7 +130,7 @@ func Open(opts Options) (*Store, error) {
 	}
 	if opts.Dir != "" {
 		var err error
-		if s.disk, err = openDisk(opts.Dir, opts.Logger); err != nil {
+		if s.disk, err = openDisk(opts.Dir, opts.logFile, opts.Logger); err != nil {
 			return nil, err
 		}
 		if err := s.load(); err != nil {
