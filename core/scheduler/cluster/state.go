@@ -173,6 +173,10 @@ func (s *State) SetPod(pod *v1.Pod) {
 	}
 	if e := s.pods[key]; e != nil {
 		if e.node.name == pod.Spec.NodeName && e.pod.UID == pod.UID {
+			if e.pod.Generation == pod.Generation && len(pod.Status.ContainerStatuses) == 0 {
+				e.pod = pod // the spec is the same, and no container reports anything else
+				return
+			}
 			if r := s.requestsOf(pod); !e.requests.equal(&r) {
 				s.account(e, -1)
 				e.requests = r

@@ -1,0 +1,148 @@
+package scheduler
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
+)
+
+// commit is one write of a pod: its bind when node is set, else its condition.
+type commit struct {
+	pending *pending
+	pod     *v1.Pod // the version that is written over
+	node    *v1.Node
+	reason  string
+	text    string
+	result  Result
+}
+
+// commits is what waits for the committing goroutine.
+type commits struct {
+	mu     sync.Mutex
+	list   []*commit
+	signal chan struct{}
+}
+
+func (s *Scheduler) send(c *commit) {
+	s.inFlight++
+	s.commits.mu.Lock()
+	s.commits.list = append(s.commits.list, c)
+	s.commits.mu.Unlock()
+	select {
+	case s.commits.signal <- struct{}{}:
+	default:
+	}
+}
+
+// maxBatch bounds one call of the Committer.
+const maxBatch = 1024
+
+// commit writes, in one batch, all that came while the last one was written.
+func (s *Scheduler) commit(ctx context.Context) {
+	encoder := protobuf.NewSerializer(clientscheme.Scheme, clientscheme.Scheme)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.commits.signal:
+		}
+		s.commits.mu.Lock()
+		list := s.commits.list
+		s.commits.list = nil
+		s.commits.mu.Unlock()
+		for batch := range slices.Chunk(list, maxBatch) {
+			if ctx.Err() != nil {
+				return
+			}
+			s.write(ctx, encoder, batch)
+		}
+	}
+}
+
+func (s *Scheduler) write(ctx context.Context, encoder *protobuf.Serializer, batch []*commit) {
+	writes := make([]Write, 0, len(batch))
+	sent := make([]*commit, 0, len(batch))
+	now := metav1.NewTime(s.clock.Now()).Rfc3339Copy()
+	for _, c := range batch {
+		w, err := encode(encoder, c, now)
+		if err != nil {
+			c.result = Result{Err: err}
+			continue
+		}
+		writes, sent = append(writes, w), append(sent, c)
+	}
+	results := s.options.Committer.Commit(ctx, writes)
+	for i, c := range sent {
+		if i < len(results) {
+			c.result = results[i]
+		} else {
+			c.result = Result{Err: fmt.Errorf("committer answered %d of %d writes", len(results), len(writes))}
+		}
+	}
+	s.inbox.put(message{committed: batch})
+}
+
+// encode makes the stored form of the pod as upstream's binding and status
+// registries would leave it.
+func encode(encoder *protobuf.Serializer, c *commit, now metav1.Time) (Write, error) {
+	expect, err := strconv.ParseInt(c.pod.ResourceVersion, 10, 64)
+	if err != nil {
+		return Write{}, fmt.Errorf("pod %s/%s has the resource version %q: %w", c.pod.Namespace, c.pod.Name, c.pod.ResourceVersion, err)
+	}
+	pod := *c.pod
+	pod.TypeMeta = metav1.TypeMeta{Kind: "Pod", APIVersion: "v1"}
+	pod.ResourceVersion, pod.SelfLink = "", ""
+	condition := v1.PodCondition{Type: v1.PodScheduled, Status: v1.ConditionTrue}
+	if c.node != nil {
+		pod.Spec.NodeName = c.node.Name
+		pod.Status.NominatedNodeName = ""
+		for _, label := range [...]string{v1.LabelTopologyZone, v1.LabelTopologyRegion} {
+			if value, ok := c.node.Labels[label]; ok {
+				if pod.Labels = maps.Clone(pod.Labels); pod.Labels == nil {
+					pod.Labels = map[string]string{}
+				}
+				pod.Labels[label] = value
+			}
+		}
+	} else {
+		condition.Status, condition.Reason, condition.Message = v1.ConditionFalse, c.reason, c.text
+		condition.ObservedGeneration = pod.Generation
+	}
+	pod.Status.Conditions = withCondition(pod.Status.Conditions, condition, now)
+	var out bytes.Buffer
+	out.Grow(pod.Size() + 64)
+	if err := encoder.Encode(&pod, &out); err != nil {
+		return Write{}, fmt.Errorf("encode pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	return Write{Key: "/registry/pods/" + pod.Namespace + "/" + pod.Name, Value: out.Bytes(), Expect: expect}, nil
+}
+
+// withCondition returns a copy with the condition in its place. Its transition
+// time is now, unless the status was the same before.
+func withCondition(list []v1.PodCondition, condition v1.PodCondition, now metav1.Time) []v1.PodCondition {
+	condition.LastTransitionTime = now
+	next := make([]v1.PodCondition, 0, len(list)+1)
+	found := false
+	for _, old := range list {
+		if old.Type == condition.Type {
+			if old.Status == condition.Status {
+				condition.LastTransitionTime = old.LastTransitionTime
+			}
+			old, found = condition, true
+		}
+		next = append(next, old)
+	}
+	if !found {
+		next = append(next, condition)
+	}
+	return next
+}

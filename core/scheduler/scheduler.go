@@ -1,0 +1,390 @@
+// Package scheduler binds pods to nodes. One goroutine owns the state of package
+// cluster, the queue and the decisions, and takes everything else as messages;
+// another commits binds in batches, a third writes events.
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/utils/clock"
+
+	decisionv1alpha1 "github.com/quaymaster/quaymaster/core/api/decision/v1alpha1"
+	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
+	"github.com/quaymaster/quaymaster/core/decision"
+	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
+	"github.com/quaymaster/quaymaster/policies"
+)
+
+var (
+	// ErrPodNotFound is returned by Explain for a pod that does not exist.
+	ErrPodNotFound = errors.New("pod not found")
+	// ErrNotServed is returned by Explain for a pod whose spec.schedulerName has
+	// no profile here.
+	ErrNotServed = errors.New("scheduler name is not served")
+	// ErrStopped is returned by Explain when Run has ended.
+	ErrStopped = errors.New("scheduler has stopped")
+)
+
+// Write is one compare-and-set of a stored object.
+type Write struct {
+	Key    string // "/registry/pods/NAMESPACE/NAME"
+	Value  []byte // as upstream stores it
+	Expect int64  // the revision that the stored object must have
+}
+
+// Result of one Write.
+type Result struct {
+	Revision int64 // of the object now
+	Conflict bool  // it had another revision, or is gone; nothing was written
+	Err      error // anything else that kept it from being written
+}
+
+// Committer writes independent objects, one revision each, durably when it
+// returns. Results are in the order of the writes.
+type Committer interface {
+	Commit(ctx context.Context, writes []Write) []Result
+}
+
+// Options of a scheduler. Client, Informers and Committer are required.
+type Options struct {
+	// Client writes events.
+	Client kubernetes.Interface
+	// Informers of pods and nodes; started by the caller, after New.
+	Informers informers.SharedInformerFactory
+	// Profiles of SchedulerProfile objects; nil serves the default one only.
+	Profiles cache.SharedIndexInformer
+	// Policies that profiles may name; nil has none.
+	Policies policies.Scheduling
+	// Committer writes binds and conditions.
+	Committer Committer
+	// Seed takes part in every tie-break.
+	Seed uint64
+	// Clock defaults to the real one.
+	Clock clock.Clock
+	// Logger defaults to none.
+	Logger *slog.Logger
+	// LedgerSize is the number of pods whose last decision is kept. Default 10,000.
+	LedgerSize int
+	// AuditEvery rescans one in so many decisions and counts those that a full
+	// scan decides otherwise. Default 1,000; below 0 never.
+	AuditEvery int
+	// EventsPerSecond bounds the events of each kind (bursts of ten times that
+	// pass). More are dropped: they are a courtesy, pods are not. Default 50.
+	EventsPerSecond int
+}
+
+// Scheduler is made by New and started by Run.
+type Scheduler struct {
+	options Options
+	log     *slog.Logger
+	clock   clock.Clock
+	pods    corelisters.PodLister
+	ledger  *decision.Ledger
+	inbox   inbox
+	commits commits
+	reports reporter
+	stopped chan struct{}
+	running atomic.Bool
+
+	// Owned by the goroutine of Run.
+	state    *cluster.State
+	profiles map[string]*cluster.Profile // by scheduler name
+	pinned   map[string]policies.Pinned
+	changed  <-chan struct{}
+	queue    queue
+	revision int64
+	inFlight int
+
+	stats counters
+}
+
+// Stats count since New.
+type Stats struct {
+	Decisions     int64 // with a node
+	Unschedulable int64 // without
+	Bound         int64
+	Conflicts     int64 // binds that met a newer pod
+	Failures      int64 // binds and policies that failed otherwise
+	Audited       int64 // decisions scanned again
+	Mismatches    int64 // … with another result: always 0
+	EventsDropped int64
+}
+
+type counters struct {
+	decisions, unschedulable, bound, conflicts, failures, audited, mismatches, eventsDropped atomic.Int64
+}
+
+// New checks the options and asks the factory for the informers that Run reads.
+func New(options Options) (*Scheduler, error) {
+	if options.Client == nil || options.Informers == nil || options.Committer == nil {
+		return nil, errors.New("scheduler needs a client, informers and a committer")
+	}
+	if options.Clock == nil {
+		options.Clock = clock.RealClock{}
+	}
+	if options.Logger == nil {
+		options.Logger = slog.New(slog.DiscardHandler)
+	}
+	if options.LedgerSize == 0 {
+		options.LedgerSize = 10_000
+	}
+	if options.AuditEvery == 0 {
+		options.AuditEvery = 1_000
+	}
+	if options.EventsPerSecond <= 0 {
+		options.EventsPerSecond = 50
+	}
+	core := options.Informers.Core().V1()
+	core.Pods().Informer()
+	core.Nodes().Informer()
+	s := &Scheduler{
+		options:  options,
+		log:      options.Logger,
+		clock:    options.Clock,
+		pods:     core.Pods().Lister(),
+		ledger:   decision.NewLedger(options.LedgerSize),
+		stopped:  make(chan struct{}),
+		state:    cluster.New(options.Seed),
+		profiles: map[string]*cluster.Profile{cluster.DefaultSchedulerName: cluster.DefaultProfile()},
+		pinned:   map[string]policies.Pinned{},
+		queue:    newQueue(),
+	}
+	s.inbox.signal = make(chan struct{}, 1)
+	s.commits.signal = make(chan struct{}, 1)
+	s.reports.init(options, &s.stats)
+	return s, nil
+}
+
+// Stats returns the counters. It may be called at any time.
+func (s *Scheduler) Stats() Stats {
+	c := &s.stats
+	return Stats{c.decisions.Load(), c.unschedulable.Load(), c.bound.Load(), c.conflicts.Load(), c.failures.Load(),
+		c.audited.Load(), c.mismatches.Load(), c.eventsDropped.Load()}
+}
+
+// Run schedules until the context ends, once. It returns when everything that
+// it started has ended.
+func (s *Scheduler) Run(ctx context.Context) error {
+	if !s.running.CompareAndSwap(false, true) {
+		return errors.New("scheduler has been run already")
+	}
+	defer close(s.stopped)
+	ctx, cancel := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	defer group.Wait()
+	defer cancel()
+
+	core := s.options.Informers.Core().V1()
+	informers := []cache.SharedIndexInformer{core.Nodes().Informer(), core.Pods().Informer()}
+	if s.options.Profiles != nil {
+		informers = append(informers, s.options.Profiles)
+	}
+	for _, informer := range informers {
+		registration, err := informer.AddEventHandler(s.inbox.handler())
+		if err != nil {
+			return fmt.Errorf("watch for the scheduler: %w", err)
+		}
+		defer func() {
+			if err := informer.RemoveEventHandler(registration); err != nil {
+				s.log.Warn("stop watching for the scheduler", "error", err)
+			}
+		}()
+		if !cache.WaitForCacheSync(ctx.Done(), registration.HasSynced) {
+			return nil // the context ended first
+		}
+	}
+	group.Go(func() { s.commit(ctx) })
+	group.Go(func() { s.reports.run(ctx) })
+	s.loop(ctx)
+	return nil
+}
+
+// Explain says where the pod would go on the state of now and why: for a bound
+// one as if it were not there, beside the decision as it was taken.
+func (s *Scheduler) Explain(ctx context.Context, namespace, name string) (*decisionv1alpha1.Decision, error) {
+	type answer struct {
+		decision *decisionv1alpha1.Decision
+		err      error
+	}
+	reply := make(chan answer, 1)
+	s.inbox.put(message{call: func() {
+		d, err := s.explain(ctx, namespace, name)
+		reply <- answer{d, err}
+	}})
+	select {
+	case a := <-reply:
+		return a.decision, a.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("explain pod %s/%s: %w", namespace, name, ctx.Err())
+	case <-s.stopped:
+		return nil, fmt.Errorf("explain pod %s/%s: %w", namespace, name, ErrStopped)
+	}
+}
+
+func (s *Scheduler) explain(ctx context.Context, namespace, name string) (*decisionv1alpha1.Decision, error) {
+	pod, err := s.pods.Pods(namespace).Get(name)
+	if err != nil {
+		return nil, fmt.Errorf("explain pod %s/%s: %w", namespace, name, ErrPodNotFound)
+	}
+	profile := s.profiles[pod.Spec.SchedulerName]
+	if profile == nil {
+		return nil, fmt.Errorf("explain pod %s/%s of scheduler %q: %w", namespace, name, pod.Spec.SchedulerName, ErrNotServed)
+	}
+	scan, text, err := s.state.Explain(ctx, profile, pod, s.policiesOf(profile))
+	if err != nil {
+		return nil, fmt.Errorf("explain pod %s/%s: %w", namespace, name, err)
+	}
+	if field := profile.Unsupported(pod); field != "" {
+		scan.Node, text = nil, cluster.UnsupportedMessage(field)
+	}
+	key := types.NamespacedName{Namespace: namespace, Name: name}
+	d := decision.FromScan(key, profile.Name, scan, text)
+	d.Policies = s.versions(profile)
+	d.Taken = s.ledger.Taken(key, pod.UID)
+	return d, nil
+}
+
+// record notes a decision in the ledger.
+func (s *Scheduler) record(p *pending, out cluster.Outcome, text string) {
+	taken := decisionv1alpha1.TakenDecision{
+		Revision:  s.revision,
+		Message:   text,
+		Feasible:  int32(out.Feasible),
+		Evaluated: int32(out.Evaluated),
+		Score:     out.Score,
+		Policies:  s.versions(p.profile),
+	}
+	taken.Time.Time = s.clock.Now()
+	if out.Node != nil {
+		taken.Node = out.Node.Name
+	}
+	s.ledger.Record(p.key, p.pod.UID, taken)
+}
+
+// policiesOf pins the policies of the profile that are not pinned yet.
+func (s *Scheduler) policiesOf(profile *cluster.Profile) cluster.Policies {
+	if !profile.HasPolicies() || s.options.Policies == nil {
+		return cluster.Policies{}
+	}
+	pin := func(name string) {
+		if _, ok := s.pinned[name]; ok {
+			return
+		}
+		if pinned, err := s.options.Policies.Pin(name); err == nil {
+			s.pinned[name] = pinned
+		} else if !errors.Is(err, policies.ErrNotLoaded) {
+			s.log.Warn("pin policy", "policy", name, "error", err)
+		}
+	}
+	for _, f := range profile.Filters {
+		pin(f.Policy)
+	}
+	for _, f := range profile.Scores {
+		pin(f.Policy)
+	}
+	return cluster.Policies{
+		Cycle:  policies.Cycle{Time: s.clock.Now(), Seed: s.options.Seed, Revision: s.revision},
+		Pinned: s.pinned,
+	}
+}
+
+func (s *Scheduler) unpin() {
+	for name, pinned := range s.pinned {
+		pinned.Release()
+		delete(s.pinned, name)
+	}
+}
+
+// versions lists the policies of the profile that are pinned.
+func (s *Scheduler) versions(profile *cluster.Profile) (list []decisionv1alpha1.PolicyVersion) {
+	seen := map[string]bool{}
+	add := func(name string) {
+		if pinned := s.pinned[name]; pinned != nil && !seen[name] {
+			seen[name] = true
+			p := pinned.Provenance()
+			list = append(list, decisionv1alpha1.PolicyVersion{Name: p.Policy, Generation: p.Generation, Digest: p.Digest})
+		}
+	}
+	if !profile.HasPolicies() {
+		return nil
+	}
+	for _, f := range profile.Filters {
+		add(f.Policy)
+	}
+	for _, f := range profile.Scores {
+		add(f.Policy)
+	}
+	return list
+}
+
+// applyProfiles compiles the profile objects anew. Of those that are wrong, the
+// version before stays in force, if there was one.
+func (s *Scheduler) applyProfiles() {
+	next := map[string]*cluster.Profile{}
+	for _, object := range s.options.Profiles.GetStore().List() {
+		object := object.(*schedulingv1alpha1.SchedulerProfile)
+		profile, err := cluster.NewProfile(object.Name, object.Spec)
+		if err != nil {
+			s.log.Warn("scheduler profile refused", "profile", object.Name, "error", err)
+			name := object.Spec.SchedulerName
+			if name == "" {
+				name = object.Name
+			}
+			if profile = s.profiles[name]; profile == nil {
+				continue
+			}
+		}
+		if next[profile.Name] != nil {
+			s.log.Warn("two scheduler profiles serve one name", "profile", object.Name, "schedulerName", profile.Name)
+		}
+		next[profile.Name] = profile
+	}
+	if next[cluster.DefaultSchedulerName] == nil {
+		next[cluster.DefaultSchedulerName] = cluster.DefaultProfile()
+	}
+	s.profiles = next
+	s.queue.each(s.drop)
+	pods, err := s.pods.List(everything)
+	if err != nil {
+		s.log.Warn("list pods for a changed scheduler profile", "error", err)
+		return
+	}
+	for _, pod := range pods {
+		if pod.Spec.NodeName == "" {
+			s.applyPod(pod)
+		}
+	}
+}
+
+func (s *Scheduler) sawRevision(text string) {
+	if r, err := strconv.ParseInt(text, 10, 64); err == nil && r > s.revision {
+		s.revision = r
+	}
+}
+
+func podCondition(pod *v1.Pod) *v1.PodCondition {
+	for i := range pod.Status.Conditions {
+		if pod.Status.Conditions[i].Type == v1.PodScheduled {
+			return &pod.Status.Conditions[i]
+		}
+	}
+	return nil
+}
+
+// backOff before the next attempt: 1 s, doubled by each, at most 10 s.
+func backOff(attempts int) time.Duration {
+	return min(time.Second<<min(max(attempts-1, 0), 4), 10*time.Second)
+}

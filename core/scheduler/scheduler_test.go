@@ -1,0 +1,447 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	v1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	clienttesting "k8s.io/client-go/testing"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	podResource  = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
+	nodeResource = schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
+)
+
+// world is a store in a fake clientset: it gives revisions and commits what the
+// scheduler writes, by compare and set.
+type world struct {
+	t      *testing.T
+	client *fake.Clientset
+	sched  *Scheduler
+	cancel context.CancelFunc
+
+	mu       sync.Mutex
+	revision int64
+	binds    int
+	before   func(Write) // called before each write, to meddle
+	fail     error       // answers binds
+}
+
+func newWorld(t *testing.T, change func(*Options)) *world {
+	t.Helper()
+	w := &world{t: t, client: fake.NewClientset()}
+	watching := make(chan struct{}, 16)
+	w.client.PrependWatchReactor("*", func(action clienttesting.Action) (bool, watch.Interface, error) {
+		watcher, err := w.client.Tracker().Watch(action.GetResource(), action.GetNamespace())
+		watching <- struct{}{}
+		return true, watcher, err
+	})
+	factory := informers.NewSharedInformerFactory(w.client, 0)
+	options := Options{Client: w.client, Informers: factory, Committer: w, Seed: 7, AuditEvery: 1}
+	if change != nil {
+		change(&options)
+	}
+	sched, err := New(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.sched = sched
+	ctx, cancel := context.WithCancel(context.Background())
+	w.cancel = cancel
+	factory.Start(ctx.Done())
+	for range 2 { // of pods, of nodes
+		<-watching
+	}
+	done := make(chan error, 1)
+	go func() { done <- sched.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		factory.Shutdown()
+		if n := sched.Stats().Mismatches; n != 0 {
+			t.Errorf("%d decisions differ from a full scan", n)
+		}
+	})
+	return w
+}
+
+func (w *world) next() string {
+	w.revision++
+	return strconv.FormatInt(w.revision, 10)
+}
+
+func (w *world) put(gvr schema.GroupVersionResource, object metav1.Object) {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.store(gvr, object)
+}
+
+func (w *world) store(gvr schema.GroupVersionResource, object metav1.Object) {
+	object.SetResourceVersion(w.next())
+	tracker := w.client.Tracker()
+	err := tracker.Update(gvr, object.(runtime.Object), object.GetNamespace())
+	if apierrors.IsNotFound(err) {
+		err = tracker.Create(gvr, object.(runtime.Object), object.GetNamespace())
+	}
+	if err != nil {
+		w.t.Error(err)
+	}
+}
+
+func (w *world) remove(gvr schema.GroupVersionResource, namespace, name string) {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.client.Tracker().Delete(gvr, namespace, name); err != nil {
+		w.t.Error(err)
+	}
+}
+
+func (w *world) pod(name string) *v1.Pod {
+	w.t.Helper()
+	object, err := w.client.Tracker().Get(podResource, "default", name)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return object.(*v1.Pod).DeepCopy()
+}
+
+// Commit is the Committer.
+func (w *world) Commit(_ context.Context, writes []Write) []Result {
+	results := make([]Result, len(writes))
+	for i, write := range writes {
+		object, _, err := clientscheme.Codecs.UniversalDeserializer().Decode(write.Value, nil, nil)
+		if err != nil {
+			w.t.Errorf("written value of %s: %v", write.Key, err)
+			continue
+		}
+		pod := object.(*v1.Pod)
+		if want := "/registry/pods/" + pod.Namespace + "/" + pod.Name; write.Key != want || pod.ResourceVersion != "" {
+			w.t.Errorf("written at %s with the version %q, want %s with none", write.Key, pod.ResourceVersion, want)
+		}
+		if w.before != nil {
+			w.before(write)
+		}
+		w.mu.Lock()
+		stored, err := w.client.Tracker().Get(podResource, pod.Namespace, pod.Name)
+		switch {
+		case err != nil || stored.(*v1.Pod).ResourceVersion != strconv.FormatInt(write.Expect, 10):
+			results[i].Conflict = true
+		case w.fail != nil && pod.Spec.NodeName != "":
+			results[i].Err = w.fail
+		default:
+			if pod.Spec.NodeName != "" {
+				w.binds++
+			}
+			w.store(podResource, pod)
+			results[i].Revision = w.revision
+		}
+		w.mu.Unlock()
+	}
+	return results
+}
+
+func eventually(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain until %s", what)
+		}
+	}
+}
+
+func (w *world) bound(name, node string) {
+	w.t.Helper()
+	eventually(w.t, name+" is bound", func() bool { return w.pod(name).Spec.NodeName != "" })
+	pod := w.pod(name)
+	if node != "" && pod.Spec.NodeName != node {
+		w.t.Fatalf("%s is on %s, want %s", name, pod.Spec.NodeName, node)
+	}
+	if c := podCondition(pod); c == nil || c.Status != v1.ConditionTrue || c.LastTransitionTime.IsZero() {
+		w.t.Fatalf("%s has the condition %+v", name, c)
+	}
+}
+
+func (w *world) refused(name, message string) {
+	w.t.Helper()
+	got := ""
+	eventually(w.t, fmt.Sprintf("%s is refused with %q", name, message), func() bool {
+		if c := podCondition(w.pod(name)); c != nil && c.Status == v1.ConditionFalse && c.Reason == v1.PodReasonUnschedulable {
+			got = c.Message
+		}
+		return got == message
+	})
+}
+
+func (w *world) event(reason, note string) {
+	w.t.Helper()
+	eventually(w.t, fmt.Sprintf("event %s %q", reason, note), func() bool {
+		list, err := w.client.CoreV1().Events("default").List(context.Background(), metav1.ListOptions{})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		for _, e := range list.Items {
+			if e.Reason == reason && e.Message == note && e.ReportingController == "default-scheduler" {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+func testNode(name, cpu string, labels map[string]string, taints ...v1.Taint) *v1.Node {
+	return &v1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels},
+		Spec:       v1.NodeSpec{Taints: taints},
+		Status: v1.NodeStatus{Allocatable: v1.ResourceList{
+			v1.ResourceCPU: resource.MustParse(cpu), v1.ResourceMemory: resource.MustParse("8Gi"), v1.ResourcePods: resource.MustParse("110")}},
+	}
+}
+
+func testPod(name, cpu string) *v1.Pod {
+	return &v1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: types.UID("uid-" + name), Generation: 1},
+		Spec: v1.PodSpec{SchedulerName: "default-scheduler", Containers: []v1.Container{{Name: "c", Image: "pause",
+			Resources: v1.ResourceRequirements{Requests: v1.ResourceList{v1.ResourceCPU: resource.MustParse(cpu)}}}}},
+	}
+}
+
+func TestNotesScenario(t *testing.T) {
+	w := newWorld(t, nil)
+	w.put(nodeResource, testNode("master01", "4", nil, v1.Taint{Key: "node-role.kubernetes.io/master", Effect: v1.TaintEffectNoSchedule}))
+	w.put(nodeResource, testNode("node01", "4", map[string]string{v1.LabelTopologyZone: "z1"}))
+	w.put(nodeResource, testNode("node02", "4", nil))
+	pod := testPod("httpserver", "100m")
+	pod.Spec.NodeSelector = map[string]string{"disktype": "ssd"}
+	w.put(podResource, pod)
+	const message = "0/3 nodes are available: 1 node(s) had untolerated taint(s), 2 node(s) didn't match Pod's node affinity/selector. " +
+		"no new claims to deallocate, preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling."
+	w.refused("httpserver", message)
+	w.event("FailedScheduling", message)
+	d, err := w.sched.Explain(context.Background(), "default", "httpserver")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Node != "" || d.Message != message || d.Taken == nil || d.Taken.Message != message || len(d.Nodes) != 3 || d.Nodes[0].Filter.Plugin != "TaintToleration" {
+		t.Errorf("explained as %+v", d)
+	}
+
+	w.put(nodeResource, testNode("node01", "4", map[string]string{v1.LabelTopologyZone: "z1", "disktype": "ssd"}))
+	w.bound("httpserver", "node01")
+	w.event("Scheduled", "Successfully assigned default/httpserver to node01")
+	if zone := w.pod("httpserver").Labels[v1.LabelTopologyZone]; zone != "z1" {
+		t.Errorf("the pod carries the zone %q", zone)
+	}
+	eventually(t, "the decision is in the ledger", func() bool {
+		d, err = w.sched.Explain(context.Background(), "default", "httpserver")
+		return err == nil && d.Taken != nil && d.Taken.Node == "node01"
+	})
+	if d.Node != "node01" || d.Message != "" || d.Taken.Feasible != 1 || d.Taken.Evaluated != 3 || d.Taken.Revision == 0 || d.Nodes[0].Total != d.Taken.Score {
+		t.Errorf("explained as %+v", d)
+	}
+
+	special := v1.Taint{Key: "for-special-user", Value: "cadmin", Effect: v1.TaintEffectNoSchedule}
+	w.put(nodeResource, testNode("node01", "4", nil, special))
+	w.put(nodeResource, testNode("node02", "4", nil, special))
+	w.put(podResource, testPod("plain", "100m"))
+	w.refused("plain", "0/3 nodes are available: 3 node(s) had untolerated taint(s). "+
+		"no new claims to deallocate, preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling.")
+	tolerant := testPod("tolerant", "100m")
+	tolerant.Spec.Tolerations = []v1.Toleration{{Key: "for-special-user", Operator: v1.TolerationOpEqual, Value: "cadmin", Effect: v1.TaintEffectNoSchedule}}
+	w.put(podResource, tolerant)
+	w.bound("tolerant", "")
+}
+
+func TestVerdictTexts(t *testing.T) {
+	w := newWorld(t, nil)
+	w.put(podResource, testPod("early", "1"))
+	w.refused("early", "no nodes available to schedule pods")
+	w.put(nodeResource, testNode("n1", "2", nil))
+	w.bound("early", "n1")
+
+	w.put(podResource, testPod("huge", "3"))
+	w.refused("huge", "0/1 nodes are available: 1 Insufficient cpu. "+
+		"no new claims to deallocate, preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.")
+	w.put(podResource, testPod("big", "1500m"))
+	w.refused("big", "0/1 nodes are available: 1 Insufficient cpu. "+
+		"no new claims to deallocate, preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod.")
+	important := testPod("important", "1500m")
+	priority := int32(100)
+	important.Spec.Priority = &priority
+	w.put(podResource, important)
+	w.refused("important", "0/1 nodes are available: 1 Insufficient cpu.") // preemption would help
+	never := v1.PreemptNever
+	modest := testPod("modest", "1500m")
+	modest.Spec.Priority, modest.Spec.PreemptionPolicy = &priority, &never
+	w.put(podResource, modest)
+	w.refused("modest", "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: not eligible due to preemptionPolicy=Never.")
+
+	spread := testPod("spread", "1m")
+	spread.Spec.TopologySpreadConstraints = []v1.TopologySpreadConstraint{{MaxSkew: 1, TopologyKey: "zone", WhenUnsatisfiable: v1.DoNotSchedule}}
+	w.put(podResource, spread)
+	w.refused("spread", "spec.topologySpreadConstraints[0] is not implemented by this scheduler yet; the pod stays pending. "+
+		"Remove the field, or disable its plugin in a SchedulerProfile")
+
+	// What ends frees its place: the highest priority takes it.
+	early := w.pod("early")
+	early.Status.Phase = v1.PodSucceeded
+	w.put(podResource, early)
+	eventually(t, "one of the pods is bound", func() bool {
+		return w.pod("important").Spec.NodeName != "" || w.pod("modest").Spec.NodeName != "" || w.pod("big").Spec.NodeName != ""
+	})
+}
+
+func TestGatesHoldAndPriorityOrders(t *testing.T) {
+	w := newWorld(t, nil)
+	gated := testPod("gated", "100m")
+	gated.Spec.SchedulingGates = []v1.PodSchedulingGate{{Name: "example.com/wait"}}
+	w.put(podResource, gated)
+	for i, priority := range []int32{0, 50, 100} {
+		pod := testPod(fmt.Sprintf("p%d", i), "2")
+		pod.Spec.Priority = &priority
+		w.put(podResource, pod)
+	}
+	for i := range 3 {
+		w.refused(fmt.Sprintf("p%d", i), "no nodes available to schedule pods")
+	}
+	w.put(nodeResource, testNode("n1", "2", nil)) // room for one
+	eventually(t, "one pod is bound", func() bool { return w.sched.Stats().Bound >= 1 })
+	w.put(nodeResource, testNode("n2", "4", nil)) // room for the others
+	for i := range 3 {
+		w.bound(fmt.Sprintf("p%d", i), "")
+	}
+	if node := w.pod("gated").Spec.NodeName; node != "" {
+		t.Errorf("the gated pod went to %s", node)
+	}
+	open := w.pod("gated")
+	open.Spec.SchedulingGates = nil
+	w.put(nodeResource, testNode("n3", "1", nil))
+	w.put(podResource, open)
+	w.bound("gated", "n3")
+}
+
+func TestConflictIsDecidedAgain(t *testing.T) {
+	w := newWorld(t, nil)
+	w.put(nodeResource, testNode("n1", "2", nil))
+	meddled := make(chan struct{})
+	var once sync.Once
+	w.before = func(write Write) {
+		once.Do(func() { // someone writes the pod between decision and bind
+			pod := w.pod("p")
+			pod.Annotations = map[string]string{"touched": "yes"}
+			w.put(podResource, pod)
+			close(meddled)
+		})
+	}
+	w.put(podResource, testPod("p", "1"))
+	<-meddled
+	w.bound("p", "n1")
+	if w.pod("p").Annotations["touched"] != "yes" {
+		t.Error("the bind wrote over the other change")
+	}
+	if got := w.sched.Stats(); got.Conflicts != 1 {
+		t.Errorf("stats %+v, want one conflict", got)
+	}
+}
+
+func TestFailedCommitBacksOff(t *testing.T) {
+	w := newWorld(t, nil)
+	w.fail = errors.New("disk full")
+	w.put(nodeResource, testNode("n1", "2", nil))
+	w.put(podResource, testPod("p", "2"))
+	eventually(t, "the bind failed", func() bool { return w.sched.Stats().Failures > 0 })
+	w.mu.Lock()
+	w.fail = nil
+	w.mu.Unlock()
+	w.bound("p", "n1") // the assumed pod does not block its own place
+}
+
+// TestManyOfOneClass parks a thousand pods and lets room appear by and by.
+func TestManyOfOneClass(t *testing.T) {
+	w := newWorld(t, nil)
+	const pods = 300
+	for i := range pods {
+		w.put(podResource, testPod(fmt.Sprintf("p%d", i), "1"))
+	}
+	eventually(t, "all are refused", func() bool { return w.sched.Stats().Unschedulable >= pods })
+	for i := range pods / 50 {
+		w.put(nodeResource, testNode(fmt.Sprintf("n%d", i), "50", nil))
+	}
+	eventually(t, "all are bound", func() bool { return w.sched.Stats().Bound == pods })
+	used := map[string]int{}
+	for i := range pods {
+		used[w.pod(fmt.Sprintf("p%d", i)).Spec.NodeName]++
+	}
+	for node, n := range used {
+		if n != 50 {
+			t.Errorf("%d pods on %s, which takes 50", n, node)
+		}
+	}
+	if got := w.sched.Stats(); got.Unschedulable > pods+2*pods/50+2 {
+		t.Errorf("%d attempts in vain: waking is not one by one", got.Unschedulable)
+	}
+}
+
+func TestDeletedNodeTakesNothing(t *testing.T) {
+	w := newWorld(t, nil)
+	w.put(nodeResource, testNode("big", "64", nil))
+	w.put(nodeResource, testNode("small", "2", nil))
+	w.put(podResource, testPod("a", "1"))
+	w.bound("a", "big")
+	w.remove(nodeResource, "", "big")
+	// The pod comes after the node's end on another watch: wait until that is seen.
+	eventually(t, "the node is gone", func() bool {
+		d, err := w.sched.Explain(context.Background(), "default", "a")
+		return err == nil && len(d.Nodes) == 1
+	})
+	w.put(podResource, testPod("b", "1"))
+	w.bound("b", "small")
+	w.remove(podResource, "default", "b")
+	w.put(podResource, testPod("c", "2"))
+	w.bound("c", "small")
+}
+
+func TestExplainErrors(t *testing.T) {
+	w := newWorld(t, nil)
+	foreign := testPod("foreign", "1")
+	foreign.Spec.SchedulerName = "other"
+	w.put(podResource, foreign)
+	eventually(t, "the pod is known", func() bool {
+		_, err := w.sched.Explain(context.Background(), "default", "foreign")
+		return errors.Is(err, ErrNotServed)
+	})
+	if _, err := w.sched.Explain(context.Background(), "default", "none"); !errors.Is(err, ErrPodNotFound) {
+		t.Errorf("error %v", err)
+	}
+	w.cancel()
+	eventually(t, "the scheduler has stopped", func() bool {
+		_, err := w.sched.Explain(context.Background(), "default", "none")
+		return errors.Is(err, ErrStopped)
+	})
+	if _, err := New(Options{}); err == nil || !strings.Contains(err.Error(), "needs a client") {
+		t.Errorf("error %v", err)
+	}
+}
