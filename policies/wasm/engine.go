@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -30,7 +31,7 @@ const (
 	DefaultFuel       = 50_000_000
 	DefaultMaxFuel    = 1_000_000_000
 	DefaultDeadline   = 50 * time.Millisecond
-	DefaultIdle       = 4
+	DefaultIdle       = 4 // or two for each CPU
 	maxDeadline       = 10 * time.Second
 	loadFuel          = 1_000_000_000 // of _initialize, start and qm_configure
 	loadDeadline      = 5 * time.Second
@@ -80,7 +81,7 @@ func New(options Options) *Engine {
 		options.Grants = []string{abi.GrantLog, abi.GrantClock}
 	}
 	if options.Idle == 0 {
-		options.Idle = DefaultIdle
+		options.Idle = max(DefaultIdle, 2*runtime.GOMAXPROCS(0))
 	}
 	if options.Logger == nil {
 		options.Logger = slog.New(slog.DiscardHandler)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/quaymaster/quaymaster/policies"
 	"github.com/quaymaster/quaymaster/policies/abi"
@@ -24,7 +25,9 @@ func tryLoad(t *testing.T, source []byte) (policies.Program, error) {
 			t.Error(err)
 		}
 	})
-	p, err := e.Load(context.Background(), policies.Load{Policy: "test", File: "test.wasm", Source: source})
+	l := policies.Load{Policy: "test", File: "test.wasm", Source: source}
+	l.Limits.Deadline = &metav1.Duration{Duration: 10 * time.Second} // fuel is to end what is endless, on a busy machine too
+	p, err := e.Load(context.Background(), l)
 	if err == nil {
 		t.Cleanup(func() {
 			if err := p.Close(); err != nil {

@@ -39,6 +39,7 @@ type instance struct {
 	errorText  string
 	reasons    map[int]string
 	logs       int
+	spent      int64 // fuel since begin
 
 	snapshot            *abi.Snapshot
 	snapshotAt          uint32
@@ -141,7 +142,7 @@ func (in *instance) symbol(s string) uint32 {
 
 // begin sets what one decision may see.
 func (in *instance) begin(c policies.Cycle) {
-	in.cycle, in.ticks, in.random, in.logs = c, 0, c.Seed, 0
+	in.cycle, in.ticks, in.random, in.logs, in.spent = c, 0, c.Seed, 0, 0
 }
 
 // call runs f with the program's limits; arguments and results are in stack.
@@ -156,7 +157,9 @@ func (in *instance) call(ctx context.Context, name string, f api.Function) error
 func (in *instance) callWith(ctx context.Context, name string, f api.Function, fuel int64, deadline time.Duration) error {
 	in.errorText = ""
 	in.meter.begin(ctx, fuel, deadline)
-	if err := f.CallWithStack(in.ctx, in.stack[:]); err != nil {
+	err := f.CallWithStack(in.ctx, in.stack[:])
+	in.spent += in.meter.used()
+	if err != nil {
 		return in.failure(name, err)
 	}
 	return nil

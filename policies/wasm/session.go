@@ -42,7 +42,7 @@ func (s *session) run(ctx context.Context, c policies.Cycle, f func(in *instance
 	in := s.instance
 	in.begin(c)
 	err = f(in)
-	cost = policies.Cost{Fuel: in.meter.used(), Wall: time.Since(began)}
+	cost = policies.Cost{Fuel: in.spent, Wall: time.Since(began)}
 	if err != nil {
 		in.close()
 		s.instance = nil

@@ -157,6 +157,8 @@ func (s *Syncer) sync(ctx context.Context, dirs map[string]bool) error {
 		return err
 	}
 	kinds := []kind{policyKind(s.Client), profileKind(s.Client)}
+	missed := s.missing
+	s.missing = map[string]time.Time{}
 	var errs []error
 	for _, k := range kinds {
 		owned, err := k.list(ctx)
@@ -173,16 +175,16 @@ func (s *Syncer) sync(ctx context.Context, dirs map[string]bool) error {
 			}
 			delete(s.reports, key(o))
 			if _, ok := wanted[key(o)]; ok {
-				delete(s.missing, key(o))
 				continue
 			}
-			if since, ok := s.missing[key(o)]; !ok || time.Since(since) < grace {
-				if !ok {
-					s.missing[key(o)] = time.Now()
-				}
+			since, ok := missed[key(o)]
+			if !ok {
+				since = time.Now()
+			}
+			if time.Since(since) < grace {
+				s.missing[key(o)] = since
 				continue
 			}
-			delete(s.missing, key(o))
 			if err := k.delete(ctx, o); err != nil && !apierrors.IsNotFound(err) {
 				errs = append(errs, fmt.Errorf("delete %s: %w", key(o), err))
 				continue
@@ -210,7 +212,6 @@ func (s *Syncer) sync(ctx context.Context, dirs map[string]bool) error {
 func (s *Syncer) write(ctx context.Context, k kind, e entry, live object) error {
 	name := key(e.object)
 	if live == nil {
-		delete(s.missing, name)
 		created, err := k.create(ctx, e.object)
 		if apierrors.IsAlreadyExists(err) {
 			return errors.New("an object of that name exists and is not from the policy directory; delete or rename one of them")
