@@ -52,9 +52,8 @@ type Node struct {
 	Runtime Runtime // default: RuntimeSimulated
 	Labels  map[string]string
 	Taints  []corev1.Taint
-	// Capacity overrides entries of the default: 8 CPUs, 32Gi of memory, 100Gi
-	// of ephemeral storage and 110 pods for a simulated node; what the machine
-	// has for any other.
+	// Capacity of a simulated node; nil is agent.DefaultCapacity. For any other
+	// node its entries override what the machine has.
 	Capacity corev1.ResourceList
 }
 
@@ -65,6 +64,13 @@ func Nodes(prefix string, n int) []Node {
 		nodes[i].Name = fmt.Sprintf("%s%02d", prefix, i+1)
 	}
 	return nodes
+}
+
+// WasmNode is a node that runs WebAssembly programs in the engine's process. Its
+// taint keeps other pods away: tolerate kubernetes.io/arch=wasm to run there.
+func WasmNode(name string) Node {
+	return Node{Name: name, Runtime: RuntimeWasm,
+		Taints: []corev1.Taint{{Key: corev1.LabelArchStable, Value: "wasm", Effect: corev1.TaintEffectNoSchedule}}}
 }
 
 func (o *Options) complete() error {

@@ -242,6 +242,9 @@ func (p *parts) work(ctx context.Context, ready func()) error {
 // close frees what assemble opened, users before what they use.
 func (p *parts) close() error {
 	var errs []error
+	if p.nodes != nil {
+		errs = append(errs, p.nodes.close())
+	}
 	if p.recorder != nil {
 		p.recorder.stop()
 	}

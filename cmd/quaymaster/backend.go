@@ -1,0 +1,49 @@
+package main
+
+import (
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"github.com/quaymaster/quaymaster/runtime/cri/sim"
+	"github.com/quaymaster/quaymaster/runtime/cri/wasm"
+	"github.com/quaymaster/quaymaster/runtime/plugin"
+)
+
+// newBackend holds the processes that an agent starts: container runtime
+// backends, and the containers of the wasm backend. People do not call them.
+func newBackend() *cobra.Command {
+	backend := &cobra.Command{Use: "backend", Short: "Processes of a node's backends, started by the agent", Hidden: true}
+	backend.AddCommand(
+		&cobra.Command{
+			Use:  "sim",
+			Args: cobra.NoArgs,
+			RunE: func(*cobra.Command, []string) error {
+				b, err := sim.New(sim.Options{})
+				if err != nil {
+					return err
+				}
+				defer b.Close()
+				return plugin.Serve(b)
+			},
+		},
+		&cobra.Command{
+			Use:  "wasm DIR SHIM…",
+			Args: cobra.MinimumNArgs(2),
+			RunE: func(_ *cobra.Command, args []string) error {
+				b, err := wasm.New(wasm.Options{Dir: args[0], Shim: args[1:], Logger: plugin.Logger(slog.LevelInfo)})
+				if err != nil {
+					return err
+				}
+				defer b.Close()
+				return plugin.Serve(b)
+			},
+		},
+		&cobra.Command{
+			Use:  "wasm-shim DIR",
+			Args: cobra.ExactArgs(1),
+			RunE: func(_ *cobra.Command, args []string) error { return wasm.RunShim(args[0]) },
+		},
+	)
+	return backend
+}
