@@ -42,8 +42,8 @@ type Options struct {
 	// Dir keeps the keys: it is created with mode 0700, its files have 0600.
 	// Empty means that keys live in memory only.
 	Dir string
-	// Admission plugins are called after upstream's mutating ones and before its
-	// validating ones. They are initialised as upstream's are.
+	// Admission plugins follow upstream's: all mutate in order, then all validate
+	// in order. They are initialised as upstream's are.
 	Admission []admission.Interface
 	// NodeTransport reaches the kubelet API of a node of this process without a
 	// port, see HandlerTransport. Any other node is reached by TLS at the address
