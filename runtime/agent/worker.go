@@ -188,7 +188,7 @@ func (p *pod) work() {
 		}
 		if again > 0 {
 			p.mu.Lock()
-			p.timer = p.a.opts.Clock.AfterFunc(again, p.kick)
+			p.timer = p.a.opts.Clock.AfterFunc(again, func() { go p.kick() })
 			p.mu.Unlock()
 		}
 	}

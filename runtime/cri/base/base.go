@@ -75,6 +75,8 @@ type Container struct {
 	Run any `json:"-"`
 
 	op   sync.Mutex    // one start, removal at a time
+	disk sync.Mutex    // one save at a time, the newest last; taken before the service's lock
+	gone bool          // removed: nothing is to be saved any more; guarded by disk
 	done chan struct{} // made for the first waiter, closed at exit
 }
 
@@ -144,11 +146,23 @@ func (s *Service) Exited(c *Container, at time.Time, code int32, reason, message
 	if c.done != nil {
 		close(c.done)
 	}
-	saved := *snapshot(c)
 	s.notify(c, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	s.mu.Unlock()
 	// An exit that cannot be written is found again when the state is loaded.
-	_ = s.opts.Driver.Saved(nil, &saved)
+	_ = s.saveContainer(c)
+}
+
+// saveContainer hands the container as it is now to the driver.
+func (s *Service) saveContainer(c *Container) error {
+	c.disk.Lock()
+	defer c.disk.Unlock()
+	if c.gone {
+		return nil
+	}
+	s.mu.RLock()
+	saved := snapshot(c)
+	s.mu.RUnlock()
+	return s.opts.Driver.Saved(nil, saved)
 }
 
 // Containers returns all containers.

@@ -171,7 +171,7 @@ func (s *Service) CreateContainer(ctx context.Context, r *runtimeapi.CreateConta
 		return nil, err
 	}
 	if c.ImageRef, c.ImageID, err = s.opts.Driver.Create(ctx, c); err == nil {
-		err = s.opts.Driver.Saved(nil, snapshot(c))
+		err = s.saveContainer(c)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -206,12 +206,9 @@ func (s *Service) StartContainer(ctx context.Context, r *runtimeapi.StartContain
 	}
 	s.mu.Lock()
 	s.notify(c, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
-	saved := snapshot(c)
 	s.mu.Unlock()
-	if saved.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
-		if err := s.opts.Driver.Saved(nil, saved); err != nil {
-			return nil, err
-		}
+	if err := s.saveContainer(c); err != nil {
+		return nil, err
 	}
 	return &runtimeapi.StartContainerResponse{}, nil
 }
@@ -248,7 +245,11 @@ func (s *Service) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveConta
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
-	if err := s.opts.Driver.Remove(ctx, c); err != nil {
+	c.disk.Lock()
+	err = s.opts.Driver.Remove(ctx, c)
+	c.gone = err == nil
+	c.disk.Unlock()
+	if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()

@@ -164,11 +164,12 @@ func (d *driver) Start(_ context.Context, c *base.Container) error {
 	if err != nil {
 		return err
 	}
-	end := func() { d.exited(c, code) }
 	if after <= 0 {
-		end()
+		d.exited(c, code)
 		return nil
 	}
+	// A test's clock runs the function under its lock, which the end needs.
+	end := func() { go d.exited(c, code) }
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	c.Run = d.opts.Clock.AfterFunc(after, end)
@@ -212,7 +213,7 @@ func (d *driver) Stop(c *base.Container, grace time.Duration) {
 	}
 	stubborn := annotation(c.Sandbox.Config.GetAnnotations(), "ignore-sigterm", c.Config.Metadata.Name) == "true"
 	if stubborn && grace > 0 {
-		c.Run = d.opts.Clock.AfterFunc(grace, func() { d.exited(c, 137) })
+		c.Run = d.opts.Clock.AfterFunc(grace, func() { go d.exited(c, 137) })
 		d.mu.Unlock()
 		return
 	}

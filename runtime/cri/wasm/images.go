@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -284,6 +285,9 @@ func (i *Images) Find(name string) (*Image, error) {
 		if full, err = FullName(name); err != nil {
 			return nil, status.Error(codes.InvalidArgument, err.Error())
 		}
+	}
+	if _, digest, ok := strings.Cut(full, "@"); ok {
+		name, full = digest, ""
 	}
 	for _, d := range idx.Manifests {
 		if d.Digest != name && (full == "" || nameOf(d) != full) {

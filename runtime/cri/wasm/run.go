@@ -151,8 +151,9 @@ func run(ctx context.Context, s *runSpec, cache wazero.CompilationCache, cancell
 	case errors.As(err, &exit):
 		return ended(int32(exit.ExitCode()&0xff), "")
 	}
-	message, _, _ := strings.Cut(err.Error(), "\n")
-	_, _ = io.WriteString(stderr, err.Error()+"\n")
+	text := strings.TrimPrefix(err.Error(), "module[] function[_start] failed: ")
+	message, _, _ := strings.Cut(text, "\n")
+	_, _ = io.WriteString(stderr, text+"\n")
 	return ended(exitTrapped, message)
 }
 

@@ -1,0 +1,264 @@
+package plugin_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/quaymaster/quaymaster/runtime/cri"
+	"github.com/quaymaster/quaymaster/runtime/cri/conformance"
+	"github.com/quaymaster/quaymaster/runtime/cri/sim"
+	"github.com/quaymaster/quaymaster/runtime/cri/wasm"
+	"github.com/quaymaster/quaymaster/runtime/plugin"
+)
+
+// childEnv makes the test's binary a backend's or a container's process.
+const childEnv = "QUAYMASTER_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	role := os.Getenv(childEnv)
+	if role == "" {
+		goleak.VerifyTestMain(m)
+		return
+	}
+	if err := child(role); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func child(role string) error {
+	last := os.Args[len(os.Args)-1]
+	switch role {
+	case "shim":
+		return wasm.RunShim(last)
+	case "sim":
+		b, err := sim.New(sim.Options{})
+		if err != nil {
+			return err
+		}
+		plugin.Logger(slog.LevelInfo).Warn("the sim backend speaks", "answer", 42)
+		return plugin.Serve(b)
+	case "wasm":
+		exe, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		b, err := wasm.New(wasm.Options{Dir: last, Shim: []string{"/usr/bin/env", childEnv + "=shim", exe}})
+		if err != nil {
+			return err
+		}
+		return plugin.Serve(b)
+	}
+	return fmt.Errorf("no role %q", role)
+}
+
+// start starts a supervisor over this binary in a role.
+func start(t *testing.T, role, dir string, log *slog.Logger) *plugin.Supervisor {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := plugin.Start(plugin.Options{
+		Command: []string{exe, dir}, Env: []string{childEnv + "=" + role}, FirstDelay: 10 * time.Millisecond, Wait: 20 * time.Second, Logger: log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func importHello(t *testing.T, dir string) {
+	t.Helper()
+	images, err := wasm.OpenImages(filepath.Join(dir, "images"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, err := os.ReadFile("../cri/wasm/testdata/hello.wasm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := images.Import("hello", bytes.NewReader(code)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestConformance(t *testing.T) {
+	t.Run("Sim", func(t *testing.T) {
+		conformance.Run(t, conformance.Target{
+			Backend: start(t, "sim", "", nil).Backend(), Image: "registry.example/app:1", Line: "a line",
+			Runs: func(*runtimeapi.PodSandboxConfig, *runtimeapi.ContainerConfig) {},
+			Exits: func(pod *runtimeapi.PodSandboxConfig, _ *runtimeapi.ContainerConfig, code int) {
+				pod.Annotations[sim.AnnotationPrefix+"run-for"] = "1ms"
+				pod.Annotations[sim.AnnotationPrefix+"exit-code"] = strconv.Itoa(code)
+				pod.Annotations[sim.AnnotationPrefix+"log"] = "a line"
+			},
+		})
+	})
+	t.Run("Wasm", func(t *testing.T) {
+		dir := t.TempDir()
+		importHello(t, dir)
+		conformance.Run(t, conformance.Target{
+			Backend: start(t, "wasm", dir, nil).Backend(), Image: "docker.io/library/hello:latest", Missing: "registry.example/none:1", Line: "hello from hello",
+			Runs: func(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) { c.Args = []string{"--sleep", "600000"} },
+			Exits: func(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, code int) {
+				c.Args = []string{"--exit", strconv.Itoa(code)}
+			},
+		})
+	})
+}
+
+// kill ends the backend's process as nobody should and returns its ID.
+func kill(t *testing.T, s *plugin.Supervisor) int {
+	t.Helper()
+	pid, _ := s.PID()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// runHello starts a pod that sleeps for long.
+func runHello(t *testing.T, b cri.Backend) (sandbox, container string) {
+	t.Helper()
+	ctx := t.Context()
+	pod := &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "p", Namespace: "ns", Uid: "u"}, LogDirectory: t.TempDir()}
+	box, err := b.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: pod})
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := b.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: box.PodSandboxId, SandboxConfig: pod, Config: &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: "hello"}, LogPath: "0.log", Args: []string{"--sleep", "600000"},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: made.ContainerId}); err != nil {
+		t.Fatal(err)
+	}
+	return box.PodSandboxId, made.ContainerId
+}
+
+func TestKilledBackendLeavesItsContainersRunning(t *testing.T) {
+	dir := t.TempDir()
+	importHello(t, dir)
+	s := start(t, "wasm", dir, nil)
+	b := s.Backend()
+	_, id := runHello(t, b)
+	shim := filepath.Join(dir, "containers", id, "shim.json")
+	var before []byte
+	for len(before) == 0 { // the container's process has begun
+		before, _ = os.ReadFile(shim)
+		time.Sleep(5 * time.Millisecond)
+	}
+	for range 3 {
+		old := kill(t, s)
+		for pid, _ := s.PID(); pid == old; pid, _ = s.PID() {
+			time.Sleep(time.Millisecond)
+		}
+		r, err := b.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id}) // waits for the new process
+		if err != nil || r.Status.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			t.Fatalf("after SIGKILL of the backend: %v, %v", r, err)
+		}
+	}
+	if _, starts := s.PID(); starts != 4 {
+		t.Errorf("%d processes, want 4", starts)
+	}
+	if after, err := os.ReadFile(shim); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the container is another process: %s, %s, %v", before, after, err)
+	}
+	if _, err := b.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := b.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id}); err != nil || r.Status.ExitCode != 137 {
+		t.Errorf("after its stop: %v, %v", r, err)
+	}
+}
+
+// lines collects a log.
+type lines struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func TestChildsLogArrives(t *testing.T) {
+	out := &lines{}
+	start(t, "sim", "", slog.New(slog.NewTextHandler(out, nil)))
+	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(out.String(), `level=WARN msg="the sim backend speaks"`); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not in the log:\n%s", out)
+		}
+	}
+}
+
+func TestUnavailable(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := plugin.Start(plugin.Options{
+		Command: []string{exe}, Env: []string{childEnv + "=sim"}, FirstDelay: time.Hour, LongestDelay: time.Hour, Wait: 50 * time.Millisecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	old := kill(t, s)
+	for pid, _ := s.PID(); pid == old; pid, _ = s.PID() {
+		time.Sleep(time.Millisecond)
+	}
+	_, err = s.Backend().Version(t.Context(), &runtimeapi.VersionRequest{})
+	if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "is being started again") {
+		t.Errorf("a call while there is no process: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err = s.Backend().Version(ctx, &runtimeapi.VersionRequest{}); status.Code(err) != codes.Canceled {
+		t.Errorf("a cancelled call: %v", err)
+	}
+}
+
+func TestWrongCommands(t *testing.T) {
+	for _, command := range [][]string{nil, {"/no/such/program"}, {"/bin/true"}, {"/bin/echo", "hello"}} {
+		if s, err := plugin.Start(plugin.Options{Command: command, Timeout: 5 * time.Second}); err == nil {
+			s.Close()
+			t.Errorf("%v was started as a backend", command)
+		}
+	}
+	if err := plugin.Serve(nil); err != plugin.ErrNotAChild {
+		t.Errorf("serve without a supervisor: %v", err)
+	}
+}
