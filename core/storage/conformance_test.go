@@ -3,6 +3,13 @@ package storage
 import (
 	"context"
 	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"reflect"
+	goruntime "runtime"
 
 	"strings"
 	"sync/atomic"
@@ -78,7 +85,7 @@ func (u *upstream) CorruptTransformer() func() {
 	return u.transformer.swap(etcd3.WithCorruptObjErrorHandlingTransformer(unreadable{u.prefix}))
 }
 
-func newUpstream(t *testing.T, opts Options) (context.Context, *upstream) {
+func newUpstream(t testing.TB, opts Options) (context.Context, *upstream) {
 	scheme := runtime.NewScheme()
 	metav1.AddToGroupVersion(scheme, metav1.SchemeGroupVersion)
 	utilruntime.Must(example.AddToScheme(scheme))
@@ -307,5 +314,47 @@ func TestConformance(t *testing.T) {
 			ctx, u := newUpstream(t, test.opts)
 			test.run(ctx, t, u)
 		})
+	}
+}
+
+// Whatever upstream adds to its suite must be wired in here.
+func TestConformanceIsComplete(t *testing.T) {
+	here, err := os.ReadDir(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var used strings.Builder
+	for _, file := range here {
+		if strings.HasSuffix(file.Name(), "_test.go") {
+			data, err := os.ReadFile(file.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			used.Write(data)
+		}
+	}
+	source, _ := goruntime.FuncForPC(reflect.ValueOf(storagetesting.RunTestCreate).Pointer()).FileLine(0)
+	files, err := filepath.Glob(filepath.Join(filepath.Dir(source), "*.go"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("upstream's suite is not at %s: %v", source, err)
+	}
+	found := 0
+	for _, file := range files {
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range parsed.Decls {
+			f, ok := d.(*ast.FuncDecl)
+			if !ok || f.Recv != nil || !strings.HasPrefix(f.Name.Name, "Run") {
+				continue
+			}
+			if found++; !strings.Contains(used.String(), "storagetesting."+f.Name.Name) {
+				t.Errorf("%s is not run", f.Name.Name)
+			}
+		}
+	}
+	if found < 60 {
+		t.Errorf("only %d tests were found", found)
 	}
 }

@@ -266,8 +266,8 @@ func (c *crashClient) value(number int) (token string, value []byte) {
 	c.n++
 	token = fmt.Sprintf("%s.%d", c.name, c.n)
 	size := rand.IntN(2000)
-	if rand.IntN(50) == 0 {
-		size = inline + rand.IntN(inline)
+	if rand.IntN(200) == 0 {
+		size = inline + rand.IntN(inline/4)
 	}
 	return token, fmt.Appendf(nil, "%s %d %s", token, number, strings.Repeat("x", size))
 }

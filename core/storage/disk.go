@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -24,6 +26,7 @@ const (
 var (
 	compactKey = []byte("m/compact") // the compacted revision, decimal
 	intentKey  = []byte("m/intent")  // what encodeIntent makes
+	mergeKey   = []byte("x")         // only ever dropped
 )
 
 // hasLease marks a record with a lease, so that only those are read at start.
@@ -39,10 +42,11 @@ type disk struct {
 
 const memTable = 8 << 20
 
-// Limits of what is handed to Badger at once. It allows 15 % of a table; what
-// is longer than inline goes to the value log and counts for a pointer.
+// Limits of what is handed to Badger at once; it allows 15 % of a table. Only
+// what is longer than inline, Badger's most, goes to the value log: garbage
+// there is found late, when the tables with its keys are merged.
 const (
-	inline   = 64 << 10
+	inline   = 1 << 20
 	maxBytes = memTable / 10
 	maxCount = 4096
 )
@@ -184,6 +188,28 @@ func (d *disk) collect(stop func() bool) error {
 		}
 	}
 	return nil
+}
+
+// merge flushes the table in writing and merges the newest ones, whatever their
+// size, for a few keys of long values fill the value log without ever filling a
+// table. Dropping a prefix in use is Badger's only way to ask for it. Nothing
+// may be written meanwhile.
+func (d *disk) merge(at int64) error {
+	if err := d.put(mergeKey, nil, uint64(at)); err != nil {
+		return err
+	}
+	return d.db.DropPrefix(mergeKey)
+}
+
+// valueLog is the length in bytes of the value log.
+func (d *disk) valueLog() (size int64) {
+	files, _ := filepath.Glob(filepath.Join(d.db.Opts().ValueDir, "*.vlog")) // the pattern is valid
+	for _, file := range files {
+		if info, err := os.Stat(file); err == nil {
+			size += info.Size()
+		}
+	}
+	return size
 }
 
 // load fills the index from the disk, after it has redone an unfinished intent.

@@ -30,12 +30,16 @@ var (
 	// that write left is known only after a restart; reads go on.
 	ErrFailed = errors.New("storage: a write failed, restart to write again")
 
-	// ErrTooLarge is returned for a write with a value above MaxValue.
-	ErrTooLarge = errors.New("storage: value too large")
+	// ErrTooLarge is returned for a write of a key above MaxKey or a value above
+	// MaxValue.
+	ErrTooLarge = errors.New("storage: too large")
 )
 
-// MaxValue is the largest value in bytes, the same as etcd's default.
-const MaxValue = 3 << 19
+// Limits in bytes. MaxValue is etcd's default for a request.
+const (
+	MaxKey   = 4 << 10
+	MaxValue = 3 << 19
+)
 
 // ConflictError says that a key was not at the revision that a write expected.
 type ConflictError struct {

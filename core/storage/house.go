@@ -52,6 +52,7 @@ func (s *Store) keepHouse() {
 	}
 	var marks []mark
 	var collected time.Time
+	var merged int64
 	for {
 		timer := s.opts.Clock.NewTimer(interval)
 		select {
@@ -79,9 +80,21 @@ func (s *Store) keepHouse() {
 		}
 		if s.disk != nil && now.Sub(collected) >= time.Minute && s.Healthy() == nil {
 			collected = now
-			if err := s.disk.collect(func() bool { return s.ctx.Err() != nil }); err != nil {
+			if err := s.collect(&merged); err != nil && s.ctx.Err() == nil {
 				s.opts.Logger.Error("storage: collect the value log", "error", err)
 			}
 		}
 	}
+}
+
+// collect frees what the value log holds for nothing. merged is the log's
+// length after the last merge: one is made for each four files more.
+func (s *Store) collect(merged *int64) error {
+	if s.disk.valueLog()-*merged >= 4*s.opts.logFile {
+		defer func() { *merged = s.disk.valueLog() }()
+		if err := s.control(s.ctx, func(*writer) error { return s.disk.merge(s.rev) }); err != nil {
+			return err
+		}
+	}
+	return s.disk.collect(func() bool { return s.ctx.Err() != nil })
 }

@@ -116,7 +116,7 @@ func TestReopen(t *testing.T) {
 	s := open(t, opts)
 	put(t, s, "/a", "1")
 	two := put(t, s, "/a", "2")
-	put(t, s, "/b", strings.Repeat("long", inline))
+	put(t, s, "/b", strings.Repeat("long", inline/3))
 	if _, err := s.Etcd().Compact(ctx, two); err != nil {
 		t.Fatal(err)
 	}
@@ -333,7 +333,10 @@ func TestCommit(t *testing.T) {
 		if r := s.Commit(ctx, []Write{{Key: "/big", Value: make([]byte, MaxValue+1)}}); !errors.Is(r[0].Err, ErrTooLarge) {
 			t.Error(r[0].Err)
 		}
-		if r := s.Commit(ctx, []Write{{Key: "/big", Value: make([]byte, MaxValue)}}); r[0].Err != nil {
+		if r := s.Commit(ctx, []Write{{Key: "/" + strings.Repeat("k", MaxKey), Value: []byte("v")}}); !errors.Is(r[0].Err, ErrTooLarge) {
+			t.Error(r[0].Err)
+		}
+		if r := s.Commit(ctx, []Write{{Key: "/" + strings.Repeat("k", MaxKey-1), Value: make([]byte, MaxValue)}}); r[0].Err != nil {
 			t.Error(r[0].Err)
 		}
 	})

@@ -352,8 +352,11 @@ func (w *writer) prepare(o *op, r *result) ([]*pending, error) {
 			kv.Lease = now.Lease
 		}
 	}
+	if len(o.key) > MaxKey {
+		return nil, fmt.Errorf("%w: the key %.60s… has %d bytes, %d are allowed", ErrTooLarge, o.key, len(o.key), MaxKey)
+	}
 	if len(kv.Value) > MaxValue {
-		return nil, fmt.Errorf("%w: %s has %d bytes of %d", ErrTooLarge, o.key, len(kv.Value), MaxValue)
+		return nil, fmt.Errorf("%w: the value of %s has %d bytes, %d are allowed", ErrTooLarge, o.key, len(kv.Value), MaxValue)
 	}
 	if kv.Lease != 0 && w.s.leases[kv.Lease] == nil {
 		return nil, rpctypes.ErrGRPCLeaseNotFound
