@@ -12,11 +12,12 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/kubernetes"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/apis/example"
 	storagetesting "k8s.io/apiserver/pkg/storage/testing"
 )
 
-// value is as long as a stored pod.
-var value = []byte(strings.Repeat("0123456789abcdef", 64))
+// payload is as long as a stored pod.
+var payload = []byte(strings.Repeat("0123456789abcdef", 64))
 
 // modes are on disk, with a flush before each answer, and in memory.
 func modes(b *testing.B, run func(b *testing.B, s *Store)) {
@@ -34,7 +35,7 @@ func BenchmarkPut(b *testing.B) {
 				for range writers {
 					group.Go(func() {
 						for n := next.Add(1); n <= int64(b.N); n = next.Add(1) {
-							r, err := s.Etcd().Kubernetes.OptimisticPut(context.Background(), fmt.Sprintf("/registry/pods/ns/%08d", n), value, 0, kubernetes.PutOptions{})
+							r, err := s.Etcd().Kubernetes.OptimisticPut(context.Background(), fmt.Sprintf("/registry/pods/ns/%08d", n), payload, 0, kubernetes.PutOptions{})
 							if err != nil || !r.Succeeded {
 								b.Error(r, err)
 							}
@@ -53,7 +54,7 @@ func BenchmarkUpdate(b *testing.B) {
 		rev := int64(0)
 		b.ReportAllocs()
 		for b.Loop() {
-			r := s.Commit(context.Background(), []Write{{Key: "/registry/pods/ns/a", Value: value, Expect: rev}})[0]
+			r := s.Commit(context.Background(), []Write{{Key: "/registry/pods/ns/a", Value: payload, Expect: rev}})[0]
 			if r.Err != nil {
 				b.Fatal(r.Err)
 			}
@@ -82,7 +83,7 @@ func BenchmarkCommit1000(b *testing.B) {
 func fill(tb testing.TB, s *Store, n int) []Write {
 	writes := make([]Write, n)
 	for i := range writes {
-		writes[i] = Write{Key: fmt.Sprintf("/registry/pods/ns/%08d", i), Value: value}
+		writes[i] = Write{Key: fmt.Sprintf("/registry/pods/ns/%08d", i), Value: payload}
 	}
 	for i, r := range s.Commit(context.Background(), writes) {
 		if r.Err != nil {
@@ -155,7 +156,7 @@ func BenchmarkWatch(b *testing.B) {
 			rev := int64(0)
 			for b.Loop() {
 				seen.Add(watches)
-				r := s.Commit(ctx, []Write{{Key: "/registry/pods/ns/a", Value: value, Expect: rev}})[0]
+				r := s.Commit(ctx, []Write{{Key: "/registry/pods/ns/a", Value: payload, Expect: rev}})[0]
 				if rev = r.Revision; r.Err != nil {
 					b.Fatal(r.Err)
 				}
@@ -227,7 +228,16 @@ func BenchmarkUpstream(b *testing.B) {
 	}
 	b.Run("list", func(b *testing.B) {
 		ctx, u := newUpstream(b, Options{})
-		data := storagetesting.PrepareBenchmarkData(10, 100, 10)
+		var data storagetesting.BenchmarkData
+		for i := range 10 {
+			data.NamespaceNames = append(data.NamespaceNames, fmt.Sprintf("ns-%d", i))
+			data.NodeNames = append(data.NodeNames, fmt.Sprintf("node-%d", i))
+		}
+		for i := range 1000 {
+			pod := &example.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: data.NamespaceNames[i%10], Name: fmt.Sprintf("pod-%d", i)}}
+			pod.Spec.NodeName = data.NodeNames[i/10%10]
+			data.Pods = append(data.Pods, pod)
+		}
 		for _, pod := range data.Pods {
 			if err := u.Create(ctx, "/pods/"+pod.Namespace+"/"+pod.Name, pod, nil, 0); err != nil {
 				b.Fatal(err)
