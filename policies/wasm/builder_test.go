@@ -5,7 +5,6 @@ import "encoding/binary"
 // module assembles WebAssembly for tests: what a compiler would not make.
 type module struct {
 	imports  []imported
-	types    [][]byte
 	funcs    []function
 	exports  map[string]int // index among funcs
 	pages    uint32

@@ -82,7 +82,8 @@ func NewSyncer(options SyncerOptions) *Syncer {
 	}
 }
 
-// Synced is closed when the objects were once as the files say.
+// Synced is closed when every file there was at the start of Run has been
+// brought to the server, or found wrong.
 func (s *Syncer) Synced() <-chan struct{} { return s.synced }
 
 // Run works until ctx ends. It is called once.
@@ -98,7 +99,8 @@ func (s *Syncer) Run(ctx context.Context) error {
 			return 0
 		}
 		s.report("", err)
-		if err == nil && first {
+		var unanswered *serverError
+		if first && !errors.As(err, &unanswered) {
 			first = false
 			close(s.synced)
 		}
@@ -114,6 +116,12 @@ func (s *Syncer) Run(ctx context.Context) error {
 	w.run(ctx, sync(), quiet, poll, sync)
 	return nil
 }
+
+// serverError says that the server did not answer, so that nothing was done.
+type serverError struct{ err error }
+
+func (e *serverError) Error() string { return "list objects of the policy directory: " + e.err.Error() }
+func (e *serverError) Unwrap() error { return e.err }
 
 // report logs an error of a file, "" for the directory, when it is news.
 func (s *Syncer) report(file string, err error) bool {
@@ -163,7 +171,7 @@ func (s *Syncer) sync(ctx context.Context, dirs map[string]bool) error {
 	for _, k := range kinds {
 		owned, err := k.list(ctx)
 		if err != nil {
-			return fmt.Errorf("list objects of the policy directory: %w", err)
+			return &serverError{err}
 		}
 		for _, o := range owned {
 			file := o.GetAnnotations()[AnnotationFile]

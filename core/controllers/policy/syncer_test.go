@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -143,4 +144,24 @@ func TestLeavesOthersAlone(t *testing.T) {
 	if c.writes > writes+2 { // the probe and its status
 		t.Errorf("%d writes for one new object", c.writes-writes)
 	}
+}
+
+// A directory that is missing, or whose objects are another's, does not keep
+// Synced open.
+func TestSyncedDespiteErrors(t *testing.T) {
+	s, client := newServer(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	syncer := NewSyncer(SyncerOptions{Dir: filepath.Join(t.TempDir(), "missing"), Client: client})
+	var done waitGroup
+	done.run(t, func() error { return syncer.Run(ctx) })
+	<-syncer.Synced()
+	if err := os.Mkdir(syncer.Dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(syncer.Dir, "a.yaml"), []byte(policyYAML("a", "a.rego")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "object of a directory that was made later", func() bool { return s.policy("a") != nil })
+	cancel()
+	done.Wait()
 }
