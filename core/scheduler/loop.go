@@ -17,6 +17,9 @@ const (
 	// happened: a policy may read what no event tells of.
 	flushAfter = 5 * time.Minute
 	flushEvery = 30 * time.Second
+	// One in so many decisions is audited, and one part in so many of the time.
+	defaultAuditEvery = 1_000
+	auditShare        = 100
 )
 
 // loop is the one goroutine that owns state, queue and decisions.
@@ -300,9 +303,18 @@ func (s *Scheduler) decide(ctx context.Context, p *pending) {
 
 // audit scans again, without what the class remembers, one in so many decisions.
 func (s *Scheduler) audit(ctx context.Context, p *pending, out cluster.Outcome) {
-	every := int64(s.options.AuditEvery)
-	if n := s.stats.decisions.Load() + s.stats.unschedulable.Load(); every <= 0 || n%every != every-1 {
+	every, began := int64(s.options.AuditEvery), time.Time{}
+	if every == 0 {
+		every = defaultAuditEvery
+	}
+	if n := s.stats.decisions.Load() + s.stats.unschedulable.Load(); every < 0 || n%every != every-1 {
 		return
+	}
+	if s.options.AuditEvery == 0 {
+		if began = s.clock.Now(); began.Before(s.auditAt) {
+			return
+		}
+		defer func() { s.auditAt = began.Add(auditShare * s.clock.Since(began)) }()
 	}
 	scan, err := s.state.Scan(ctx, p.profile, p.pod, p.tie, s.policiesOf(p.profile))
 	if err != nil {

@@ -79,7 +79,8 @@ type Options struct {
 	// LedgerSize is the number of pods whose last decision is kept. Default 10,000.
 	LedgerSize int
 	// AuditEvery rescans one in so many decisions and counts those that a full
-	// scan decides otherwise. Default 1,000; below 0 never.
+	// scan decides otherwise; below 0 never. Default: one in 1,000, and for at
+	// most about 1 % of the time.
 	AuditEvery int
 	// EventsPerSecond bounds the events of each kind (bursts of ten times that
 	// pass). More are dropped: they are a courtesy, pods are not. Default 50.
@@ -107,6 +108,7 @@ type Scheduler struct {
 	queue    queue
 	revision int64
 	inFlight int
+	auditAt  time.Time // not before, by default
 
 	stats counters
 }
@@ -140,9 +142,6 @@ func New(options Options) (*Scheduler, error) {
 	}
 	if options.LedgerSize == 0 {
 		options.LedgerSize = 10_000
-	}
-	if options.AuditEvery == 0 {
-		options.AuditEvery = 1_000
 	}
 	if options.EventsPerSecond <= 0 {
 		options.EventsPerSecond = 50

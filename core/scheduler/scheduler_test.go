@@ -164,7 +164,7 @@ func (w *world) Commit(_ context.Context, writes []Write) []Result {
 	return results
 }
 
-func eventually(t *testing.T, what string, condition func() bool) {
+func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -379,16 +379,16 @@ func TestFailedCommitBacksOff(t *testing.T) {
 	w.bound("p", "n1") // the assumed pod does not block its own place
 }
 
-// TestManyOfOneClass parks a thousand pods and lets room appear by and by.
+// TestManyOfOneClass parks many pods and lets room appear by and by.
 func TestManyOfOneClass(t *testing.T) {
 	w := newWorld(t, nil)
-	const pods = 300
+	const pods = 120
 	for i := range pods {
 		w.put(podResource, testPod(fmt.Sprintf("p%d", i), "1"))
 	}
 	eventually(t, "all are refused", func() bool { return w.sched.Stats().Unschedulable >= pods })
-	for i := range pods / 50 {
-		w.put(nodeResource, testNode(fmt.Sprintf("n%d", i), "50", nil))
+	for i := range pods / 20 {
+		w.put(nodeResource, testNode(fmt.Sprintf("n%d", i), "20", nil))
 	}
 	eventually(t, "all are bound", func() bool { return w.sched.Stats().Bound == pods })
 	used := map[string]int{}
@@ -396,11 +396,11 @@ func TestManyOfOneClass(t *testing.T) {
 		used[w.pod(fmt.Sprintf("p%d", i)).Spec.NodeName]++
 	}
 	for node, n := range used {
-		if n != 50 {
-			t.Errorf("%d pods on %s, which takes 50", n, node)
+		if n != 20 {
+			t.Errorf("%d pods on %s, which takes 20", n, node)
 		}
 	}
-	if got := w.sched.Stats(); got.Unschedulable > pods+2*pods/50+2 {
+	if got := w.sched.Stats(); got.Unschedulable > pods+2*pods/20+2 {
 		t.Errorf("%d attempts in vain: waking is not one by one", got.Unschedulable)
 	}
 }
