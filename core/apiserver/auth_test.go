@@ -278,9 +278,11 @@ func TestKeysOnDisk(t *testing.T) {
 	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("the directory has mode %v, %v", info.Mode(), err)
 	}
-	if again := start(t, with); string(again.CAPEM()) != ca {
+	again := start(t, with)
+	if string(again.CAPEM()) != ca {
 		t.Error("the second start has another authority")
 	}
+	again.stop()
 	for name, content := range map[string]string{"ca.crt": "nonsense", "ca.key": "nonsense"} {
 		old, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {

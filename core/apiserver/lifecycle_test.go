@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -48,6 +49,70 @@ func TestManyServers(t *testing.T) {
 		all.Go(c.stop)
 	}
 	all.Wait()
+	goleak.VerifyNone(t, before)
+}
+
+// TestRestart finds what the first start left: objects, the addresses and ports
+// that services hold, roles as they were changed, and the join token.
+func TestRestart(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "keys")
+	with := func(o *apiserver.Options) { o.Dir = dir }
+	first := start(t, with)
+	ctx := t.Context()
+	service := func(name, address string, port int32) *corev1.Service {
+		return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeNodePort, ClusterIP: address, Ports: []corev1.ServicePort{{Port: 80, NodePort: port}}}}
+	}
+	held, err := first.client.CoreV1().Services("default").Create(ctx, service("held", "", 0), metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	view, err := first.client.RbacV1().ClusterRoles().Get(ctx, "system:node-bootstrapper", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	view.Rules, view.Labels["mine"] = nil, "kept"
+	if _, err := first.client.RbacV1().ClusterRoles().Update(ctx, view, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	token := first.JoinToken()
+	first.stop()
+
+	second := start(t, with)
+	if second.JoinToken() != token {
+		t.Errorf("join token %q, was %q", second.JoinToken(), token)
+	}
+	if view, err = second.client.RbacV1().ClusterRoles().Get(ctx, "system:node-bootstrapper", metav1.GetOptions{}); err != nil || len(view.Rules) == 0 || view.Labels["mine"] != "kept" {
+		t.Errorf("a default role whose rules were taken: %+v, %v", view, err)
+	}
+	for message, s := range map[string]*corev1.Service{
+		"provided IP is already allocated":   service("address", held.Spec.ClusterIP, 0),
+		"provided port is already allocated": service("port", "", held.Spec.Ports[0].NodePort),
+	} {
+		if _, err := second.client.CoreV1().Services("default").Create(ctx, s, metav1.CreateOptions{}); err == nil || !strings.Contains(err.Error(), message) {
+			t.Errorf("%v, want %s", err, message)
+		}
+	}
+	if err := second.client.CoreV1().Services("default").Delete(ctx, "held", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := second.client.CoreV1().Services("default").Create(ctx, service("again", held.Spec.ClusterIP, held.Spec.Ports[0].NodePort), metav1.CreateOptions{}); err != nil {
+		t.Errorf("what a deleted service held: %v", err)
+	}
+}
+
+// TestNeverRun frees what New made.
+func TestNeverRun(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	p, err := newServer(t, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.server.Close()
+	p.server.Close()
+	if err := p.close(); err != nil {
+		t.Fatal(err)
+	}
 	goleak.VerifyNone(t, before)
 }
 

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -56,7 +57,15 @@ func newServer(t testing.TB, change func(*apiserver.Options)) (*parts, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := storage.Open(storage.Options{})
+	var options apiserver.Options
+	if change != nil {
+		change(&options)
+	}
+	var onDisk storage.Options
+	if options.Dir != "" { // beside the keys
+		onDisk.Dir = filepath.Join(filepath.Dir(options.Dir), "store")
+	}
+	store, err := storage.Open(onDisk)
 	if err != nil {
 		return nil, err
 	}
@@ -64,10 +73,7 @@ func newServer(t testing.TB, change func(*apiserver.Options)) (*parts, error) {
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
-	options := apiserver.Options{Storage: store.StorageDecorator(nil), Informers: factory}
-	if change != nil {
-		change(&options)
-	}
+	options.Storage, options.Informers = store.StorageDecorator(nil), factory
 	server, err := apiserver.New(options)
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
