@@ -63,16 +63,14 @@ type Options struct {
 	Dir         string
 	SkipVolumes bool                 // for a backend that looks at no mounts
 	PodWriter   PodWriter            // nil = Client
+	Joined      func()               // called once the Node is registered; may be nil
 	Recorder    record.EventRecorder // nil = no events
 	Clock       Clock                // nil = real
 	Logger      *slog.Logger         // nil = discard
 }
 
-// Clock is what an agent needs of one; clock.RealClock and the testing clock have it.
-type Clock interface {
-	clock.Clock
-	AfterFunc(d time.Duration, f func()) clock.Timer
-}
+// Clock is what an agent needs of one.
+type Clock = clock.WithDelayedExecution
 
 // Agent runs one node.
 type Agent struct {
@@ -176,7 +174,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	unsubscribe := a.opts.Pods.Subscribe(a.opts.NodeName, a)
 	wg.Go(func() { a.pleg.Run(ctx) })
-	a.node.Run(ctx, func() {})
+	a.node.Run(ctx, func() {
+		if a.opts.Joined != nil {
+			a.opts.Joined()
+		}
+	})
 	cancel()
 	unsubscribe()
 	a.mu.Lock()

@@ -1,6 +1,6 @@
 // Package server is the kubelet API of a node over HTTP: /containerLogs, /pods,
-// /runningpods and /healthz; a TLS listener that lets in only the API server and
-// whom the cluster authorises; and a transport for agents in the API server's own process.
+// /runningpods and /healthz; and a TLS listener that lets in only the API server and
+// whom the cluster authorises.
 package server
 
 import (

@@ -74,6 +74,18 @@ func New(opts Options) (*Backend, error) {
 	return &Backend{Service: d.service, d: d, images: map[string]struct{}{}}, nil
 }
 
+// Close ends the timers of containers that would end by themselves.
+func (b *Backend) Close() error {
+	b.d.mu.Lock()
+	defer b.d.mu.Unlock()
+	for _, c := range b.Containers() {
+		if t, ok := c.Run.(clock.Timer); ok {
+			t.Stop()
+		}
+	}
+	return nil
+}
+
 // driver ends containers by timers and gives out addresses.
 type driver struct {
 	opts    Options

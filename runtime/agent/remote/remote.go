@@ -1,0 +1,111 @@
+// Package remote runs an agent in a process of its own: it joins the cluster,
+// serves the kubelet API over TLS and runs the node.
+package remote
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedv1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/quaymaster/quaymaster/runtime/agent"
+	"github.com/quaymaster/quaymaster/runtime/agent/join"
+	"github.com/quaymaster/quaymaster/runtime/agent/server"
+	"github.com/quaymaster/quaymaster/runtime/cri"
+)
+
+// Options of Run. Server, NodeName, Dir, Backend and Listener are needed; Token
+// at the first start.
+type Options struct {
+	Server, Token string
+	NodeName      string
+	Dir           string // credentials in it, logs and volumes below it
+	Backend       cri.Backend
+	// Listener is where the kubelet API is served; the API server must reach its
+	// address, or Address with its port where it listens on all addresses.
+	Listener net.Listener
+	Address  net.IP // nil = the listener's
+
+	Labels   map[string]string
+	Taints   []v1.Taint
+	Capacity v1.ResourceList // nil = agent.DefaultCapacity
+	Version  string
+	// Joined, if set, is called once the cluster has taken the node in.
+	Joined func()
+	Logger *slog.Logger // nil = discard
+}
+
+// Run joins and runs the node until ctx ends. The node's containers go on.
+func Run(ctx context.Context, opts Options) error {
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	addr, ok := opts.Listener.Addr().(*net.TCPAddr)
+	if !ok {
+		return fmt.Errorf("the kubelet API needs a TCP listener, not %s", opts.Listener.Addr().Network())
+	}
+	if opts.Address == nil {
+		opts.Address = addr.IP
+	}
+	if opts.Address.IsUnspecified() {
+		return errors.New("the node's address is needed where the kubelet API listens on all addresses")
+	}
+	creds, err := join.Join(ctx, join.Options{Server: opts.Server, Token: opts.Token, NodeName: opts.NodeName, Dir: opts.Dir})
+	if err != nil {
+		return err
+	}
+	creds.Config.ContentType = "application/vnd.kubernetes.protobuf"
+	creds.Config.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	client, err := kubernetes.NewForConfig(creds.Config)
+	if err != nil {
+		return err
+	}
+	serving, err := creds.Serving(ctx, client, []string{opts.NodeName}, []net.IP{opts.Address})
+	if err != nil {
+		return err
+	}
+	informer := agent.NodePods(client, opts.NodeName)
+	pods, err := agent.NewDispatcher(informer)
+	if err != nil {
+		return err
+	}
+	events := record.NewBroadcaster(record.WithContext(ctx))
+	defer events.Shutdown()
+	events.StartRecordingToSink(&typedv1.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	a, err := agent.New(agent.Options{
+		NodeName: opts.NodeName, Client: client, Backend: opts.Backend, Pods: pods, Labels: opts.Labels, Taints: opts.Taints, Capacity: opts.Capacity,
+		Addresses: []v1.NodeAddress{{Type: v1.NodeInternalIP, Address: opts.Address.String()}, {Type: v1.NodeHostName, Address: opts.NodeName}},
+		Port:      int32(addr.Port), Version: opts.Version, Dir: opts.Dir, Joined: opts.Joined, Logger: opts.Logger,
+		Recorder: events.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: opts.NodeName}),
+	})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	errs := make([]error, 2)
+	wg.Go(func() { informer.RunWithContext(ctx) })
+	wg.Go(func() {
+		defer cancel()
+		errs[0] = server.Serve(ctx, server.ServeOptions{
+			NodeName: opts.NodeName, Listener: opts.Listener, Certificate: func() (*tls.Certificate, error) { return serving, nil },
+			ClientCA: creds.ClientCA, Client: client, Handler: a.Handler(), Logger: opts.Logger,
+		})
+	})
+	wg.Go(func() {
+		defer cancel()
+		errs[1] = a.Run(ctx)
+	})
+	wg.Wait()
+	return errors.Join(errs...)
+}

@@ -1,0 +1,123 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	authorizationv1 "k8s.io/api/authorization/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+)
+
+// superusers is the group that may do everything.
+const superusers = "system:masters"
+
+// ServeOptions are those of Serve. All but Logger are needed.
+type ServeOptions struct {
+	NodeName    string
+	Listener    net.Listener
+	Certificate func() (*tls.Certificate, error) // the serving one, asked for at each handshake
+	ClientCA    *x509.CertPool                   // the cluster's
+	Client      kubernetes.Interface             // for subject access reviews
+	Handler     http.Handler
+	Logger      *slog.Logger // nil = discard
+}
+
+// Serve serves a node's kubelet API over TLS until ctx ends, to clients with a
+// certificate of the cluster's CA who are of group system:masters or whom the
+// cluster authorises for the node's subresource (pods, healthz, proxy).
+func Serve(ctx context.Context, opts ServeOptions) error {
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s := &http.Server{
+		Handler: authorize(opts),
+		TLSConfig: &tls.Config{
+			MinVersion: tls.VersionTLS12, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: opts.ClientCA,
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return opts.Certificate() },
+		},
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          log.New(logWriter{opts.Logger}, "", 0),
+	}
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		_ = s.Close() // followers of logs would wait for ever otherwise
+	})
+	err := s.ServeTLS(opts.Listener, "", "")
+	if stop() {
+		close(done)
+	}
+	<-done
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("serve the kubelet API: %w", err)
+}
+
+// logWriter takes net/http's complaints, which are clients' faults mostly.
+type logWriter struct{ log *slog.Logger }
+
+func (w logWriter) Write(p []byte) (int, error) {
+	w.log.Debug(strings.TrimSpace(string(p)))
+	return len(p), nil
+}
+
+// subresource names what a path is in terms of the cluster's roles.
+func subresource(path string) string {
+	switch {
+	case path == "/pods", strings.HasPrefix(path, "/runningpods"):
+		return "pods"
+	case path == "/healthz":
+		return "healthz"
+	}
+	return "proxy"
+}
+
+func authorize(opts ServeOptions) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if len(r.TLS.VerifiedChains) == 0 {
+			http.Error(w, "Unauthorized", http.StatusUnauthorized)
+			return
+		}
+		who := r.TLS.VerifiedChains[0][0].Subject
+		if slices.Contains(who.Organization, superusers) {
+			opts.Handler.ServeHTTP(w, r)
+			return
+		}
+		verb := "get"
+		if r.Method == http.MethodPost {
+			verb = "create"
+		}
+		sub := subresource(r.URL.Path)
+		review, err := opts.Client.AuthorizationV1().SubjectAccessReviews().Create(r.Context(), &authorizationv1.SubjectAccessReview{
+			Spec: authorizationv1.SubjectAccessReviewSpec{
+				User: who.CommonName, Groups: append([]string{"system:authenticated"}, who.Organization...),
+				ResourceAttributes: &authorizationv1.ResourceAttributes{
+					Verb: verb, Version: "v1", Resource: "nodes", Subresource: sub, Name: opts.NodeName,
+				},
+			},
+		}, metav1.CreateOptions{})
+		switch {
+		case err != nil:
+			http.Error(w, fmt.Sprintf("Authorization error (user=%s, verb=%s, resource=nodes, subresource=[%s])", who.CommonName, verb, sub), http.StatusInternalServerError)
+		case !review.Status.Allowed:
+			http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource=[%s])", who.CommonName, verb, sub), http.StatusForbidden)
+		default:
+			opts.Handler.ServeHTTP(w, r)
+		}
+	})
+}
