@@ -1,0 +1,210 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+
+	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
+	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
+	"github.com/quaymaster/quaymaster/policies"
+	"github.com/quaymaster/quaymaster/policies/abi"
+)
+
+// fakePolicy refuses and rates by what a row holds, so that a decision with it
+// must see the columns as they are.
+type fakePolicy struct {
+	name   string
+	fails  error
+	onFail policyv1alpha1.FailurePolicy
+	score  int64 // fixed, if not 0
+}
+
+func (p *fakePolicy) Provenance() policies.Provenance {
+	return policies.Provenance{Policy: p.name, Generation: 1, Digest: "sha256:0"}
+}
+func (p *fakePolicy) Points() []policyv1alpha1.ExtensionPoint { return nil }
+func (p *fakePolicy) FailurePolicy(policyv1alpha1.ExtensionPoint) policyv1alpha1.FailurePolicy {
+	return p.onFail
+}
+func (p *fakePolicy) Static() bool { return false }
+func (p *fakePolicy) Release()     {}
+func (p *fakePolicy) Reason(_ int, verdict uint8) string {
+	return fmt.Sprintf("node(s) refused with %d by %s", verdict, p.name)
+}
+
+func (p *fakePolicy) Filter(_ context.Context, _ policies.Cycle, pod *v1.Pod, fleet *abi.Fleet, verdicts []uint8) (policies.Cost, error) {
+	for row, node := range fleet.Nodes {
+		if node != nil {
+			verdicts[row] = uint8((fleet.Requested.Pods[row] + int64(len(node.Name)+len(pod.Name))) % 3)
+		}
+	}
+	return policies.Cost{}, p.fails
+}
+
+func (p *fakePolicy) Score(_ context.Context, _ policies.Cycle, _ *v1.Pod, fleet *abi.Fleet, verdicts []uint8, scores []int64) (policies.Cost, error) {
+	for row, verdict := range verdicts {
+		if verdict == 0 {
+			if scores[row] = fleet.Requested.MilliCPU[row] / 10 % 101; p.score != 0 {
+				scores[row] = p.score
+			}
+		}
+	}
+	return policies.Cost{}, p.fails
+}
+
+func policyProfile(t *testing.T) *Profile {
+	t.Helper()
+	profile, err := NewProfile("custom", schedulingv1alpha1.SchedulerProfileSpec{Plugins: schedulingv1alpha1.Plugins{
+		Filter: schedulingv1alpha1.PluginSet{Enabled: []schedulingv1alpha1.PluginRef{{Policy: "f"}}},
+		Score:  schedulingv1alpha1.PluginSet{Enabled: []schedulingv1alpha1.PluginRef{{Policy: "s", Weight: ptr[int32](7)}}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return profile
+}
+
+func TestDecisionsWithPoliciesEqualScan(t *testing.T) {
+	profile := policyProfile(t)
+	p := Policies{Pinned: map[string]policies.Pinned{"f": &fakePolicy{name: "f"}, "s": &fakePolicy{name: "s"}}}
+	decided, refused := 0, 0
+	for seed := range 15 {
+		g := generator{rand.New(rand.NewPCG(uint64(seed), 2))}
+		s := New(uint64(seed))
+		for step := range 200 {
+			if s.Nodes() < 3 || g.chance(10) {
+				s.SetNode(g.node(fmt.Sprintf("n%d", g.IntN(30))))
+			}
+			if g.chance(3) {
+				s.RemoveNode(fmt.Sprintf("n%d", g.IntN(30)))
+			}
+			pod := g.pod(fmt.Sprintf("p%d", step))
+			c := s.ClassOf(profile, pod)
+			out, verdict, err := s.DecideWithPolicies(context.Background(), c, pod, Tie(pod), p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			scan, err := s.Scan(context.Background(), profile, pod, Tie(pod), p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if out != scan.Outcome {
+				t.Fatalf("seed %d step %d: decided %s, scan %s", seed, step, describe(out), describe(scan.Outcome))
+			}
+			if out.Node == nil {
+				refused++
+				checkVerdict(t, verdict, scan)
+			} else {
+				decided++
+				pod.Spec.NodeName = out.Node.Name
+				s.Assume(c, pod)
+			}
+			s.Release(c)
+		}
+	}
+	if decided < 150 || refused < 50 {
+		t.Fatalf("too tame: %d decided, %d refused", decided, refused)
+	}
+}
+
+func TestPolicyFailures(t *testing.T) {
+	profile := policyProfile(t)
+	broken := errors.New("out of fuel")
+	ok := &fakePolicy{name: "ok"}
+	for _, x := range []struct {
+		name   string
+		pinned map[string]policies.Pinned
+		want   string // in the error; "" decides
+	}{
+		{"filter not loaded", map[string]policies.Pinned{"s": ok}, `filter policy "f": policy is not loaded`},
+		{"score not loaded", map[string]policies.Pinned{"f": ok}, ""},
+		{"filter fails", map[string]policies.Pinned{"f": &fakePolicy{fails: broken, onFail: policyv1alpha1.FailurePolicyFail}}, `filter policy "f": out of fuel`},
+		{"filter fails, ignored", map[string]policies.Pinned{"f": &fakePolicy{fails: broken, onFail: policyv1alpha1.FailurePolicyIgnore}}, ""},
+		{"score fails", map[string]policies.Pinned{"f": ok, "s": &fakePolicy{fails: broken, onFail: policyv1alpha1.FailurePolicyFail}}, `score policy "s": out of fuel`},
+		{"score fails, ignored", map[string]policies.Pinned{"f": ok, "s": &fakePolicy{fails: broken, onFail: policyv1alpha1.FailurePolicyIgnore}}, ""},
+		{"score out of range", map[string]policies.Pinned{"f": ok, "s": &fakePolicy{score: 101, onFail: policyv1alpha1.FailurePolicyFail}}, `score 101 of node "n`},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			s := New(1)
+			benchNodes(s, 1)
+			pod := benchPod(0)
+			pod.Name = "pp" // with the node's nine letters and no pods: not refused
+			for (len(pod.Name)+len("node00000"))%3 != 0 {
+				pod.Name += "p"
+			}
+			c := s.ClassOf(profile, pod)
+			out, _, err := s.DecideWithPolicies(context.Background(), c, pod, 0, Policies{Pinned: x.pinned})
+			switch {
+			case x.want == "" && (err != nil || out.Node == nil):
+				t.Errorf("no decision: %v", err)
+			case x.want != "" && (err == nil || !strings.Contains(err.Error(), strings.TrimSuffix(x.want, `"n`))):
+				t.Errorf("error %v, want %q", err, x.want)
+			}
+		})
+	}
+}
+
+func TestProfileErrors(t *testing.T) {
+	set := func(enabled ...schedulingv1alpha1.PluginRef) schedulingv1alpha1.PluginSet {
+		return schedulingv1alpha1.PluginSet{Enabled: enabled}
+	}
+	for _, x := range []struct {
+		plugins schedulingv1alpha1.Plugins
+		want    string
+	}{
+		{schedulingv1alpha1.Plugins{Filter: set(schedulingv1alpha1.PluginRef{Name: "Nonsense"})}, `unknown filter "Nonsense"`},
+		{schedulingv1alpha1.Plugins{Score: set(schedulingv1alpha1.PluginRef{Name: NodePorts})}, `unknown score "NodePorts"`},
+		{schedulingv1alpha1.Plugins{Score: set(schedulingv1alpha1.PluginRef{Name: ImageLocality, Weight: ptr[int32](101)})}, "weight 101"},
+		{schedulingv1alpha1.Plugins{Filter: set(schedulingv1alpha1.PluginRef{Name: NodePorts, Policy: "p"})}, "exactly one"},
+		{schedulingv1alpha1.Plugins{Score: set(schedulingv1alpha1.PluginRef{})}, "exactly one"},
+		{schedulingv1alpha1.Plugins{Filter: schedulingv1alpha1.PluginSet{Disabled: []schedulingv1alpha1.PluginRef{{Name: "Nope"}}}}, `unknown filter "Nope"`},
+	} {
+		if _, err := NewProfile("x", schedulingv1alpha1.SchedulerProfileSpec{Plugins: x.plugins}); err == nil || !strings.Contains(err.Error(), x.want) {
+			t.Errorf("%+v: error %v, want %q", x.plugins, err, x.want)
+		}
+	}
+}
+
+func TestUnsupportedNamesTheField(t *testing.T) {
+	none, err := NewProfile("none", schedulingv1alpha1.SchedulerProfileSpec{Plugins: schedulingv1alpha1.Plugins{
+		Filter: schedulingv1alpha1.PluginSet{Disabled: []schedulingv1alpha1.PluginRef{{Name: "*"}}},
+		Score:  schedulingv1alpha1.PluginSet{Disabled: []schedulingv1alpha1.PluginRef{{Name: "*"}}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	term := v1.PodAffinityTerm{TopologyKey: "zone"}
+	for want, change := range map[string]func(*v1.PodSpec){
+		"": func(*v1.PodSpec) {},
+		"spec.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution": func(s *v1.PodSpec) {
+			s.Affinity = &v1.Affinity{PodAntiAffinity: &v1.PodAntiAffinity{RequiredDuringSchedulingIgnoredDuringExecution: []v1.PodAffinityTerm{term}}}
+		},
+		"spec.affinity.podAffinity.preferredDuringSchedulingIgnoredDuringExecution": func(s *v1.PodSpec) {
+			s.Affinity = &v1.Affinity{PodAffinity: &v1.PodAffinity{PreferredDuringSchedulingIgnoredDuringExecution: []v1.WeightedPodAffinityTerm{{PodAffinityTerm: term}}}}
+		},
+		"spec.topologySpreadConstraints[1]": func(s *v1.PodSpec) {
+			s.TopologySpreadConstraints = []v1.TopologySpreadConstraint{{}, {WhenUnsatisfiable: v1.ScheduleAnyway}}
+		},
+		"spec.volumes[1].persistentVolumeClaim": func(s *v1.PodSpec) {
+			s.Volumes = []v1.Volume{{VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}},
+				{VolumeSource: v1.VolumeSource{PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{}}}}
+		},
+		"spec.resourceClaims":  func(s *v1.PodSpec) { s.ResourceClaims = []v1.PodResourceClaim{{Name: "c"}} },
+		"spec.schedulingGroup": func(s *v1.PodSpec) { s.SchedulingGroup = &v1.PodSchedulingGroup{} },
+	} {
+		pod := benchPod(0)
+		change(&pod.Spec)
+		if got := DefaultProfile().Unsupported(pod); got != want {
+			t.Errorf("field %q, want %q", got, want)
+		}
+		if got := none.Unsupported(pod); got != "" {
+			t.Errorf("field %q with all plugins disabled", got)
+		}
+	}
+}
