@@ -106,6 +106,42 @@ func (d *disk) get(key string, rev int64) (*mvccpb.KeyValue, error) {
 	return kv, nil
 }
 
+// scan reads the states of a range at rev, given in order of their keys, and
+// calls do with each. It reads tables in sequence, where get looks through all.
+func (d *disk) scan(states []found, rev int64, do func(*mvccpb.KeyValue) error) error {
+	first, last := states[0].key, states[len(states)-1].key
+	common := 0
+	for common < min(len(first), len(last)) && first[common] == last[common] {
+		common++
+	}
+	txn := d.db.NewTransactionAt(uint64(rev), false)
+	defer txn.Discard()
+	it := txn.NewIterator(badger.IteratorOptions{Prefix: dataKey(first[:common])})
+	defer it.Close()
+	it.Seek(dataKey(first))
+	for _, f := range states {
+		for it.Valid() && string(it.Item().Key()[1:]) < f.key {
+			it.Next()
+		}
+		if !it.Valid() || string(it.Item().Key()[1:]) != f.key || it.Item().Version() != uint64(f.rev) {
+			return errGone
+		}
+		record, err := it.Item().ValueCopy(nil)
+		if err != nil {
+			return fmt.Errorf("storage: read %s at revision %d: %w", f.key, f.rev, err)
+		}
+		kv, err := decodeRecord(f.key, f.rev, record)
+		if err != nil {
+			return fmt.Errorf("storage: read %s at revision %d: %w", f.key, f.rev, err)
+		}
+		if err := do(kv); err != nil {
+			return err
+		}
+		it.Next()
+	}
+	return nil
+}
+
 var errGone = errors.New("storage: revision is not stored")
 
 // write makes the changes durable, with one flush if they are within maxBytes

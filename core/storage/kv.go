@@ -100,26 +100,44 @@ func (s *Store) read(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse
 	if r.CountOnly {
 		return resp, nil
 	}
-	resp.Kvs = make([]*mvccpb.KeyValue, len(states))
-	for i, f := range states {
-		if i%256 == 255 && ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		kv, err := s.value(f)
-		if err != nil {
-			if errors.Is(err, errGone) && s.CompactRevision() <= compact {
-				return nil, status.Errorf(codes.DataLoss, "storage: %s at revision %d is missing", f.key, f.rev)
-			}
-			return nil, err
+	resp.Kvs = make([]*mvccpb.KeyValue, 0, len(states))
+	err := s.values(states, rev, func(kv *mvccpb.KeyValue) error {
+		if len(resp.Kvs)%256 == 255 && ctx.Err() != nil {
+			return ctx.Err()
 		}
 		if r.KeysOnly {
 			bare := *kv
 			bare.Value = nil
 			kv = &bare
 		}
-		resp.Kvs[i] = kv
+		resp.Kvs = append(resp.Kvs, kv)
+		return nil
+	})
+	if errors.Is(err, errGone) && s.CompactRevision() <= compact {
+		missing := states[len(resp.Kvs)]
+		err = status.Errorf(codes.DataLoss, "storage: %s at revision %d is missing", missing.key, missing.rev)
+	}
+	if err != nil {
+		return nil, err
 	}
 	return resp, nil
+}
+
+// values calls do with the states that a range has at rev, in order.
+func (s *Store) values(states []found, rev int64, do func(*mvccpb.KeyValue) error) error {
+	if s.disk != nil && len(states) > 16 {
+		return s.disk.scan(states, rev, do)
+	}
+	for _, f := range states {
+		kv, err := s.value(f)
+		if err == nil {
+			err = do(kv)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // value of a state that is not a deletion.
