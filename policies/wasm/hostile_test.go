@@ -356,3 +356,81 @@ func TestSnapshotFollows(t *testing.T) {
 	check(fleet(3))
 	check(f)
 }
+
+// A garbage collection, which waits for every goroutine, does not wait for a
+// guest that runs on and on.
+func TestLoopDoesNotHoldUpGarbageCollection(t *testing.T) {
+	p, err := tryLoad(t, conditional(loopForever[:5]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad, seven := pod("1"), int32(7)
+	bad.Spec.Priority = &seven
+	began := make(chan struct{})
+	done := make(chan error)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		close(began)
+		for {
+			s := p.Session()
+			_, err := s.Filter(ctx, policies.Cycle{}, bad, fleet(1), make([]uint8, 1))
+			s.Close()
+			if !errors.Is(err, policies.ErrFuel) {
+				done <- err
+				return
+			}
+		}
+	}()
+	<-began
+	var longest time.Duration
+	for range 20 {
+		at := time.Now()
+		runtime.GC()
+		longest = max(longest, time.Since(at))
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("the loop ended with %v", err)
+	}
+	t.Logf("longest collection %v", longest)
+	if longest > 2*time.Second { // milliseconds; the machine may be busy
+		t.Errorf("a garbage collection took %v", longest)
+	}
+}
+
+// What is closed is given back.
+func TestMemoryIsGivenBack(t *testing.T) {
+	e := wasm.New(wasm.Options{})
+	defer e.Close()
+	source := conditional(trap)
+	inUse := func() int64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	once := func() {
+		p, err := e.Load(context.Background(), policies.Load{Policy: "test", Source: source})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := p.Session()
+		if _, err := s.Filter(context.Background(), policies.Cycle{}, pod("1"), fleet(100), make([]uint8, 100)); err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	once()
+	before := inUse()
+	for range 100 {
+		once()
+	}
+	if grown := inUse() - before; grown > 8<<20 { // one instance alone has 128 KiB of memory
+		t.Errorf("100 loads left %d bytes", grown)
+	}
+}
