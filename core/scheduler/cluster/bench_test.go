@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"fmt"
 	"testing"
 
@@ -79,5 +80,29 @@ func BenchmarkVerdict(b *testing.B) {
 		if s.verdict(c, nil).Message == "" {
 			b.Fatal("no message")
 		}
+	}
+}
+
+// BenchmarkExplain makes the whole matrix of 5,000 nodes for one pod.
+func BenchmarkExplain(b *testing.B) {
+	s := New(1)
+	benchNodes(s, 5000)
+	profile, pod := DefaultProfile(), benchPod(1)
+	for b.Loop() {
+		if scan, _, err := s.Explain(context.Background(), profile, pod, Policies{}); err != nil || len(scan.Nodes) != 5000 {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkManyClasses makes a class for each pod and holds it.
+func BenchmarkManyClasses(b *testing.B) {
+	s := New(1)
+	benchNodes(s, 100)
+	profile := DefaultProfile()
+	for i := range b.N {
+		pod := benchPod(i)
+		pod.Spec.NodeSelector = map[string]string{"n": fmt.Sprint(i % 100)}
+		s.ClassOf(profile, pod)
 	}
 }

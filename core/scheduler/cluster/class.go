@@ -106,7 +106,7 @@ func (s *State) Release(c *Class) { c.uses-- }
 
 // sweep forgets the classes longest unused, when there are many.
 func (s *State) sweep() {
-	if len(s.classes) < maxClasses {
+	if len(s.classes) < max(s.sweepAt, maxClasses) {
 		return
 	}
 	idle := make([]*Class, 0, len(s.classes))
@@ -120,14 +120,11 @@ func (s *State) sweep() {
 	slices.SortFunc(idle, func(a, b *Class) int { return int(int64(a.usedAt - b.usedAt)) })
 	for _, c := range idle[:(len(idle)+1)/2] {
 		delete(s.classes, c.key)
-		if c.factor.users--; c.factor.users == 0 {
-			for key, f := range s.factors {
-				if f == c.factor {
-					delete(s.factors, key)
-				}
-			}
+		if c.factor.users--; c.factor.users == 0 && s.factors[c.factor.key] == c.factor {
+			delete(s.factors, c.factor.key)
 		}
 	}
+	s.sweepAt = 2 * len(s.classes) // so that sweeping stays cheap when most are held
 }
 
 // drop frees what can be derived again.
@@ -141,6 +138,7 @@ func (s *State) factorOf(profile *Profile, pod *v1.Pod) *factor {
 	f := s.factors[key]
 	if f == nil || f.profile != profile {
 		f = s.newFactor(newStatic(profile, pod))
+		f.key = key
 		s.factors[key] = f
 	}
 	f.users++

@@ -36,7 +36,8 @@ var unschedulableTaint = v1.Taint{Key: v1.TaintNodeUnschedulable, Effect: v1.Tai
 // all classes that ask the same of them.
 type factor struct {
 	static
-	users int // classes
+	key   string // in State.factors
+	users int    // classes
 
 	reason   []uint8 // by row
 	taints   []int32 // by row: PreferNoSchedule taints not tolerated

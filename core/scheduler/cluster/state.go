@@ -31,6 +31,7 @@ type State struct {
 	freed    []int32 // rows where something may fit that did not before
 
 	classes map[string]*Class
+	sweepAt int // number of classes that makes a sweep worth while
 	factors map[string]*factor
 	tick    uint64 // rises with each use of a class
 }
