@@ -82,19 +82,14 @@ func (m *Manager) Run(ctx context.Context, registered func()) {
 		}
 	}
 	registered()
-	lease, st := m.opts.Clock.NewTimer(0), m.opts.Clock.NewTimer(jitter(StatusPeriod))
+	lease, st := m.opts.Clock.NewTimer(m.tryRenew(ctx)), m.opts.Clock.NewTimer(jitter(StatusPeriod))
 	defer func() { lease.Stop(); st.Stop() }()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-lease.C():
-			next := jitter(RenewInterval)
-			if err := m.renew(ctx); err != nil && ctx.Err() == nil {
-				m.opts.Logger.Warn("renew the node's lease", "node", m.opts.Name, "err", err)
-				next = time.Second
-			}
-			lease.Reset(next)
+			lease.Reset(m.tryRenew(ctx))
 		case <-st.C():
 			m.tryReport(ctx)
 			st.Reset(jitter(StatusPeriod))
@@ -102,6 +97,15 @@ func (m *Manager) Run(ctx context.Context, registered func()) {
 			m.tryReport(ctx)
 		}
 	}
+}
+
+// tryRenew renews the lease and returns when to do so again.
+func (m *Manager) tryRenew(ctx context.Context) time.Duration {
+	if err := m.renew(ctx); err != nil && ctx.Err() == nil {
+		m.opts.Logger.Warn("renew the node's lease", "node", m.opts.Name, "err", err)
+		return time.Second
+	}
+	return jitter(RenewInterval)
 }
 
 func (m *Manager) tryReport(ctx context.Context) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/go-logr/logr"
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/scheme"
 	internalapi "k8s.io/cri-api/pkg/apis"
@@ -79,13 +80,31 @@ func (h *handler) pods(w http.ResponseWriter, running bool) {
 // logOptions reads a query as the API server sends it, or as people type it (tail).
 func logOptions(q url.Values) (*v1.PodLogOptions, error) {
 	opts := &v1.PodLogOptions{}
-	if tail := q.Get("tail"); tail != "" && q.Get("tailLines") == "" {
-		q.Del("tail")
-		if tail != "all" {
-			q.Set("tailLines", tail)
+	if tail := q.Get("tail"); tail != "" && tail != "all" && q.Get("tailLines") == "" {
+		q.Set("tailLines", tail)
+	}
+	var errs []error
+	for name, field := range map[string]*bool{"follow": &opts.Follow, "previous": &opts.Previous, "timestamps": &opts.Timestamps} {
+		if text := q.Get(name); text != "" {
+			*field = text != "false" && text != "0" // as upstream converts queries
 		}
 	}
-	if err := scheme.ParameterCodec.DecodeParameters(q, v1.SchemeGroupVersion, opts); err != nil {
+	for name, field := range map[string]**int64{"tailLines": &opts.TailLines, "limitBytes": &opts.LimitBytes, "sinceSeconds": &opts.SinceSeconds} {
+		if text := q.Get(name); text != "" {
+			n, err := strconv.ParseInt(text, 10, 64)
+			errs = append(errs, err)
+			*field = &n
+		}
+	}
+	if text := q.Get("sinceTime"); text != "" {
+		at, err := time.Parse(time.RFC3339, text)
+		errs = append(errs, err)
+		opts.SinceTime = &metav1.Time{Time: at}
+	}
+	if text := q.Get("stream"); text != "" {
+		opts.Stream = &text
+	}
+	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
 	switch {

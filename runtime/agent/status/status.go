@@ -189,7 +189,7 @@ func containers(pod *v1.Pod, rt *Runtime, waiting map[string]Waiting, specs []v1
 				}
 			}
 		}
-		if w, ok := waiting[spec.Name]; ok && st.State.Running == nil {
+		if w, ok := waiting[spec.Name]; ok && st.State.Running == nil && !final(pod, spec, init, st.State.Terminated) {
 			if st.State.Terminated != nil {
 				st.LastTerminationState = st.State
 			}
@@ -204,6 +204,18 @@ func containers(pod *v1.Pod, rt *Runtime, waiting map[string]Waiting, specs []v1
 		out = append(out, st)
 	}
 	return out
+}
+
+// final tells whether a container has ended and will not be started again.
+func final(pod *v1.Pod, c *v1.Container, init bool, end *v1.ContainerStateTerminated) bool {
+	policy := pod.Spec.RestartPolicy
+	switch {
+	case end == nil || init && Sidecar(c):
+		return false
+	case init && policy == v1.RestartPolicyAlways:
+		policy = v1.RestartPolicyOnFailure
+	}
+	return !RestartsAfter(policy, end.ExitCode)
 }
 
 func defaultWaiting(init, hasInit, initialized bool) *v1.ContainerStateWaiting {
