@@ -259,14 +259,15 @@ func (c *Controller) deleteWith(ctx context.Context, key Key, options metav1.Del
 }
 
 func (c *Controller) orphan(ctx context.Context, key Key, o metav1.Object) error {
-	var errs []error
-	for _, d := range c.graph.dependents(key.UID) {
-		if err := c.unlink(ctx, d.Key, key.UID); err != nil && !apierrors.IsNotFound(err) {
-			errs = append(errs, fmt.Errorf("orphan %s %s: %w", d.Key.GroupResource(), d.Key.NamespacedName, err))
+	dependents := c.graph.dependents(key.UID)
+	if err := loop.Each(len(dependents), func(i int) error {
+		d := dependents[i].Key
+		if err := c.unlink(ctx, d, key.UID); err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("orphan %s %s: %w", d.GroupResource(), d.NamespacedName, err)
 		}
-	}
-	if len(errs) > 0 {
-		return errors.Join(errs...)
+		return nil
+	}); err != nil {
+		return err
 	}
 	return c.removeFinalizer(ctx, key, o, metav1.FinalizerOrphanDependents)
 }

@@ -6,6 +6,7 @@ package podgc
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -142,10 +143,9 @@ func (c *Controller) pass(ctx context.Context) {
 		}
 	}
 	s.Gone = c.gone(ctx, s)
-	for _, r := range Decide(s) {
-		if err := c.remove(ctx, r); err != nil && ctx.Err() == nil {
-			c.env.Logger.WarnContext(ctx, "pod not removed", "pod", r.Pod.Namespace+"/"+r.Pod.Name, "why", string(r.Reason), "error", err)
-		}
+	removals := Decide(s)
+	if err := loop.Each(len(removals), func(i int) error { return c.remove(ctx, removals[i]) }); err != nil && ctx.Err() == nil {
+		c.env.Logger.WarnContext(ctx, "pods not removed; the next pass tries again", "error", err)
 	}
 }
 
@@ -190,14 +190,14 @@ func (c *Controller) remove(ctx context.Context, r Removal) error {
 			}, now)
 		}
 		if err := pods.PatchStatus(ctx, c.env.Client, r.Pod, *status); err != nil && !apierrors.IsNotFound(err) {
-			return err
+			return fmt.Errorf("fail pod %s/%s, %s: %w", r.Pod.Namespace, r.Pod.Name, r.Reason, err)
 		}
 	}
 	err := c.control.Delete(ctx, r.Pod.Namespace, r.Pod.Name, metav1.DeleteOptions{
 		GracePeriodSeconds: new(int64), Preconditions: &metav1.Preconditions{UID: &r.Pod.UID},
 	})
-	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+	if err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return nil
 	}
-	return err
+	return fmt.Errorf("delete pod %s/%s, %s: %w", r.Pod.Namespace, r.Pod.Name, r.Reason, err)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -14,6 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/record"
+
+	"github.com/quaymaster/quaymaster/core/controllers/loop"
 )
 
 // Control writes pods. The engine plugs in the registry itself, which spares
@@ -45,10 +46,6 @@ type Writer struct {
 	Expected *Expectations
 	Recorder record.EventRecorder
 }
-
-// parallel bounds the writes in flight: enough that the store can put many into
-// one flush, few enough that a burst does not starve other clients.
-const parallel = 128
 
 // told is of how many successes of one call an event is made. The recorder lets
 // 25 of a burst through, and considering the rest costs as much as a create.
@@ -88,7 +85,7 @@ func (w *Writer) Create(ctx context.Context, controller runtime.Object, uid type
 // Delete deletes the pods, all of which it tries, and returns the first error.
 // Pods that are gone are no error.
 func (w *Writer) Delete(ctx context.Context, controller runtime.Object, uid types.UID, pods []*corev1.Pod) error {
-	return inParallel(len(pods), func(i int) error {
+	return loop.Each(len(pods), func(i int) error {
 		pod := pods[i]
 		w.Expected.delete(uid, pod.UID)
 		err := w.Control.Delete(ctx, pod.Namespace, pod.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &pod.UID}})
@@ -113,37 +110,11 @@ func (w *Writer) Delete(ctx context.Context, controller runtime.Object, uid type
 func Batch(n int, f func(int) error) error {
 	for done, size := 0, 1; done < n; done, size = done+size, 2*size {
 		size = min(size, n-done)
-		if err := inParallel(size, func(i int) error { return f(done + i) }); err != nil {
+		if err := loop.Each(size, func(i int) error { return f(done + i) }); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func inParallel(n int, f func(int) error) error {
-	var first error
-	var once sync.Once
-	var working sync.WaitGroup
-	var mu sync.Mutex
-	next := 0
-	for range min(n, parallel) {
-		working.Go(func() {
-			for {
-				mu.Lock()
-				i := next
-				next++
-				mu.Unlock()
-				if i >= n {
-					return
-				}
-				if err := f(i); err != nil {
-					once.Do(func() { first = err })
-				}
-			}
-		})
-	}
-	working.Wait()
-	return first
 }
 
 // PatchStatus writes the difference between two statuses of the pod, and fails
