@@ -216,7 +216,7 @@ func ObjectHandler(f func(old, new metav1.Object)) cache.ResourceEventHandler {
 			new, err2 = meta.Accessor(after)
 		}
 		switch {
-		case err1 != nil || err2 != nil:
+		case err1 != nil || err2 != nil || old == nil && new == nil:
 		case old != nil && new != nil && old.GetUID() != new.GetUID():
 			f(old, nil)
 			f(nil, new)
