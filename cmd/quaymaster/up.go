@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
 
 	"github.com/quaymaster/quaymaster/core"
 )
@@ -40,13 +41,16 @@ func (f *serverFlags) options(cmd *cobra.Command) (core.Options, error) {
 	return options, nil
 }
 
-// logger writes warnings and errors, or everything, to standard error.
+// logger writes warnings and errors, or everything, to standard error. Upstream's
+// libraries log through one logger for the process: it becomes this one.
 func logger(cmd *cobra.Command, verbose bool) *slog.Logger {
 	level := slog.LevelWarn
 	if verbose {
 		level = slog.LevelInfo
 	}
-	return slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+	klog.SetSlogLogger(log)
+	return log
 }
 
 func newUp() *cobra.Command {

@@ -255,7 +255,8 @@ func (p *pki) serving(listener net.Addr) (*tls.Certificate, error) {
 				}
 			}
 		}
-		return p.sign(pkix.Name{CommonName: "kube-apiserver"}, x509.ExtKeyUsageServerAuth, dns, ips)
+		certPEM, keyPEM, err := p.sign(pkix.Name{CommonName: "kube-apiserver"}, x509.ExtKeyUsageServerAuth, dns, ips)
+		return append(certPEM, p.caPEM...), keyPEM, err // an agent that joins knows the authority by its hash only
 	})
 }
 

@@ -15,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/quaymaster/quaymaster/examples/hello"
 )
 
 //go:embed manifests
@@ -65,7 +67,7 @@ func (t *tour) joinNodes(ctx context.Context) error {
 		return fmt.Errorf("read the join token: %w", err)
 	}
 	image := filepath.Join(t.DataDir, "hello.wasm")
-	if err := os.WriteFile(image, helloProgram, 0o600); err != nil {
+	if err := os.WriteFile(image, hello.Program, 0o600); err != nil {
 		return err
 	}
 	local := filepath.Join(t.DataDir, "nodes", "local")
@@ -129,7 +131,7 @@ func (t *tour) nodeSelector(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := contains(text, "0/4 nodes are available:", "3 node(s) didn't match Pod's node affinity/selector", "1 node(s) had untolerated taint(s)"); err != nil {
+	if err := contains(text, "0/4 nodes are available:", "2 node(s) didn't match Pod's node affinity/selector", "2 node(s) had untolerated taint(s)"); err != nil {
 		return err
 	}
 	t.say("Pending: %s", text)

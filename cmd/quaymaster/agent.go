@@ -1,0 +1,126 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/quaymaster/quaymaster/runtime/agent"
+	"github.com/quaymaster/quaymaster/runtime/agent/remote"
+	"github.com/quaymaster/quaymaster/runtime/plugin"
+)
+
+type agentFlags struct {
+	server, token, name, data, listen, runtime string
+	labels                                     map[string]string
+	taints                                     []string
+	verbose                                    bool
+}
+
+func newAgent() *cobra.Command {
+	var flags agentFlags
+	command := &cobra.Command{
+		Use:   "agent",
+		Short: "Run a node and join it to a server",
+		Long: `Agent runs one node until it is interrupted. At its first start it joins with
+the server's token, which is in DIR/join-token there; later starts use the
+certificate that it was given. The container runtime is a process of its own.`,
+		Example: "  quaymaster agent --server https://10.0.0.1:6443 --token \"$(cat join-token)\" --name node01",
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return flags.run(cmd) },
+	}
+	hostname, _ := os.Hostname() // without one --name has no default and is asked for
+	f := command.Flags()
+	f.StringVar(&flags.server, "server", "", "URL of the API server")
+	f.StringVar(&flags.token, "token", "", "join token, for the first start")
+	f.StringVar(&flags.name, "name", strings.ToLower(hostname), "name of the node")
+	f.StringVar(&flags.data, "data", "", "directory of certificates, logs, volumes and images (default: quaymaster-NAME)")
+	f.StringVar(&flags.listen, "listen", "127.0.0.1:0", "address of the kubelet API, which the server must reach; port 0 picks a free one")
+	f.StringVar(&flags.runtime, "runtime", "auto", "wasm: WebAssembly programs; sim: pods that only seem to run; auto: wasm")
+	f.StringToStringVar(&flags.labels, "label", nil, "label of the node, key=value; may be repeated")
+	f.StringArrayVar(&flags.taints, "taint", nil, "taint of the node, key[=value]:effect; may be repeated")
+	f.BoolVarP(&flags.verbose, "verbose", "v", false, "log what the parts do, to standard error")
+	return command
+}
+
+func (f *agentFlags) run(cmd *cobra.Command) (err error) {
+	if f.server == "" || f.name == "" {
+		return errors.New("an agent needs --server and --name")
+	}
+	taints, err := parseTaints(f.taints)
+	if err != nil {
+		return err
+	}
+	dir := f.data
+	if dir == "" {
+		dir = "quaymaster-" + f.name
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	log := logger(cmd, f.verbose)
+	executable, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	labels, capacity := f.labels, agent.DefaultCapacity()
+	var backend []string
+	switch f.runtime {
+	case "auto", "wasm":
+		backend = []string{executable, "backend", "wasm", filepath.Join(dir, "wasm"), "--", executable, "backend", "wasm-shim"}
+		if capacity, err = agent.MachineCapacity(); err != nil {
+			return err
+		}
+		labels = map[string]string{corev1.LabelArchStable: "wasm", corev1.LabelOSStable: "wasi"}
+		for key, value := range f.labels {
+			labels[key] = value
+		}
+	case "sim":
+		backend = []string{executable, "backend", "sim"}
+	default:
+		return fmt.Errorf("--runtime %q: it is auto, wasm or sim", f.runtime)
+	}
+	listener, err := net.Listen("tcp", f.listen)
+	if err != nil {
+		return fmt.Errorf("listen on %s: %w; choose another --listen", f.listen, err)
+	}
+	defer listener.Close()
+	supervisor, err := plugin.Start(plugin.Options{Command: backend, Logger: log.With("part", "backend")})
+	if err != nil {
+		return fmt.Errorf("start the %s backend: %w", f.runtime, err)
+	}
+	defer func() { err = errors.Join(err, supervisor.Close()) }()
+	return remote.Run(cmd.Context(), remote.Options{
+		Server: f.server, Token: f.token, NodeName: f.name, Dir: dir,
+		Backend: supervisor.Backend(), Listener: listener,
+		Labels: labels, Taints: taints, Capacity: capacity, Version: version,
+		Joined: func() { fmt.Fprintf(cmd.OutOrStdout(), "ready: node %s has joined %s\n", f.name, f.server) },
+		Logger: log,
+	})
+}
+
+// parseTaints reads key[=value]:effect, as kubectl taint does.
+func parseTaints(texts []string) ([]corev1.Taint, error) {
+	var taints []corev1.Taint
+	for _, text := range texts {
+		pair, effect, ok := strings.Cut(text, ":")
+		key, value, _ := strings.Cut(pair, "=")
+		taint := corev1.Taint{Key: key, Value: value, Effect: corev1.TaintEffect(effect)}
+		switch taint.Effect {
+		case corev1.TaintEffectNoSchedule, corev1.TaintEffectPreferNoSchedule, corev1.TaintEffectNoExecute:
+		default:
+			ok = false
+		}
+		if !ok || key == "" {
+			return nil, fmt.Errorf("--taint %q: say key=value:NoSchedule, :PreferNoSchedule or :NoExecute", text)
+		}
+		taints = append(taints, taint)
+	}
+	return taints, nil
+}
