@@ -121,7 +121,9 @@ func TestConformance(t *testing.T) {
 		importHello(t, dir)
 		conformance.Run(t, conformance.Target{
 			Backend: start(t, "wasm", dir, nil).Backend(), Image: "docker.io/library/hello:latest", Missing: "registry.example/none:1", Line: "hello from hello",
-			Runs: func(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) { c.Args = []string{"--sleep", "600000"} },
+			Runs: func(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) {
+				c.Args = []string{"--sleep", "600000"}
+			},
 			Exits: func(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig, code int) {
 				c.Args = []string{"--exit", strconv.Itoa(code)}
 			},
