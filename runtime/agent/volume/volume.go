@@ -52,6 +52,9 @@ func (m *Manager) TearDown(uid types.UID) error { return os.RemoveAll(m.podDir(u
 // Setup makes all volumes of a pod; volumes that are there stay as they are,
 // but for generated contents, which are written again.
 func (m *Manager) Setup(ctx context.Context, pod *v1.Pod) error {
+	if err := os.MkdirAll(m.podDir(pod.UID), 0o700); err != nil { // secrets are in it
+		return fmt.Errorf("make the pod's volumes: %w", err)
+	}
 	for i := range pod.Spec.Volumes {
 		v := &pod.Spec.Volumes[i]
 		if err := m.setup(ctx, pod, v); err != nil {
