@@ -139,11 +139,15 @@ func (p *parts) assembleControllers() (err error) {
 	}
 	served := make(kinds.Static, 0, len(apiserver.Resources()))
 	for _, r := range apiserver.Resources() {
-		generic, err := p.informers.ForResource(r.GroupVersionResource)
-		if err != nil {
-			return err
+		kind := kinds.Kind{GroupVersionResource: r.GroupVersionResource, Kind: r.Kind, Namespaced: r.Namespaced}
+		if r.Resource != "events" { // nothing owns one, they end by themselves, and there are many: none is kept in memory
+			generic, err := p.informers.ForResource(r.GroupVersionResource)
+			if err != nil {
+				return err
+			}
+			kind.Informer = generic.Informer()
 		}
-		served = append(served, kinds.Kind{GroupVersionResource: r.GroupVersionResource, Kind: r.Kind, Namespaced: r.Namespaced, Informer: generic.Informer()})
+		served = append(served, kind)
 	}
 	if p.controllers, err = controllers.New(controllers.Options{
 		Client: p.client, Informers: p.informers, Kinds: served, Metadata: meta,
@@ -151,8 +155,9 @@ func (p *parts) assembleControllers() (err error) {
 	}); err != nil {
 		return err
 	}
+	cert, key := p.server.Authority()
 	if p.upstream, err = upstream.New(upstream.Options{
-		Client: p.client, Informers: p.informers, CACert: p.server.CAPEM(), CAKey: p.server.CAKeyPEM(), Clock: options.Clock,
+		Client: p.client, Informers: p.informers, CACert: cert, CAKey: key, Clock: options.Clock,
 	}); err != nil {
 		return err
 	}
@@ -253,6 +258,9 @@ func (p *parts) close() error {
 	}
 	if p.wasm != nil {
 		errs = append(errs, p.wasm.Close())
+	}
+	if p.server != nil {
+		p.server.Close()
 	}
 	if p.listener != nil {
 		if err := p.listener.Close(); !errors.Is(err, net.ErrClosed) {

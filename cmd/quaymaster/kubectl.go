@@ -1,9 +1,12 @@
 package main
 
 import (
+	"strings"
+
 	"github.com/spf13/cobra"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"k8s.io/component-base/cli"
+	kubernetes "k8s.io/component-base/version"
 	"k8s.io/kubectl/pkg/cmd"
 	"k8s.io/kubectl/pkg/cmd/util"
 )
@@ -16,6 +19,12 @@ func newKubectl() *cobra.Command {
 		Short:              "Upstream's kubectl",
 		DisableFlagParsing: true,
 		Run: func(c *cobra.Command, args []string) {
+			if strings.Contains(kubernetes.Get().GitVersion, "$") {
+				// Not stamped by `task build`: a placeholder that kubectl cannot parse.
+				if err := kubernetes.SetDynamicVersion("v0.0.0-unstamped"); err != nil {
+					panic(err) // the text is above
+				}
+			}
 			kubectl := cmd.NewDefaultKubectlCommandWithArgs(cmd.KubectlOptions{
 				Arguments: append([]string{"kubectl"}, args...),
 				IOStreams: genericiooptions.IOStreams{In: c.InOrStdin(), Out: c.OutOrStdout(), ErrOut: c.ErrOrStderr()},
