@@ -142,8 +142,20 @@ func TestCrashLoopBackOff(t *testing.T) {
 		if pod.Status.Phase != v1.PodRunning {
 			t.Errorf("phase %s", pod.Status.Phase)
 		}
+		timers(t, clock)
 		clock.Step(delay)
 	}
+}
+
+// timers waits until the lease's, the status', the relist's and a pod's timer run.
+func timers(t *testing.T, clock *clocktesting.FakeClock) {
+	t.Helper()
+	eventually(t, func() string {
+		if n := clock.Waiters(); n < 4 {
+			return fmt.Sprintf("%d timers run, want 4", n)
+		}
+		return ""
+	})
 }
 
 func TestImageThatCannotBePulled(t *testing.T) {
@@ -208,8 +220,10 @@ func TestInitContainersRunInOrder(t *testing.T) {
 	if cond := condition(pod, v1.PodInitialized); cond.Status != v1.ConditionFalse || cond.Message != "containers with incomplete status: [one side two]" {
 		t.Errorf("condition %+v", cond)
 	}
+	timers(t, clock)
 	clock.Step(10 * time.Second)
 	c.until("init", want("Pending: ended running running PodInitializing"))
+	timers(t, clock)
 	clock.Step(10 * time.Second)
 	pod = c.until("init", want("Running: ended running ended running"))
 	if cond := condition(pod, v1.PodReady); cond.Status != v1.ConditionTrue {
@@ -276,12 +290,7 @@ func TestGracefulDeletion(t *testing.T) {
 	c.create(podObject("n1", "stubborn", sim("ignore-sigterm", "true")))
 	c.phase("stubborn", v1.PodRunning)
 	c.mark("stubborn", 30, clock.Now())
-	eventually(t, func() string {
-		if clock.Waiters() < 4 { // lease, status, relist, and now the grace period
-			return "no grace period runs"
-		}
-		return ""
-	})
+	timers(t, clock)
 	if c.pod("stubborn") == nil {
 		t.Fatal("it was deleted within its grace period")
 	}

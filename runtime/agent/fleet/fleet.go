@@ -57,6 +57,7 @@ type Fleet struct {
 
 	mu    sync.Mutex
 	ctx   context.Context // of Run; nil before
+	ended bool
 	nodes map[string]*member
 	next  netip.Addr
 	wg    sync.WaitGroup
@@ -92,6 +93,9 @@ func New(opts Options) (*Fleet, error) {
 func (f *Fleet) Add(n Node) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.ended {
+		return errors.New("the fleet has ended")
+	}
 	if f.nodes[n.Name] != nil {
 		return fmt.Errorf("the fleet has a node %q already", n.Name)
 	}
@@ -185,7 +189,8 @@ func (f *Fleet) Run(ctx context.Context) error {
 	}
 	f.mu.Unlock()
 	<-ctx.Done()
-	f.mu.Lock() // no node is added after this
+	f.mu.Lock()
+	f.ended = true // no node is added after this
 	f.mu.Unlock()
 	f.wg.Wait()
 	return nil

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -26,12 +27,18 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // source is a PodSource without an API.
-type source struct{ nodes map[string]agent.PodHandler }
+type source struct {
+	mu    sync.Mutex
+	nodes map[string]agent.PodHandler
+}
 
 func (s *source) Subscribe(node string, h agent.PodHandler) func() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.nodes[node] = h
 	return func() {}
 }
+
 func (s *source) HasSynced() bool { return true }
 
 // writer counts pods that became Running; it answers as a store does.
@@ -145,6 +152,8 @@ func BenchmarkPodsToRunning(b *testing.B) {
 	done := make(chan error, 1)
 	go func() { done <- f.Run(ctx) }()
 	waitFor(b, "nodes do not register", func() bool { return registered.Load() == nodes })
+	src.mu.Lock()
+	defer src.mu.Unlock()
 	pods := make([]*v1.Pod, b.N)
 	for i := range pods {
 		pods[i] = pod(i, nodes)

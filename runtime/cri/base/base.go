@@ -192,7 +192,7 @@ func snapshot(c *Container) *Container {
 	return &Container{
 		ID: c.ID, SandboxID: c.SandboxID, Config: c.Config, LogPath: c.LogPath, ImageRef: c.ImageRef, ImageID: c.ImageID, State: c.State,
 		CreatedAt: c.CreatedAt, StartedAt: c.StartedAt, FinishedAt: c.FinishedAt, ExitCode: c.ExitCode, Reason: c.Reason, Message: c.Message,
-		Sandbox: c.Sandbox, Run: c.Run,
+		Sandbox: c.Sandbox,
 	}
 }
 

@@ -224,8 +224,8 @@ func (s *Service) StopContainer(ctx context.Context, r *runtimeapi.StopContainer
 	done := c.wait()
 	s.mu.Unlock()
 	c.op.Lock() // a start that is under way comes first
-	c.op.Unlock()
 	s.opts.Driver.Stop(c, time.Duration(max(r.Timeout, 0))*time.Second)
+	c.op.Unlock()
 	select {
 	case <-done:
 		return &runtimeapi.StopContainerResponse{}, nil
