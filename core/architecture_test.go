@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/quaymaster/quaymaster/core/api"
 )
 
 const module = "github.com/quaymaster/quaymaster/"
@@ -131,5 +133,15 @@ func TestEveryPackageIsDocumented(t *testing.T) {
 		if strings.TrimSpace(p.Doc) == "" {
 			t.Errorf("%s has no package comment", strings.TrimPrefix(p.ImportPath, module))
 		}
+	}
+}
+
+func TestKubernetesVersionIsTheModules(t *testing.T) {
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if version := strings.TrimSpace(string(out)); version != api.KubernetesVersion {
+		t.Errorf("go.mod has k8s.io/kubernetes %s, the API says %s", version, api.KubernetesVersion)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/quaymaster/quaymaster/core/api"
 	"github.com/quaymaster/quaymaster/core/apiserver"
 	"github.com/quaymaster/quaymaster/runtime/agent"
 	"github.com/quaymaster/quaymaster/runtime/agent/fleet"
@@ -51,7 +52,7 @@ func (n *nodes) assemble(p *parts) (err error) {
 	n.agents = map[string]*agent.Agent{}
 	if n.fleet, err = fleet.New(fleet.Options{
 		Client: p.client, Pods: n.pods, PodWriter: writer,
-		Dir: n.options.dir("nodes"), Version: n.options.Version, Clock: n.options.Clock, Logger: n.options.Logger.With("part", "nodes"),
+		Dir: n.options.dir("nodes"), Version: api.Version(n.options.Version), Clock: n.options.Clock, Logger: n.options.Logger.With("part", "nodes"),
 	}); err != nil {
 		return err
 	}
@@ -87,7 +88,7 @@ func (n *nodes) assembleWasm(p *parts, node Node, writer agent.PodWriter) error 
 	maps.Copy(labels, node.Labels)
 	a, err := agent.New(agent.Options{
 		NodeName: node.Name, Client: p.client, Backend: backend, Pods: n.pods,
-		Labels: labels, Taints: node.Taints, Capacity: capacity, Version: n.options.Version,
+		Labels: labels, Taints: node.Taints, Capacity: capacity, Version: api.Version(n.options.Version),
 		Dir: dir, PodWriter: writer, Recorder: p.recorder, Clock: n.options.Clock, Logger: log,
 	})
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/quaymaster/quaymaster/core/api"
 	"github.com/quaymaster/quaymaster/runtime/agent"
 	"github.com/quaymaster/quaymaster/runtime/agent/remote"
 	"github.com/quaymaster/quaymaster/runtime/plugin"
@@ -99,7 +100,7 @@ func (f *agentFlags) run(cmd *cobra.Command) (err error) {
 	return remote.Run(cmd.Context(), remote.Options{
 		Server: f.server, Token: f.token, NodeName: f.name, Dir: dir,
 		Backend: supervisor.Backend(), Listener: listener,
-		Labels: labels, Taints: taints, Capacity: capacity, Version: version,
+		Labels: labels, Taints: taints, Capacity: capacity, Version: api.Version(version),
 		Joined: func() { fmt.Fprintf(cmd.OutOrStdout(), "ready: node %s has joined %s\n", f.name, f.server) },
 		Logger: log,
 	})

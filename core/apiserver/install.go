@@ -30,9 +30,6 @@ import (
 	"github.com/quaymaster/quaymaster/core/api"
 )
 
-// kubernetesVersion whose behaviour is served.
-const kubernetesVersion = "v1.36.3"
-
 // served is the version of the libraries with our own text for /version: what
 // the linker would set is a process-wide variable.
 type served struct {
@@ -45,10 +42,7 @@ func (v served) Info() *version.Info { return &v.info }
 func (s *Server) version() basecompatibility.EffectiveVersion {
 	effective := utilcompatibility.DefaultBuildEffectiveVersion()
 	info := *effective.Info()
-	info.Major, info.Minor, info.GitVersion = "1", "36", kubernetesVersion+"+quaymaster"
-	if s.options.Version != "" {
-		info.GitVersion += "-" + strings.TrimPrefix(s.options.Version, "v")
-	}
+	info.Major, info.Minor, info.GitVersion = "1", "36", api.Version(s.options.Version)
 	return served{effective, info}
 }
 

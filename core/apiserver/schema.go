@@ -81,7 +81,7 @@ var building sync.Mutex
 // configV3 is new for every build: the builder completes it.
 func configV3() *common.OpenAPIV3Config {
 	config := genericapiserver.DefaultOpenAPIV3Config(definitions, namer())
-	config.Info.Title, config.Info.Version = "Kubernetes", kubernetesVersion
+	config.Info.Title, config.Info.Version = "Kubernetes", api.KubernetesVersion
 	return config
 }
 
@@ -159,13 +159,13 @@ func (s *Server) installOpenAPI() {
 		building.Lock()
 		defer building.Unlock()
 		config := genericapiserver.DefaultOpenAPIConfig(definitions, namer())
-		config.Info.Title, config.Info.Version = "Kubernetes", kubernetesVersion
+		config.Info.Title, config.Info.Version = "Kubernetes", api.KubernetesVersion
 		swagger, err := builder.BuildOpenAPISpecFromRoutes(restfuladapter.AdaptWebServices(container.RegisteredWebServices()), config)
 		if err != nil {
 			return nil, "", err
 		}
 		swagger.Definitions = handler.PruneDefaults(swagger.Definitions)
-		return swagger, kubernetesVersion, nil
+		return swagger, api.KubernetesVersion, nil
 	})))
 	v2.RegisterOpenAPIVersionedService("/openapi/v2", mux)
 
@@ -176,7 +176,7 @@ func (s *Server) installOpenAPI() {
 			building.Lock()
 			defer building.Unlock()
 			document, err := builder3.BuildOpenAPISpecFromRoutes(restfuladapter.AdaptWebServices([]*restful.WebService{service}), configV3())
-			return document, path + "@" + kubernetesVersion, err
+			return document, path + "@" + api.KubernetesVersion, err
 		})))
 	}
 	if err := v3.RegisterOpenAPIV3VersionedService("/openapi/v3", mux); err != nil {

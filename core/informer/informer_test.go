@@ -1,0 +1,135 @@
+package informer_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/quaymaster/quaymaster/core/informer"
+	"github.com/quaymaster/quaymaster/core/storage"
+)
+
+var configMaps = informer.Resource{
+	GroupVersionResource: corev1.SchemeGroupVersion.WithResource("configmaps"),
+	Kind:                 "ConfigMap", Namespaced: true, Prefix: "/registry/configmaps/",
+}
+
+// store is a store in memory with ConfigMaps as upstream stores them.
+type store struct {
+	*storage.Store
+	t *testing.T
+}
+
+func (s store) put(name, text string, expect int64) int64 {
+	s.t.Helper()
+	var value strings.Builder
+	object := &corev1.ConfigMap{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "ConfigMap"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+		Data:       map[string]string{"text": text},
+	}
+	if err := protobuf.NewSerializer(scheme.Scheme, scheme.Scheme).Encode(object, &value); err != nil {
+		s.t.Fatal(err)
+	}
+	return s.write(storage.Write{Key: configMaps.Prefix + "default/" + name, Value: []byte(value.String()), Expect: expect})
+}
+
+func (s store) write(w storage.Write) int64 {
+	s.t.Helper()
+	result := s.Commit(s.t.Context(), []storage.Write{w})[0]
+	if result.Err != nil {
+		s.t.Fatal(result.Err)
+	}
+	return result.Revision
+}
+
+// change is what a handler is told.
+type change struct{ kind, name, text, version string }
+
+func describe(kind string, object any) change {
+	if gone, ok := object.(cache.DeletedFinalStateUnknown); ok {
+		object = gone.Obj
+	}
+	m := object.(*corev1.ConfigMap)
+	return change{kind, m.Name, m.Data["text"], m.ResourceVersion}
+}
+
+func TestInformersShowWhatIsCommitted(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent(), goleak.IgnoreAnyFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"))
+	opened, err := storage.Open(storage.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	s := store{opened, t}
+	before := s.put("before", "one", 0)
+
+	factory, err := informer.New(s.Etcd(), fake.NewClientset(), []informer.Resource{configMaps})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared := factory.Core().V1().ConfigMaps().Informer()
+	if again := factory.InformerFor(&corev1.ConfigMap{}, nil); again != shared {
+		t.Error("two informers of one kind")
+	}
+	changes := make(chan change, 16)
+	if _, err := shared.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(o any) { changes <- describe("add", o) },
+		UpdateFunc: func(_, o any) { changes <- describe("update", o) },
+		DeleteFunc: func(o any) { changes <- describe("delete", o) },
+	}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer factory.Shutdown()
+	defer cancel()
+	factory.StartWithContext(ctx)
+
+	expect := func(want change) {
+		t.Helper()
+		select {
+		case got := <-changes:
+			if got != want {
+				t.Errorf("told of %+v, want %+v", got, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("not told of %+v", want)
+		}
+	}
+	expect(change{"add", "before", "one", fmt.Sprint(before)})
+	after := s.put("after", "two", 0)
+	expect(change{"add", "after", "two", fmt.Sprint(after)})
+	changed := s.put("before", "three", before)
+	expect(change{"update", "before", "three", fmt.Sprint(changed)})
+	gone := s.write(storage.Write{Key: configMaps.Prefix + "default/before", Expect: changed})
+	expect(change{"delete", "before", "three", fmt.Sprint(gone)})
+	listed, err := factory.Core().V1().ConfigMaps().Lister().ConfigMaps("default").Get("after")
+	if err != nil || listed.Data["text"] != "two" {
+		t.Errorf("lister: %v, %v", listed, err)
+	}
+}
+
+func TestUnknownKindIsAnError(t *testing.T) {
+	opened, err := storage.Open(storage.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	_, err = informer.New(opened.Etcd(), fake.NewClientset(), []informer.Resource{{
+		GroupVersionResource: schema.GroupVersionResource{Group: "nobody", Version: "v1", Resource: "things"}, Kind: "Thing"}})
+	if !runtime.IsNotRegisteredError(err) && (err == nil || !strings.Contains(err.Error(), "nobody/v1")) {
+		t.Errorf("informers of an unknown kind: %v", err)
+	}
+}
