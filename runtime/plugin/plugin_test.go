@@ -95,7 +95,7 @@ func importHello(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	code, err := os.ReadFile("../cri/wasm/testdata/hello.wasm")
+	code, err := os.ReadFile("../../examples/hello/program/hello.wasm")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,6 @@
-// Command build makes the guests of this folder: it compiles each, adds its
-// manifest as a custom section and writes the module and its digest. With
-// -verify it writes nothing and fails where a fresh build differs from what is
+// Command build makes the guests of this folder and the sample workload: it
+// compiles each, adds a guest's manifest as a custom section and writes the
+// module and its digest. With -verify it writes nothing and fails where a fresh build differs from what is
 // there. Guests whose toolchain the machine lacks are named and left alone.
 //
 //	go run ./wasm-plugins/build [-verify] [-root DIR]
@@ -19,31 +19,43 @@ import (
 	"strings"
 )
 
-// guest is one module to build.
+// guest is one module to build; a workload has no manifest.
 type guest struct {
 	dir, out, manifest string
 	build              func(dir, out string) (*exec.Cmd, error)
 }
 
 var guests = []guest{
-	{"c/prefer-label", "prefer-label-v1.wasm", "manifest-v1.json", c("prefer-label.c", "-DVERSION=1")},
-	{"c/prefer-label", "prefer-label-v2.wasm", "manifest-v2.json", c("prefer-label.c", "-DVERSION=2")},
-	{"go/cpu-headroom", "cpu-headroom.wasm", "manifest.json", golang},
+	{"wasm-plugins/c/prefer-label", "prefer-label-v1.wasm", "manifest-v1.json", c("prefer-label.c", "-DVERSION=1")},
+	{"wasm-plugins/c/prefer-label", "prefer-label-v2.wasm", "manifest-v2.json", c("prefer-label.c", "-DVERSION=2")},
+	{"wasm-plugins/go/cpu-headroom", "cpu-headroom.wasm", "manifest.json", golang},
+	{"examples/hello/program", "hello.wasm", "", workload("hello.c")},
 }
 
+// toolchain makes the Go guests: another patch release makes other bytes.
+const toolchain = "go1.26.8"
+
 func c(source string, flags ...string) func(dir, out string) (*exec.Cmd, error) {
+	return clang(source, append([]string{"--target=wasm32", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-mbulk-memory", "-msign-ext",
+		"-nostdlib", "-ffreestanding", "-Wl,--no-entry", "-Wl,--strip-all", "-Wl,-z,stack-size=16384", "-I", "../../../sdk/c"}, flags...)...)
+}
+
+// workload is a WASI command: it has an entry, and no SDK.
+func workload(source string) func(dir, out string) (*exec.Cmd, error) {
+	return clang(source, "--target=wasm32-unknown-unknown", "-Oz", "-nostdlib", "-fno-builtin", "-mbulk-memory",
+		"-Wl,--no-entry,--export=_start,--strip-all,-z,stack-size=8192,--initial-memory=131072")
+}
+
+func clang(source string, flags ...string) func(dir, out string) (*exec.Cmd, error) {
 	return func(dir, out string) (*exec.Cmd, error) {
-		clang, err := exec.LookPath("clang-19")
+		compiler, err := exec.LookPath("clang-19")
 		if err != nil {
 			return nil, err
 		}
 		if _, err := exec.LookPath("wasm-ld-19"); err != nil {
 			return nil, err
 		}
-		args := []string{"--target=wasm32", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-mbulk-memory", "-msign-ext",
-			"-nostdlib", "-ffreestanding", "-Wl,--no-entry", "-Wl,--strip-all", "-Wl,-z,stack-size=16384", "-I", "../../../sdk/c"}
-		args = append(append(args, flags...), "-o", out, source)
-		cmd := exec.Command(clang, args...)
+		cmd := exec.Command(compiler, append(append([]string{}, flags...), "-o", out, source)...)
 		cmd.Dir = dir
 		return cmd, nil
 	}
@@ -52,13 +64,13 @@ func c(source string, flags ...string) func(dir, out string) (*exec.Cmd, error) 
 func golang(dir, out string) (*exec.Cmd, error) {
 	cmd := exec.Command("go", "build", "-buildmode=c-shared", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", out, ".")
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "GOFLAGS=", "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "GOFLAGS=", "CGO_ENABLED=0", "GOTOOLCHAIN="+toolchain)
 	return cmd, nil
 }
 
 func main() {
 	verify := flag.Bool("verify", false, "compare with the modules that are there instead of writing them")
-	root := flag.String("root", "wasm-plugins", "folder of the guests")
+	root := flag.String("root", ".", "root of the repository")
 	flag.Parse()
 	failed := false
 	for _, g := range guests {
@@ -67,7 +79,7 @@ func main() {
 			failed = true
 			text = "FAILED: " + err.Error()
 		}
-		fmt.Printf("%-40s %s\n", filepath.Join(g.dir, g.out), text)
+		fmt.Printf("%-55s %s\n", filepath.Join(g.dir, g.out), text)
 	}
 	if failed {
 		os.Exit(1)
@@ -96,12 +108,14 @@ func run(root string, g guest, verify bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	manifest, err := os.ReadFile(filepath.Join(dir, g.manifest))
-	if err != nil {
-		return "", err
-	}
-	if module, err = pack(module, manifest); err != nil {
-		return "", fmt.Errorf("%s: %w", g.manifest, err)
+	if g.manifest != "" {
+		manifest, err := os.ReadFile(filepath.Join(dir, g.manifest))
+		if err != nil {
+			return "", err
+		}
+		if module, err = pack(module, manifest); err != nil {
+			return "", fmt.Errorf("%s: %w", g.manifest, err)
+		}
 	}
 	digest := fmt.Sprintf("sha256:%x\n", sha256.Sum256(module))
 	target := filepath.Join(dir, g.out)

@@ -14,7 +14,7 @@
 //	--trap         execute an unreachable instruction
 //	--exit N       end with an exit code
 //
-// Rebuilt by go generate ./runtime/cri/wasm (clang-19 and lld-19):
+// Rebuilt by `task wasm` (clang-19 and lld-19):
 //
 //	clang-19 --target=wasm32-unknown-unknown -Oz -nostdlib -fno-builtin -mbulk-memory \
 //	  -Wl,--no-entry,--export=_start,--strip-all,-z,stack-size=8192,--initial-memory=131072 -o hello.wasm hello.c

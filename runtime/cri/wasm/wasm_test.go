@@ -49,7 +49,7 @@ func newWasm(t *testing.T, dir string, shim []string) *wasm.Backend {
 	if err != nil {
 		t.Fatal(err)
 	}
-	code, err := os.ReadFile("testdata/hello.wasm")
+	code, err := os.ReadFile("../../../examples/hello/program/hello.wasm")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,7 +246,7 @@ func TestSpinningProgramIsStopped(t *testing.T) {
 func TestWhatCannotRun(t *testing.T) {
 	b := newWasm(t, t.TempDir(), nil)
 	defer b.Close()
-	good, err := os.ReadFile("testdata/hello.wasm")
+	good, err := os.ReadFile("../../../examples/hello/program/hello.wasm")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -296,7 +296,7 @@ func TestImages(t *testing.T) {
 	dir := t.TempDir()
 	b := newWasm(t, dir, nil)
 	defer b.Close()
-	good, err := os.ReadFile("testdata/hello.wasm")
+	good, err := os.ReadFile("../../../examples/hello/program/hello.wasm")
 	if err != nil {
 		t.Fatal(err)
 	}
