@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -114,6 +115,13 @@ func (w clientWriter) Delete(ctx context.Context, namespace, name string, opts m
 func New(opts Options) (*Agent, error) {
 	if opts.NodeName == "" || opts.Client == nil || opts.Backend == nil || opts.Pods == nil {
 		return nil, errors.New("an agent needs a node name, a client, a backend and a pod source")
+	}
+	if opts.Dir != "" { // a backend's process may have another working directory
+		dir, err := filepath.Abs(opts.Dir)
+		if err != nil {
+			return nil, fmt.Errorf("the agent's folder: %w", err)
+		}
+		opts.Dir = dir
 	}
 	if opts.Clock == nil {
 		opts.Clock = clock.RealClock{}

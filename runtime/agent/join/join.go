@@ -216,7 +216,7 @@ func writeKubeconfig(opts Options, ca []byte) error {
 	config := clientcmdapi.NewConfig()
 	config.Clusters[name] = &clientcmdapi.Cluster{Server: opts.Server, CertificateAuthorityData: ca}
 	config.AuthInfos[name] = &clientcmdapi.AuthInfo{
-		ClientCertificate: filepath.Join(opts.Dir, clientName+".crt"), ClientKey: filepath.Join(opts.Dir, clientName+".key"),
+		ClientCertificate: clientName + ".crt", ClientKey: clientName + ".key", // beside the kubeconfig
 	}
 	config.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name}
 	config.CurrentContext = name
