@@ -38,9 +38,9 @@ import (
 
 // Errors of a token that leads nowhere. Each message is one line that says what to do.
 var (
-	ErrToken   = errors.New(`a join token looks like qm1.<id>.<secret>.<hash>: copy all of what "quaymaster token" prints on the server`)
+	ErrToken   = errors.New(`a join token looks like qm1.<id>.<secret>.<hash>: copy all of the file join-token in the server's data directory`)
 	ErrCA      = errors.New("the server's CA is not the one of the join token: the token is of another cluster, or somebody stands in between")
-	ErrRefused = errors.New("the server refuses the join token: it is wrong or has expired, get a new one on the server")
+	ErrRefused = errors.New("the server refuses the join token: it is wrong or has expired; take the one in the server's data directory")
 )
 
 // Token is a parsed join token.

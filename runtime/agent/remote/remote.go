@@ -65,6 +65,7 @@ func Run(ctx context.Context, opts Options) error {
 	}
 	creds.Config.ContentType = "application/vnd.kubernetes.protobuf"
 	creds.Config.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	creds.Config.QPS, creds.Config.Burst = 50, 100 // a kubelet's
 	client, err := kubernetes.NewForConfig(creds.Config)
 	if err != nil {
 		return err
