@@ -18,6 +18,8 @@ const (
 	notHelpful  = "Preemption is not helpful for scheduling"
 	// What upstream's DynamicResources says first for a pod without claims.
 	noClaims = "no new claims to deallocate"
+	// What it says instead when a plugin before it ended the cycle early; preemption is not asked then.
+	noClaimsState = "not found"
 )
 
 // Verdict says why no node takes the pods of a class.
@@ -86,6 +88,8 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 	}
 	post := ""
 	switch {
+	case preFilter != "":
+		post = noClaimsState
 	case c.never:
 		post = noClaims + ", preemption: not eligible due to preemptionPolicy=Never."
 	case !v.Preemptible:
