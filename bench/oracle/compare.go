@@ -1,0 +1,217 @@
+package oracle
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	v1 "k8s.io/api/core/v1"
+
+	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
+	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
+)
+
+// Case is a cluster and the pods to decide on, in order; each pod that finds a
+// node is bound there before the next.
+type Case struct {
+	Nodes   []*v1.Node `json:"nodes"`
+	Bound   []*v1.Pod  `json:"bound,omitempty"`
+	Pending []*v1.Pod  `json:"pending"`
+}
+
+// Kind is what two results differ in.
+type Kind string
+
+// In the order in which they are looked for.
+const (
+	Feasibility Kind = "feasibility"
+	Reasons     Kind = "reasons"
+	Scores      Kind = "scores"
+	Choice      Kind = "choice" // the decision is not in upstream's best set, or differs from our own scan
+	Message     Kind = "message"
+	Preemption  Kind = "preemption" // whether evicting pods would help
+	Failure     Kind = "failure"    // one side returned an error
+)
+
+// Mismatch is the first difference of a case.
+type Mismatch struct {
+	Kind   Kind
+	Detail string
+	// Case that the pod was decided in: all before it are bound.
+	Case Case
+}
+
+// Tally counts what was compared.
+type Tally struct{ Clusters, Pods, Placed, Refused, Preemptible, Nodes int }
+
+// Checker compares both sides over one case after another.
+type Checker struct {
+	upstream *Upstream
+	profile  *cluster.Profile
+	Tally    Tally
+}
+
+// NewChecker makes both sides. It lives until the context ends.
+func NewChecker(ctx context.Context, options Options) (*Checker, error) {
+	upstream, err := NewUpstream(ctx, options)
+	if err != nil {
+		return nil, err
+	}
+	var set schedulingv1alpha1.PluginSet
+	for _, name := range options.disabled() {
+		set.Disabled = append(set.Disabled, schedulingv1alpha1.PluginRef{Name: name})
+	}
+	profile, err := cluster.NewProfile(v1.DefaultSchedulerName, schedulingv1alpha1.SchedulerProfileSpec{Plugins: schedulingv1alpha1.Plugins{Filter: set, Score: set}})
+	if err != nil {
+		return nil, fmt.Errorf("make our profile: %w", err)
+	}
+	return &Checker{upstream: upstream, profile: profile}, nil
+}
+
+// Check returns the first mismatch of the case, or nil.
+func (c *Checker) Check(ctx context.Context, seed uint64, in Case) *Mismatch {
+	c.Tally.Clusters++
+	ours := cluster.New(seed)
+	for _, node := range in.Nodes {
+		ours.SetNode(node)
+	}
+	bound := slices.Clone(in.Bound)
+	for _, pod := range bound {
+		ours.SetPod(pod)
+	}
+	if err := c.upstream.Load(ctx, in.Nodes, bound); err != nil {
+		return &Mismatch{Failure, err.Error(), in}
+	}
+	for _, pod := range in.Pending {
+		node, kind, detail := c.decide(ctx, ours, pod)
+		if kind != "" {
+			return &Mismatch{kind, fmt.Sprintf("pod %s: %s", pod.Name, detail), Case{in.Nodes, bound, []*v1.Pod{pod}}}
+		}
+		if node != "" {
+			placed := pod.DeepCopy()
+			placed.Spec.NodeName = node
+			class := ours.ClassOf(c.profile, pod)
+			ours.Assume(class, placed)
+			ours.Release(class)
+			if err := c.upstream.Bind(ctx, placed); err != nil {
+				return &Mismatch{Failure, err.Error(), in}
+			}
+			bound = append(bound, placed)
+		}
+	}
+	return nil
+}
+
+func (c *Checker) decide(ctx context.Context, ours *cluster.State, pod *v1.Pod) (node string, kind Kind, detail string) {
+	want, err := c.upstream.Decide(ctx, pod)
+	if err != nil {
+		return "", Failure, err.Error()
+	}
+	if field := c.profile.Unsupported(pod); field != "" {
+		return "", Failure, field + " is not implemented here"
+	}
+	scan, err := ours.Scan(ctx, c.profile, pod, cluster.Tie(pod), cluster.Policies{})
+	if err != nil {
+		return "", Failure, err.Error()
+	}
+	class := ours.ClassOf(c.profile, pod)
+	defer ours.Release(class)
+	out := ours.Decide(class, cluster.Tie(pod))
+	c.Tally.Pods++
+	c.Tally.Nodes += len(want.Nodes)
+	if kind, detail = compareNodes(resultOf(scan), want.Nodes); kind != "" {
+		return "", kind, detail
+	}
+	if out != scan.Outcome {
+		return "", Choice, fmt.Sprintf("decided %s, our scan says %s", describe(out), describe(scan.Outcome))
+	}
+	if out.Node != nil {
+		c.Tally.Placed++
+		if !slices.Contains(want.Best, out.Node.Name) {
+			return "", Choice, fmt.Sprintf("decided %s, upstream's best are %v", describe(out), want.Best)
+		}
+		return out.Node.Name, "", ""
+	}
+	c.Tally.Refused++
+	if want.Nominated != "" {
+		c.Tally.Preemptible++
+	}
+	verdict := ours.Verdict(class)
+	if verdict.Message != want.Message {
+		return "", Message, fmt.Sprintf("message\n  ours:     %s\n  upstream: %s", verdict.Message, want.Message)
+	}
+	if helps := want.Nominated != ""; verdict.Preemptible != helps {
+		return "", Preemption, fmt.Sprintf("ours says that preemption helps: %t; upstream nominates %q with the victims %v", verdict.Preemptible, want.Nominated, want.Victims)
+	}
+	return "", "", ""
+}
+
+func resultOf(scan *cluster.Scan) map[string]NodeResult {
+	nodes := make(map[string]NodeResult, len(scan.Nodes))
+	for _, n := range scan.Nodes {
+		result := NodeResult{Plugin: n.Plugin, Reasons: n.Reasons, Total: n.Total}
+		if n.Plugin == "" {
+			result.Scores = map[string]int64{}
+			for _, score := range n.Scores {
+				result.Scores[score.Plugin] += score.Weighted
+			}
+		}
+		nodes[n.Node.Name] = result
+	}
+	return nodes
+}
+
+// compareNodes returns the first difference of the most basic kind.
+func compareNodes(ours, upstream map[string]NodeResult) (Kind, string) {
+	names := slices.Sorted(maps.Keys(upstream))
+	if len(ours) != len(upstream) {
+		return Feasibility, fmt.Sprintf("ours saw the nodes %v, upstream %v", slices.Sorted(maps.Keys(ours)), names)
+	}
+	for _, kind := range []Kind{Feasibility, Reasons, Scores} {
+		for _, name := range names {
+			a, b := ours[name], upstream[name]
+			same := true
+			switch kind {
+			case Feasibility:
+				same = (len(a.Reasons) == 0) == (len(b.Reasons) == 0)
+			case Reasons:
+				same = (b.Plugin == "" || a.Plugin == b.Plugin) && slices.Equal(slices.Sorted(slices.Values(a.Reasons)), slices.Sorted(slices.Values(b.Reasons)))
+			case Scores:
+				same = a.Total == b.Total && sameScores(a.Scores, b.Scores)
+			}
+			if !same {
+				return kind, fmt.Sprintf("node %s\n  ours:     %s\n  upstream: %s", name, a, b)
+			}
+		}
+	}
+	return "", ""
+}
+
+// sameScores takes a plugin that was skipped for one that scored 0.
+func sameScores(a, b map[string]int64) bool {
+	for _, pair := range [][2]map[string]int64{{a, b}, {b, a}} {
+		for plugin, score := range pair[0] {
+			if pair[1][plugin] != score {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// String is one line: what refused the node, or its scores.
+func (r NodeResult) String() string {
+	if len(r.Reasons) > 0 {
+		return fmt.Sprintf("refused by %q: %s", r.Plugin, strings.Join(r.Reasons, ", "))
+	}
+	return fmt.Sprintf("total %d of %v", r.Total, r.Scores)
+}
+
+func describe(o cluster.Outcome) string {
+	if o.Node == nil {
+		return fmt.Sprintf("no node (%d of %d feasible)", o.Feasible, o.Evaluated)
+	}
+	return fmt.Sprintf("%s (score %d, %d of %d feasible)", o.Node.Name, o.Score, o.Feasible, o.Evaluated)
+}

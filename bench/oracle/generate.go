@@ -1,0 +1,357 @@
+package oracle
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	resourcehelper "k8s.io/component-helpers/resource"
+)
+
+// Generate makes the cluster of a seed: up to 24 nodes, pods on them, and pods
+// to decide on. Names, values and sizes are few, so that they meet often. All
+// of it would pass the API's validation.
+func Generate(seed uint64, options Options) Case {
+	g := generator{rand.New(rand.NewPCG(seed, 0x9e3779b97f4a7c15)), options}
+	var c Case
+	nodes := g.IntN(25)
+	if g.chance(2) {
+		nodes += 120
+	}
+	for i := range nodes {
+		c.Nodes = append(c.Nodes, g.node(i))
+	}
+	crowd := g.IntN(7)
+	for i := range nodes {
+		ports := map[v1.ContainerPort]bool{}
+		for j := range g.IntN(crowd + 1) {
+			c.Bound = append(c.Bound, g.bound(fmt.Sprintf("bound-%d-%d", i, j), c.Nodes[i].Name, ports))
+		}
+	}
+	if g.chance(10) {
+		c.Bound = append(c.Bound, g.bound("stray", "gone", map[v1.ContainerPort]bool{}))
+	}
+	shapes := make([]*v1.Pod, 1+g.IntN(8))
+	for i := range shapes {
+		shapes[i] = g.pod("shape")
+	}
+	for i := range 4 + g.IntN(16) {
+		pod := shapes[g.IntN(len(shapes))].DeepCopy()
+		pod.Name = fmt.Sprintf("pod-%d", i)
+		pod.UID = types.UID(pod.Name)
+		c.Pending = append(c.Pending, pod)
+	}
+	return c
+}
+
+type generator struct {
+	*rand.Rand
+	options Options
+}
+
+func (g generator) chance(percent int) bool { return g.IntN(100) < percent }
+
+func pick[T any](g generator, of ...T) T { return of[g.IntN(len(of))] }
+
+const gpu, license = "example.com/gpu", "license"
+
+var (
+	images   = []string{"web", "db:2", "registry.example.com:5000/big", "registry.example.com:5000/base:1", "web@sha256:0e1f", "other"}
+	onNodes  = []string{"web:latest", "db:2", "registry.example.com:5000/big:latest", "registry.example.com:5000/base:1", "web@sha256:0e1f", "unused:1"}
+	keys     = []string{"disk", v1.LabelTopologyZone, "cores", license}
+	taints   = []string{"user", "gpu", v1.TaintNodeUnschedulable}
+	effects  = []v1.TaintEffect{v1.TaintEffectNoSchedule, v1.TaintEffectNoExecute, v1.TaintEffectPreferNoSchedule, v1.TaintEffectPreferNoSchedule}
+	topology = []string{v1.LabelTopologyZone, v1.LabelHostname}
+)
+
+func (g generator) node(i int) *v1.Node {
+	n := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("n%d", i), Labels: map[string]string{}}}
+	n.Labels[v1.LabelHostname] = n.Name
+	if g.chance(60) {
+		n.Labels["disk"] = pick(g, "ssd", "hdd")
+	}
+	if g.chance(70) {
+		n.Labels[v1.LabelTopologyZone] = pick(g, "a", "b", "c")
+	}
+	if g.chance(40) {
+		n.Labels["cores"] = pick(g, "4", "16", "many")
+	}
+	if g.chance(10) {
+		n.Labels[license] = ""
+	}
+	n.Spec.Unschedulable = g.chance(6)
+	seen := map[string]bool{}
+	for range g.IntN(4) {
+		t := v1.Taint{Key: pick(g, taints...), Value: pick(g, "", "x", "y"), Effect: pick(g, effects...)}
+		if id := t.Key + string(t.Effect); g.chance(40) && !seen[id] {
+			seen[id] = true
+			n.Spec.Taints = append(n.Spec.Taints, t)
+		}
+	}
+	n.Status.Allocatable = v1.ResourceList{
+		v1.ResourceCPU:    resource.MustParse(pick(g, "500m", "1", "2", "3900m", "7", "64")),
+		v1.ResourceMemory: resource.MustParse(pick(g, "512Mi", "1Gi", "3Gi", "8000M", "16123456Ki")),
+		v1.ResourcePods:   resource.MustParse(pick(g, "1", "3", "6", "110", "110")),
+	}
+	if g.chance(40) {
+		n.Status.Allocatable[v1.ResourceEphemeralStorage] = resource.MustParse(pick(g, "1Gi", "10Gi", "0"))
+	}
+	if g.chance(30) {
+		n.Status.Allocatable[gpu] = resource.MustParse(pick(g, "0", "1", "4"))
+	}
+	if g.chance(10) {
+		n.Status.Allocatable["hugepages-2Mi"] = resource.MustParse("64Mi")
+	}
+	if g.chance(5) {
+		delete(n.Status.Allocatable, pick(g, v1.ResourceCPU, v1.ResourceMemory, v1.ResourcePods))
+	}
+	for _, name := range onNodes {
+		if g.chance(30) {
+			image := v1.ContainerImage{Names: []string{name}, SizeBytes: pick(g, 0, int64(g.IntN(60)), int64(g.IntN(3000))) << 20}
+			if g.chance(10) {
+				image.Names = append(image.Names, pick(g, onNodes...))
+			}
+			n.Status.Images = append(n.Status.Images, image)
+		}
+	}
+	return n
+}
+
+func (g generator) container(name string) v1.Container {
+	c := v1.Container{Name: name, Image: pick(g, images...)}
+	requests := v1.ResourceList{}
+	if g.chance(70) {
+		requests[v1.ResourceCPU] = resource.MustParse(pick(g, "0", "1m", "100m", "250m", "0.3335", "1", "2"))
+	}
+	if g.chance(70) {
+		requests[v1.ResourceMemory] = resource.MustParse(pick(g, "0", "64Mi", "100M", "300Mi", "1Gi", "1500000500m"))
+	}
+	if g.chance(10) {
+		requests[v1.ResourceEphemeralStorage] = resource.MustParse(pick(g, "0", "500Mi", "4Gi"))
+	}
+	if g.chance(12) {
+		requests[gpu] = resource.MustParse(pick(g, "0", "1", "2"))
+	}
+	if g.chance(3) {
+		requests["example.com/none"] = resource.MustParse("1")
+	}
+	if g.chance(3) {
+		requests["hugepages-2Mi"] = resource.MustParse("32Mi")
+	}
+	if len(requests) > 0 {
+		c.Resources.Requests = requests
+	}
+	for range g.IntN(3) {
+		if g.chance(12) {
+			c.Ports = append(c.Ports, v1.ContainerPort{ContainerPort: 80, HostPort: pick[int32](g, 0, 80, 81),
+				HostIP: pick(g, "", "0.0.0.0", "127.0.0.1", "10.0.0.1", "::"), Protocol: pick(g, v1.ProtocolTCP, v1.ProtocolTCP, v1.ProtocolUDP)})
+		}
+	}
+	return c
+}
+
+func (g generator) pod(name string) *v1.Pod {
+	p := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: types.UID(name)}}
+	for i := range 1 + g.IntN(8)/5 + g.IntN(8)/7 {
+		p.Spec.Containers = append(p.Spec.Containers, g.container("c"+strconv.Itoa(i)))
+	}
+	always := v1.ContainerRestartPolicyAlways
+	for i := range g.IntN(10) / 7 {
+		c := g.container("i" + strconv.Itoa(i))
+		if g.chance(50) {
+			c.RestartPolicy = &always
+		}
+		p.Spec.InitContainers = append(p.Spec.InitContainers, c)
+	}
+	if g.chance(10) {
+		p.Spec.Overhead = v1.ResourceList{v1.ResourceCPU: resource.MustParse("50m"), v1.ResourceMemory: resource.MustParse("30Mi")}
+	}
+	if g.options.PodLevelResources && g.chance(20) {
+		g.podLevelResources(p)
+	}
+	if g.chance(5) {
+		p.Spec.Volumes = []v1.Volume{{Name: "image", VolumeSource: v1.VolumeSource{Image: &v1.ImageVolumeSource{Reference: pick(g, images...)}}}}
+	}
+	if g.chance(70) {
+		priority := pick[int32](g, 0, 0, -5, 10, 1000)
+		p.Spec.Priority = &priority
+	}
+	if g.chance(10) {
+		policy := pick(g, v1.PreemptNever, v1.PreemptLowerPriority)
+		p.Spec.PreemptionPolicy = &policy
+	}
+	if g.chance(15) {
+		p.Spec.NodeSelector = map[string]string{"disk": pick(g, "ssd", "hdd", "tape")}
+		if g.chance(30) {
+			p.Spec.NodeSelector[v1.LabelTopologyZone] = pick(g, "a", "b")
+		}
+	}
+	for range g.IntN(4) {
+		if g.chance(50) {
+			p.Spec.Tolerations = append(p.Spec.Tolerations, g.toleration())
+		}
+	}
+	g.nodeAffinity(p)
+	if g.options.InterPodAffinity || g.options.TopologySpread {
+		p.Labels = map[string]string{"app": pick(g, "a", "b", "c")}
+	}
+	if g.options.InterPodAffinity {
+		g.podAffinity(p)
+	}
+	if g.options.TopologySpread && g.chance(40) {
+		p.Spec.TopologySpreadConstraints = []v1.TopologySpreadConstraint{{
+			MaxSkew: pick[int32](g, 1, 2), TopologyKey: pick(g, topology...), WhenUnsatisfiable: pick(g, v1.DoNotSchedule, v1.ScheduleAnyway), LabelSelector: g.apps(),
+		}}
+	}
+	return p
+}
+
+// bound is a pod on a node, which may be too small for it. The host ports that
+// the node's pods have are given: two pods never share one, because upstream
+// forgets the port of both when it looks at the node without one of them.
+func (g generator) bound(name, node string, taken map[v1.ContainerPort]bool) *v1.Pod {
+	p := g.pod(name)
+	p.Spec.NodeName = node
+	p.Status.StartTime = &metav1.Time{Time: time.Unix(int64(1_700_000_000+g.IntN(1000)), 0).UTC()}
+	resized := g.chance(8)
+	for _, list := range [][]v1.Container{p.Spec.InitContainers, p.Spec.Containers} {
+		for i := range list {
+			list[i].Ports = slices.DeleteFunc(list[i].Ports, func(port v1.ContainerPort) bool {
+				if port.HostIP == "" {
+					port.HostIP = "0.0.0.0"
+				}
+				before := taken[port]
+				taken[port] = true
+				return before && port.HostPort > 0
+			})
+		}
+	}
+	for i := range p.Spec.Containers {
+		if requests := p.Spec.Containers[i].Resources.Requests; resized && len(requests) > 0 {
+			p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, g.resized(p.Spec.Containers[i].Name, requests))
+		}
+	}
+	if resized && g.chance(30) {
+		p.Status.Conditions = []v1.PodCondition{{Type: v1.PodResizePending, Status: v1.ConditionTrue, Reason: pick(g, v1.PodReasonInfeasible, v1.PodReasonDeferred)}}
+	}
+	return p
+}
+
+// resized is the status of a container that is not at what its spec asks for.
+func (g generator) resized(name string, requests v1.ResourceList) v1.ContainerStatus {
+	actual, allocated := requests.DeepCopy(), requests.DeepCopy()
+	for _, list := range []v1.ResourceList{actual, allocated} {
+		if _, asked := list[v1.ResourceCPU]; asked {
+			list[v1.ResourceCPU] = resource.MustParse(pick(g, "100m", "700m", "1500m"))
+		}
+		if _, asked := list[v1.ResourceMemory]; asked {
+			list[v1.ResourceMemory] = resource.MustParse(pick(g, "32Mi", "2Gi"))
+		}
+	}
+	return v1.ContainerStatus{Name: name, Resources: &v1.ResourceRequirements{Requests: actual}, AllocatedResources: allocated}
+}
+
+// podLevelResources are at least what the containers ask for together.
+func (g generator) podLevelResources(p *v1.Pod) {
+	sum := resourcehelper.AggregateContainerRequests(p, resourcehelper.PodResourcesOptions{})
+	requests := v1.ResourceList{}
+	for name, more := range map[v1.ResourceName]string{v1.ResourceCPU: "300m", v1.ResourceMemory: "200Mi"} {
+		if quantity, asked := sum[name]; asked || name == v1.ResourceCPU {
+			quantity.Add(resource.MustParse(more))
+			requests[name] = quantity
+		}
+	}
+	p.Spec.Resources = &v1.ResourceRequirements{Requests: requests}
+}
+
+func (g generator) toleration() v1.Toleration {
+	t := v1.Toleration{Key: pick(g, append(taints, "")...), Operator: v1.TolerationOpExists, Effect: pick(g, append(effects, "")...)}
+	if t.Key != "" && g.chance(50) {
+		t.Operator, t.Value = pick(g, v1.TolerationOpEqual, ""), pick(g, "", "x")
+	}
+	if t.Effect == v1.TaintEffectNoExecute && g.chance(30) {
+		seconds := int64(30)
+		t.TolerationSeconds = &seconds
+	}
+	return t
+}
+
+func (g generator) nodeAffinity(p *v1.Pod) {
+	affinity := &v1.NodeAffinity{}
+	if g.chance(15) {
+		required := &v1.NodeSelector{}
+		for range 1 + g.IntN(3)/2 {
+			required.NodeSelectorTerms = append(required.NodeSelectorTerms, g.term())
+		}
+		affinity.RequiredDuringSchedulingIgnoredDuringExecution = required
+	}
+	for range g.IntN(4) {
+		if g.chance(40) {
+			affinity.PreferredDuringSchedulingIgnoredDuringExecution = append(affinity.PreferredDuringSchedulingIgnoredDuringExecution,
+				v1.PreferredSchedulingTerm{Weight: int32(1 + g.IntN(100)), Preference: g.term()})
+		}
+	}
+	if affinity.RequiredDuringSchedulingIgnoredDuringExecution != nil || affinity.PreferredDuringSchedulingIgnoredDuringExecution != nil {
+		p.Spec.Affinity = &v1.Affinity{NodeAffinity: affinity}
+	}
+}
+
+// term may have no requirement at all: then it matches no node.
+func (g generator) term() (term v1.NodeSelectorTerm) {
+	for range pick(g, 0, 1, 1, 1, 1, 2) {
+		r := v1.NodeSelectorRequirement{Key: pick(g, keys...), Operator: pick(g, v1.NodeSelectorOpIn, v1.NodeSelectorOpNotIn,
+			v1.NodeSelectorOpExists, v1.NodeSelectorOpDoesNotExist, v1.NodeSelectorOpGt, v1.NodeSelectorOpLt)}
+		switch r.Operator {
+		case v1.NodeSelectorOpIn, v1.NodeSelectorOpNotIn:
+			for range 1 + g.IntN(2) {
+				r.Values = append(r.Values, pick(g, "ssd", "hdd", "a", "b", "4", ""))
+			}
+		case v1.NodeSelectorOpGt, v1.NodeSelectorOpLt:
+			r.Key, r.Values = "cores", []string{pick(g, "3", "4", "8")}
+		}
+		term.MatchExpressions = append(term.MatchExpressions, r)
+	}
+	for range pick(g, 0, 0, 0, 0, 1, 2) { // a field takes exactly one value
+		term.MatchFields = append(term.MatchFields, v1.NodeSelectorRequirement{Key: metav1.ObjectNameField,
+			Operator: pick(g, v1.NodeSelectorOpIn, v1.NodeSelectorOpIn, v1.NodeSelectorOpNotIn), Values: []string{fmt.Sprintf("n%d", g.IntN(12))}})
+	}
+	return term
+}
+
+func (g generator) apps() *metav1.LabelSelector {
+	return &metav1.LabelSelector{MatchLabels: map[string]string{"app": pick(g, "a", "b", "c")}}
+}
+
+func (g generator) podAffinity(p *v1.Pod) {
+	if p.Spec.Affinity == nil {
+		p.Spec.Affinity = &v1.Affinity{}
+	}
+	term := func() v1.PodAffinityTerm {
+		return v1.PodAffinityTerm{LabelSelector: g.apps(), TopologyKey: pick(g, topology...)}
+	}
+	preferred := func() []v1.WeightedPodAffinityTerm {
+		return []v1.WeightedPodAffinityTerm{{Weight: int32(1 + g.IntN(100)), PodAffinityTerm: term()}}
+	}
+	if g.chance(25) {
+		p.Spec.Affinity.PodAffinity = &v1.PodAffinity{}
+		if g.chance(40) {
+			p.Spec.Affinity.PodAffinity.RequiredDuringSchedulingIgnoredDuringExecution = []v1.PodAffinityTerm{term()}
+		} else {
+			p.Spec.Affinity.PodAffinity.PreferredDuringSchedulingIgnoredDuringExecution = preferred()
+		}
+	}
+	if g.chance(25) {
+		p.Spec.Affinity.PodAntiAffinity = &v1.PodAntiAffinity{}
+		if g.chance(50) {
+			p.Spec.Affinity.PodAntiAffinity.RequiredDuringSchedulingIgnoredDuringExecution = []v1.PodAffinityTerm{term()}
+		} else {
+			p.Spec.Affinity.PodAntiAffinity.PreferredDuringSchedulingIgnoredDuringExecution = preferred()
+		}
+	}
+}

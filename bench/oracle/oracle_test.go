@@ -1,0 +1,133 @@
+package oracle
+
+import (
+	"flag"
+	"os"
+	"strings"
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/klog/v2"
+	"sigs.k8s.io/yaml"
+
+	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
+	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
+)
+
+var (
+	clusters = flag.Int("clusters", 300, "number of random clusters")
+	seed     = flag.Uint64("seed", 0, "seed of the first cluster; the others count up from it")
+	reports  = flag.Int("reports", 2, "mismatches of each kind to shrink and report")
+	affinity = flag.Bool("inter-pod-affinity", false, "pods ask for inter-pod affinity")
+	spread   = flag.Bool("topology-spread", false, "pods ask for topology spread")
+	podLevel = flag.Bool("pod-level-resources", false, "pods have resources of their own, beside their containers'")
+)
+
+func TestMain(m *testing.M) {
+	klog.SetLogger(klog.Background().V(1000)) // upstream logs through klog
+	os.Exit(m.Run())
+}
+
+func checker(t *testing.T, options Options) *Checker {
+	t.Helper()
+	c, err := NewChecker(t.Context(), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// shrunk reports the smallest case with a mismatch of the same kind.
+func shrunk(t *testing.T, c *Checker, seed uint64, m *Mismatch) string {
+	t.Helper()
+	var last *Mismatch
+	fails := func(in Case) bool {
+		found := c.Check(t.Context(), seed, in)
+		if found == nil || found.Kind != m.Kind {
+			return false
+		}
+		last = found
+		return true
+	}
+	if !fails(m.Case) {
+		return "only after the pods before it were decided on:\n" + m.Detail
+	}
+	text, err := Shrink(m.Case, fails)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return last.Detail + "\n" + text
+}
+
+// TestAgainstUpstream compares every decision over random clusters.
+func TestAgainstUpstream(t *testing.T) {
+	options := Options{InterPodAffinity: *affinity, TopologySpread: *spread, PodLevelResources: *podLevel}
+	c := checker(t, options)
+	found := map[Kind]int{}
+	for s := *seed; s < *seed+uint64(*clusters); s++ {
+		m := c.Check(t.Context(), s, Generate(s, options))
+		if m == nil {
+			continue
+		}
+		if found[m.Kind]++; found[m.Kind] <= *reports {
+			tally := c.Tally
+			t.Errorf("seed %d: %s: %s\nshrunk: %s", s, m.Kind, m.Detail, shrunk(t, c, s, m))
+			c.Tally = tally
+		}
+	}
+	t.Logf("%+v; clusters with mismatches: %v", c.Tally, found)
+	if n := c.Tally; len(found) == 0 && *clusters >= 100 && (n.Placed < 2**clusters || n.Refused < *clusters || n.Preemptible < *clusters/10) {
+		t.Errorf("the clusters are too tame to say anything")
+	}
+}
+
+// TestMismatchShrinks gives our side a wrong profile: the checker has to notice,
+// and the case has to become small.
+func TestMismatchShrinks(t *testing.T) {
+	for _, test := range []struct {
+		plugin string
+		kind   Kind
+		nodes  int // at most
+	}{
+		{cluster.TaintToleration, Feasibility, 1},
+		{cluster.NodeResourcesBalancedAllocation, Scores, 1},
+		{cluster.NodePorts, Feasibility, 1},
+	} {
+		t.Run(test.plugin, func(t *testing.T) {
+			c := checker(t, Options{})
+			set := schedulingv1alpha1.PluginSet{Disabled: []schedulingv1alpha1.PluginRef{{Name: test.plugin}}}
+			plugins := schedulingv1alpha1.Plugins{Filter: set}
+			if test.kind == Scores {
+				plugins = schedulingv1alpha1.Plugins{Score: set}
+			}
+			profile, err := cluster.NewProfile(v1.DefaultSchedulerName, schedulingv1alpha1.SchedulerProfileSpec{Plugins: plugins})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.profile = profile
+			for s := range uint64(300) {
+				m := c.Check(t.Context(), s, Generate(s, Options{}))
+				if m == nil || m.Kind != test.kind {
+					continue
+				}
+				report := shrunk(t, c, s, m)
+				_, text, _ := strings.Cut(report, "\nbound:")
+				if text == "" {
+					_, text, _ = strings.Cut(report, "\nnodes:")
+					text = "nodes:" + text
+				} else {
+					text = "bound:" + text
+				}
+				var small Case
+				if err := yaml.Unmarshal([]byte(text), &small); err != nil {
+					t.Fatal(err)
+				}
+				if len(small.Nodes) > test.nodes || len(small.Pending) != 1 || len(text) > 2000 {
+					t.Errorf("shrunk only to\n%s", report)
+				}
+				return
+			}
+			t.Fatal("no mismatch was found")
+		})
+	}
+}

@@ -1,0 +1,314 @@
+// Package oracle runs upstream's scheduling framework and this project's
+// scheduling core over the same clusters and compares what they say. It is a
+// module of its own, so that the product does not depend on upstream's scheduler.
+//
+// Only plugins that both sides implement take part. Those whose fields the
+// generated pods do not have are disabled on both sides, by profile: inter-pod
+// affinity and topology spread unless asked for (upstream's default spread
+// constraints would otherwise take part in its scores), and volumes.
+package oracle
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/sets"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/dynamic-resource-allocation/resourceslice/tracker"
+	"k8s.io/klog/v2"
+	schedulerv1 "k8s.io/kube-scheduler/config/v1"
+	fwk "k8s.io/kube-scheduler/framework"
+	"k8s.io/kubernetes/pkg/features"
+	"k8s.io/kubernetes/pkg/scheduler/apis/config"
+	"k8s.io/kubernetes/pkg/scheduler/apis/config/scheme"
+	internalcache "k8s.io/kubernetes/pkg/scheduler/backend/cache"
+	"k8s.io/kubernetes/pkg/scheduler/framework"
+	"k8s.io/kubernetes/pkg/scheduler/framework/plugins"
+	"k8s.io/kubernetes/pkg/scheduler/framework/plugins/defaultpreemption"
+	"k8s.io/kubernetes/pkg/scheduler/framework/plugins/dynamicresources"
+	"k8s.io/kubernetes/pkg/scheduler/framework/plugins/feature"
+	"k8s.io/kubernetes/pkg/scheduler/framework/plugins/names"
+	"k8s.io/kubernetes/pkg/scheduler/framework/plugins/nodevolumelimits"
+	"k8s.io/kubernetes/pkg/scheduler/framework/preemption"
+	frameworkruntime "k8s.io/kubernetes/pkg/scheduler/framework/runtime"
+	"k8s.io/kubernetes/pkg/scheduler/metrics"
+	"k8s.io/kubernetes/pkg/scheduler/util/assumecache"
+)
+
+// Options say what generated pods may ask for beside what always takes part.
+type Options struct {
+	InterPodAffinity, TopologySpread, PodLevelResources bool
+}
+
+// disabled lists the plugins that do not take part.
+func (o Options) disabled() []string {
+	list := []string{names.VolumeBinding}
+	if !o.InterPodAffinity {
+		list = append(list, names.InterPodAffinity)
+	}
+	if !o.TopologySpread {
+		list = append(list, names.PodTopologySpread)
+	}
+	return list
+}
+
+// NodeResult is what one side says of one node.
+type NodeResult struct {
+	// Plugin that refused the node ("" if it is feasible, or if upstream does not say) and why.
+	Plugin  string
+	Reasons []string
+	// Scores of a feasible node by plugin, normalised and weighted, and their sum.
+	Scores map[string]int64
+	Total  int64
+}
+
+// Result is what one side says of one pod.
+type Result struct {
+	Nodes map[string]NodeResult
+	// Best are the names of the feasible nodes with the highest total, sorted.
+	Best []string
+	// Message of a pod that no node takes.
+	Message string
+	// Nominated is the node that preemption would free, and Victims what it
+	// would evict there, as sorted names.
+	Nominated string
+	Victims   []string
+}
+
+// Upstream is upstream's framework with its default plugins. It loads one
+// cluster after another; it is not safe for concurrent use.
+type Upstream struct {
+	framework framework.Framework
+	lister    *lister
+	pods      cache.Indexer
+	victims   []string
+
+	cache internalcache.Cache
+	end   context.CancelFunc // of the cache
+}
+
+// lister lets the framework outlive a snapshot.
+type lister struct{ *internalcache.Snapshot }
+
+// noNominations is a nominator of a cluster without nominated pods.
+type noNominations struct{}
+
+func (noNominations) AddNominatedPod(klog.Logger, fwk.PodInfo, *fwk.NominatingInfo) {}
+func (noNominations) DeleteNominatedPodIfExists(*v1.Pod)                            {}
+func (noNominations) UpdateNominatedPod(klog.Logger, *v1.Pod, fwk.PodInfo)          {}
+func (noNominations) NominatedPodsForNode(string) []fwk.PodInfo                     { return nil }
+
+// NewUpstream makes the framework. It lives until the context ends.
+func NewUpstream(ctx context.Context, options Options) (*Upstream, error) {
+	metrics.Register()
+	profile, err := upstreamProfile(options)
+	if err != nil {
+		return nil, err
+	}
+	client := fake.NewClientset()
+	factory := informers.NewSharedInformerFactory(client, 0)
+	slices, err := tracker.StartTracker(ctx, tracker.Options{SliceInformer: factory.Resource().V1().ResourceSlices(), KubeClient: client})
+	if err != nil {
+		return nil, fmt.Errorf("start the tracker of resource slices: %w", err)
+	}
+	claims := assumecache.NewAssumeCache(klog.FromContext(ctx), factory.Resource().V1().ResourceClaims().Informer(), "ResourceClaim", "", nil)
+	u := &Upstream{lister: &lister{internalcache.NewEmptySnapshot()}, pods: factory.Core().V1().Pods().Informer().GetIndexer(), end: func() {}}
+	registry := plugins.NewInTreeRegistry()
+	registry[names.DefaultPreemption] = u.newPreemption
+	u.framework, err = frameworkruntime.NewFramework(ctx, registry, profile,
+		frameworkruntime.WithClientSet(client),
+		frameworkruntime.WithInformerFactory(factory),
+		frameworkruntime.WithSharedDRAManager(dynamicresources.NewDRAManager(ctx, claims, slices, factory)),
+		frameworkruntime.WithSharedCSIManager(nodevolumelimits.NewCSIManager(factory.Storage().V1().CSINodes().Lister())),
+		frameworkruntime.WithSnapshotSharedLister(u.lister),
+		frameworkruntime.WithPodNominator(noNominations{}),
+		frameworkruntime.WithParallelism(1),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("make upstream's framework: %w", err)
+	}
+	factory.Start(ctx.Done())
+	for kind, synced := range factory.WaitForCacheSync(ctx.Done()) {
+		if !synced {
+			return nil, fmt.Errorf("informer of %v did not sync", kind)
+		}
+	}
+	return u, nil
+}
+
+func upstreamProfile(options Options) (*config.KubeSchedulerProfile, error) {
+	name, set := v1.DefaultSchedulerName, &schedulerv1.Plugins{}
+	for _, plugin := range append(options.disabled(), names.VolumeRestrictions, names.VolumeZone, names.NodeVolumeLimits) {
+		set.MultiPoint.Disabled = append(set.MultiPoint.Disabled, schedulerv1.Plugin{Name: plugin})
+	}
+	versioned := schedulerv1.KubeSchedulerConfiguration{Profiles: []schedulerv1.KubeSchedulerProfile{{SchedulerName: &name, Plugins: set}}}
+	scheme.Scheme.Default(&versioned)
+	var internal config.KubeSchedulerConfiguration
+	if err := scheme.Scheme.Convert(&versioned, &internal, nil); err != nil {
+		return nil, fmt.Errorf("convert upstream's configuration: %w", err)
+	}
+	return &internal.Profiles[0], nil
+}
+
+// newPreemption makes upstream's preemption so that it names its victims and
+// evicts none.
+func (u *Upstream) newPreemption(ctx context.Context, args runtime.Object, handle fwk.Handle) (fwk.Plugin, error) {
+	gates := feature.NewSchedulerFeaturesFromGates(utilfeature.DefaultFeatureGate)
+	gates.EnableAsyncPreemption = false
+	p, err := defaultpreemption.New(ctx, args, handle, gates)
+	if err != nil {
+		return nil, err
+	}
+	p.Executor.PreemptPod = func(_ context.Context, _ preemption.Candidate, _ preemption.ExecutorPreemptor, victim *v1.Pod, _ string) error {
+		u.victims = append(u.victims, victim.Name)
+		return nil
+	}
+	return p, nil
+}
+
+// Load puts another cluster in the place of the last.
+func (u *Upstream) Load(ctx context.Context, nodes []*v1.Node, bound []*v1.Pod) error {
+	u.end()
+	ctx, u.end = context.WithCancel(ctx)
+	u.cache = internalcache.New(ctx, nil, utilfeature.DefaultFeatureGate.Enabled(features.GenericWorkload))
+	u.lister.Snapshot = internalcache.NewEmptySnapshot()
+	for _, node := range nodes {
+		u.cache.AddNode(klog.FromContext(ctx), node)
+	}
+	for _, pod := range bound {
+		if err := u.Bind(ctx, pod); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Bind counts a pod with spec.nodeName on that node.
+func (u *Upstream) Bind(ctx context.Context, pod *v1.Pod) error {
+	if err := u.cache.AddPod(klog.FromContext(ctx), pod); err != nil {
+		return fmt.Errorf("add pod %s to upstream's cache: %w", pod.Name, err)
+	}
+	return nil
+}
+
+// Decide runs filters, scores over all feasible nodes, and preemption, in the
+// order of upstream's scheduling cycle. It changes nothing.
+func (u *Upstream) Decide(ctx context.Context, pod *v1.Pod) (*Result, error) {
+	if err := u.cache.UpdateSnapshot(klog.FromContext(ctx), u.lister.Snapshot); err != nil {
+		return nil, fmt.Errorf("update upstream's snapshot: %w", err)
+	}
+	nodes, err := u.lister.NodeInfos().List()
+	if err != nil {
+		return nil, fmt.Errorf("list upstream's nodes: %w", err)
+	}
+	result := &Result{Nodes: map[string]NodeResult{}}
+	if len(nodes) == 0 {
+		result.Message = "no nodes available to schedule pods" // scheduler.ErrNoNodesAvailable
+		return result, nil
+	}
+	state := framework.NewCycleState()
+	feasible, diagnosis, err := u.filter(ctx, state, pod, nodes)
+	if err != nil {
+		return nil, err
+	}
+	for _, node := range nodes {
+		name := node.Node().Name
+		if status := diagnosis.NodeToStatus.Get(name); !slices.Contains(feasible, node) {
+			result.Nodes[name] = NodeResult{Plugin: status.Plugin(), Reasons: status.Reasons()}
+		}
+	}
+	if len(feasible) == 0 {
+		return result, u.preempt(ctx, state, pod, len(nodes), diagnosis, result)
+	}
+	if status := u.framework.RunPreScorePlugins(ctx, state, pod, feasible); !status.IsSuccess() {
+		return nil, fmt.Errorf("prepare upstream's scores: %w", status.AsError())
+	}
+	scores, status := u.framework.RunScorePlugins(ctx, state, pod, feasible)
+	if !status.IsSuccess() {
+		return nil, fmt.Errorf("run upstream's scores: %w", status.AsError())
+	}
+	for _, node := range scores {
+		by := map[string]int64{}
+		for _, score := range node.Scores {
+			by[score.Name] = score.Score
+		}
+		result.Nodes[node.Name] = NodeResult{Scores: by, Total: node.TotalScore}
+	}
+	result.Best = best(result.Nodes)
+	return result, nil
+}
+
+func (u *Upstream) filter(ctx context.Context, state fwk.CycleState, pod *v1.Pod, nodes []fwk.NodeInfo) (feasible []fwk.NodeInfo, d framework.Diagnosis, err error) {
+	d.NodeToStatus = framework.NewDefaultNodeToStatus()
+	narrowed, status, rejecting := u.framework.RunPreFilterPlugins(ctx, state, pod)
+	d.UnschedulablePlugins = rejecting
+	if !status.IsSuccess() {
+		if !status.IsRejected() {
+			return nil, d, fmt.Errorf("prepare upstream's filters: %w", status.AsError())
+		}
+		d.NodeToStatus.SetAbsentNodesStatus(status)
+		d.PreFilterMsg = status.Message()
+		return nil, d, nil
+	}
+	if !narrowed.AllNodes() {
+		d.NodeToStatus.SetAbsentNodesStatus(fwk.NewStatus(fwk.UnschedulableAndUnresolvable, fmt.Sprintf("node(s) didn't satisfy plugin(s) %v", sets.List(rejecting))))
+	}
+	for _, node := range nodes {
+		if !narrowed.AllNodes() && !narrowed.NodeNames.Has(node.Node().Name) {
+			continue
+		}
+		switch status := u.framework.RunFilterPluginsWithNominatedPods(ctx, state, pod, node); {
+		case status.IsSuccess():
+			feasible = append(feasible, node)
+		case status.Code() == fwk.Error:
+			return nil, d, fmt.Errorf("run upstream's filters: %w", status.AsError())
+		default:
+			d.NodeToStatus.Set(node.Node().Name, status)
+			d.AddPluginStatus(status)
+		}
+	}
+	return feasible, d, nil
+}
+
+// preempt fills in what becomes of a pod that no node takes.
+func (u *Upstream) preempt(ctx context.Context, state fwk.CycleState, pod *v1.Pod, nodes int, d framework.Diagnosis, result *Result) error {
+	if err := u.pods.Add(pod); err != nil {
+		return fmt.Errorf("show pod %s to upstream's preemption: %w", pod.Name, err)
+	}
+	u.victims = nil
+	nominated, status := u.framework.RunPostFilterPlugins(ctx, state, pod, d.NodeToStatus)
+	if err := u.pods.Delete(pod); err != nil {
+		return fmt.Errorf("hide pod %s from upstream's preemption: %w", pod.Name, err)
+	}
+	d.PostFilterMsg = status.Message() // upstream shows an error here too
+	fit := framework.FitError{Pod: pod, NumAllNodes: nodes, Diagnosis: d}
+	result.Message = fit.Error()
+	if status.IsSuccess() && nominated != nil && nominated.NominatingInfo != nil {
+		result.Nominated = nominated.NominatedNodeName
+	}
+	result.Victims = slices.SortedFunc(slices.Values(u.victims), strings.Compare)
+	return nil
+}
+
+func best(nodes map[string]NodeResult) []string {
+	var names []string
+	top := int64(-1)
+	for name, node := range nodes {
+		if len(node.Reasons) > 0 || node.Total < top {
+			continue
+		}
+		if node.Total > top {
+			top, names = node.Total, nil
+		}
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
