@@ -85,36 +85,64 @@ func text(mem api.Memory, ptr, size uint64) string {
 
 // checkImports allows what is granted, and of WASI what reaches nothing.
 func (e *Engine) checkImports(m *binary.Module, asked []string) error {
+	if err := e.checkGrants(asked); err != nil {
+		return err
+	}
+	for _, i := range m.Imports {
+		if err := e.checkImport(i, asked); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *Engine) checkGrants(asked []string) error {
 	for _, g := range asked {
 		if !slices.Contains(e.options.Grants, g) {
 			return fmt.Errorf("the manifest asks for the grant %q, this server gives %s", g, list(e.options.Grants))
 		}
 	}
-	for _, i := range m.Imports {
-		name := i.Module + "." + i.Name
-		switch i.Module {
-		case qmModule:
-			at := slices.IndexFunc(hostFuncs, func(f hostFunc) bool { return f.name == i.Name })
-			if at < 0 {
-				if grant := ungiven[i.Name]; grant != "" {
-					return fmt.Errorf("imports %s, which needs the grant %q; this server gives %s", name, grant, list(e.options.Grants))
-				}
-				return fmt.Errorf("imports %s, which no grant of ABI qm/1 provides", name)
-			}
-			f := hostFuncs[at]
-			if f.grant != "" && !slices.Contains(asked, f.grant) {
-				return fmt.Errorf("imports %s, which needs the grant %q: name it in the manifest's grants", name, f.grant)
-			}
-			if want := (signature{Params: string(f.params), Results: string(f.results)}); i.Type != want {
-				return fmt.Errorf("imports %s as %s, it is %s", name, describe(i.Type), describe(want))
-			}
-		case wasiModule:
-			if strings.HasPrefix(i.Name, "sock_") {
-				return fmt.Errorf("imports %s, which needs the grant \"network\"; this server gives %s", name, list(e.options.Grants))
-			}
-		default:
-			return fmt.Errorf("imports %s, which no grant provides: a policy may import from %q and %q", name, qmModule, wasiModule)
+	return nil
+}
+
+// grantOf an import; "" when every guest has it, or none can have it.
+func grantOf(i binary.Import) string {
+	at := slices.IndexFunc(hostFuncs, func(f hostFunc) bool { return f.name == i.Name })
+	switch {
+	case i.Module == wasiModule && strings.HasPrefix(i.Name, "sock_"):
+		return "network"
+	case i.Module == qmModule && at >= 0:
+		return hostFuncs[at].grant
+	case i.Module == qmModule:
+		return ungiven[i.Name]
+	}
+	return ""
+}
+
+func (e *Engine) checkImport(i binary.Import, asked []string) error {
+	name, grant := i.Module+"."+i.Name, grantOf(i)
+	switch i.Module {
+	case qmModule:
+		at := slices.IndexFunc(hostFuncs, func(f hostFunc) bool { return f.name == i.Name })
+		if at < 0 && grant != "" {
+			return fmt.Errorf("imports %s, which needs the grant %q; this server gives %s", name, grant, list(e.options.Grants))
 		}
+		if at < 0 {
+			return fmt.Errorf("imports %s, which no grant of ABI qm/1 provides", name)
+		}
+		if grant != "" && !slices.Contains(asked, grant) {
+			return fmt.Errorf("imports %s, which needs the grant %q: name it in the manifest's grants", name, grant)
+		}
+		f := hostFuncs[at]
+		if want := (signature{Params: string(f.params), Results: string(f.results)}); i.Type != want {
+			return fmt.Errorf("imports %s as %s, it is %s", name, describe(i.Type), describe(want))
+		}
+	case wasiModule:
+		if grant != "" {
+			return fmt.Errorf("imports %s, which needs the grant %q; this server gives %s", name, grant, list(e.options.Grants))
+		}
+	default:
+		return fmt.Errorf("imports %s, which no grant provides: a policy may import from %q and %q", name, qmModule, wasiModule)
 	}
 	return nil
 }

@@ -9,14 +9,14 @@ package main
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"github.com/quaymaster/quaymaster/policies/abi"
 )
 
 // guest is one module to build; a workload has no manifest.
@@ -113,7 +113,7 @@ func run(root string, g guest, verify bool) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if module, err = pack(module, manifest); err != nil {
+		if module, err = abi.Pack(module, manifest); err != nil {
 			return "", fmt.Errorf("%s: %w", g.manifest, err)
 		}
 	}
@@ -141,18 +141,4 @@ func run(root string, g guest, verify bool) (string, error) {
 		return "", err
 	}
 	return size, os.WriteFile(target+".sha256", []byte(digest), 0o644)
-}
-
-// pack appends the manifest as the custom section "qm.manifest".
-func pack(module, manifest []byte) ([]byte, error) {
-	var compact bytes.Buffer
-	if err := json.Compact(&compact, manifest); err != nil {
-		return nil, err
-	}
-	const name = "qm.manifest"
-	content := append([]byte{byte(len(name))}, name...)
-	content = append(content, compact.Bytes()...)
-	module = append(module, 0)
-	module = binary.AppendUvarint(module, uint64(len(content)))
-	return append(module, content...), nil
 }
