@@ -1,0 +1,223 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/quaymaster/quaymaster/core/coretest"
+	"github.com/quaymaster/quaymaster/examples/hello"
+)
+
+// beMain makes the test binary behave as quaymaster: so the tests run real
+// processes without building one, and the processes that those start are the
+// same again.
+const beMain = "QUAYMASTER_TEST_BE_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(beMain) != "" {
+		main()
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// command is a quaymaster process, not started.
+func command(ctx context.Context, t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	executable, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(ctx, executable, args...)
+	cmd.Env = append(os.Environ(), beMain+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return cmd
+}
+
+// start runs a command until the end of the test, where it must end well when
+// asked to. It returns when the process has said that it is ready.
+func start(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := command(context.WithoutCancel(t.Context()), t, args...) // it ends in the clean-up
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer read.Close()
+	var errors bytes.Buffer
+	cmd.Stdout, cmd.Stderr = write, &errors
+	err = cmd.Start()
+	write.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Error(err)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%v: %v\n%s", args, err, errors.String())
+		}
+	})
+	if err := read.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	said := make([]byte, 0, 4096)
+	for !bytes.HasPrefix(said, []byte("ready: ")) || !bytes.Contains(said, []byte("\n")) {
+		n, err := read.Read(said[len(said):cap(said)])
+		if err != nil {
+			t.Fatalf("%v said %q, then: %v\n%s", args, said, err, errors.String())
+		}
+		said = said[:len(said)+n]
+	}
+	return cmd
+}
+
+// server starts one and returns its address, directory and a client.
+func server(t *testing.T, args ...string) (*exec.Cmd, string, string, kubernetes.Interface) {
+	t.Helper()
+	dir := t.TempDir()
+	cmd := start(t, append([]string{"server", "--data", dir, "--listen", "127.0.0.1:0"}, args...)...)
+	config, err := clientcmd.BuildConfigFromFlags("", filepath.Join(dir, "kubeconfig"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cmd, config.Host, dir, client
+}
+
+func TestAgentJoinsServerAndRunsPod(t *testing.T) {
+	_, url, dir, client := server(t)
+	token, err := os.ReadFile(filepath.Join(dir, "join-token"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range []string{"join-token", "kubeconfig"} {
+		if info, err := os.Stat(filepath.Join(dir, secret)); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v; want mode 0600", secret, info.Mode(), err)
+		}
+	}
+	data := t.TempDir()
+	program := filepath.Join(data, "hello.wasm")
+	if err := os.WriteFile(program, hello.Program, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := command(t.Context(), t, "image", "import", program, "localhost/hello:1", "--data", data).CombinedOutput(); err != nil {
+		t.Fatalf("image import: %v\n%s", err, out)
+	}
+	start(t, "agent", "--server", url, "--token", strings.TrimSpace(string(token)), "--name", "one", "--data", data, "--label", "a=b")
+
+	pods := client.CoreV1().Pods("default")
+	coretest.Eventually(t, "the service account", func(context.Context) (bool, error) {
+		_, err := pods.Create(t.Context(), &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: "hello"},
+			Spec: corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever, NodeSelector: map[string]string{"a": "b"},
+				Containers: []corev1.Container{{Name: "hello", Image: "localhost/hello:1", ImagePullPolicy: corev1.PullNever, Args: []string{"--lines", "3", "--exit", "7"}}}},
+		}, metav1.CreateOptions{})
+		return err == nil, nil
+	})
+	coretest.Eventually(t, "the pod to end", func(context.Context) (bool, error) {
+		pod, err := pods.Get(t.Context(), "hello", metav1.GetOptions{})
+		if err != nil || pod.Status.Phase != corev1.PodFailed {
+			return false, err
+		}
+		if code := pod.Status.ContainerStatuses[0].State.Terminated.ExitCode; code != 7 {
+			return false, fmt.Errorf("exit code %d, want 7", code)
+		}
+		return true, nil
+	})
+	log, err := pods.GetLogs("hello", &corev1.PodLogOptions{}).DoRaw(t.Context())
+	if err != nil || !strings.Contains(string(log), "line 3") {
+		t.Errorf("log: %q, %v", log, err)
+	}
+}
+
+// TestMemoryBudget bounds what an idle server keeps resident, and prints it.
+func TestMemoryBudget(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the budget is that of an ordinary build; -short is used with the race detector")
+	}
+	const budget = 200 // MiB; the goal is 100
+	cmd, _, _, client := server(t)
+	if _, err := client.CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		var kilobytes int
+		if _, err := fmt.Sscanf(line, "VmRSS: %d kB", &kilobytes); err == nil {
+			t.Logf("an idle server keeps %d MiB resident; the budget is %d", kilobytes>>10, budget)
+			if kilobytes>>10 > budget {
+				t.Errorf("%d MiB are above the budget", kilobytes>>10)
+			}
+			return
+		}
+	}
+	t.Fatal("/proc does not tell the resident memory")
+}
+
+func TestErrorsAreOneClearLine(t *testing.T) {
+	_, url, dir, _ := server(t)
+	token, err := os.ReadFile(filepath.Join(dir, "join-token"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := strings.Split(strings.TrimSpace(string(token)), ".")
+	wrong := strings.Join([]string{parts[0], parts[1], "0123456789abcdef", parts[3]}, ".")
+	newer := t.TempDir()
+	if err := os.Mkdir(filepath.Join(newer, "store"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(newer, "store", "FORMAT"), []byte("quaymaster-store 999\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	occupied, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer occupied.Close()
+	for name, test := range map[string]struct {
+		args []string
+		want []string
+	}{
+		"port in use":      {[]string{"server", "--data", t.TempDir(), "--listen", occupied.Addr().String()}, []string{occupied.Addr().String(), "choose another address"}},
+		"directory in use": {[]string{"server", "--data", dir, "--listen", "127.0.0.1:0"}, []string{dir, "in use"}},
+		"newer format":     {[]string{"server", "--data", newer, "--listen", "127.0.0.1:0"}, []string{newer, "written by a newer version", "999"}},
+		"wrong token":      {[]string{"agent", "--server", url, "--token", wrong, "--name", "two", "--data", t.TempDir(), "--runtime", "sim"}, []string{"refuses the join token"}},
+		"no token":         {[]string{"agent", "--server", url, "--token", "hello", "--name", "two", "--data", t.TempDir(), "--runtime", "sim"}, []string{"join token"}},
+		"not wasm":         {[]string{"image", "import", os.Args[0], "localhost/x:1", "--data", t.TempDir()}, []string{os.Args[0]}},
+	} {
+		out, err := command(t.Context(), t, test.args...).CombinedOutput()
+		if err == nil {
+			t.Errorf("%s: the command succeeded: %s", name, out)
+		}
+		if lines := strings.Count(strings.TrimSpace(string(out)), "\n"); lines != 0 {
+			t.Errorf("%s: more than one line:\n%s", name, out)
+		}
+		for _, want := range test.want {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("%s: %q is not in: %s", name, want, out)
+			}
+		}
+	}
+}
