@@ -8,17 +8,28 @@ import (
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
 	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
 )
 
-// Case is a cluster and the pods to decide on, in order; each pod that finds a
-// node is bound there before the next.
+// Case is a cluster and what happens to it, in order.
 type Case struct {
-	Nodes   []*v1.Node `json:"nodes"`
-	Bound   []*v1.Pod  `json:"bound,omitempty"`
-	Pending []*v1.Pod  `json:"pending"`
+	Nodes []*v1.Node `json:"nodes,omitempty"`
+	Bound []*v1.Pod  `json:"bound,omitempty"`
+	Steps []Step     `json:"steps"`
+}
+
+// Step is one of these.
+type Step struct {
+	// Decide on a pod, and bind it to the node that it gets.
+	Decide *v1.Pod `json:"decide,omitempty"`
+	// Node is new, or a new version.
+	Node *v1.Node `json:"node,omitempty"`
+	// NodeGone and PodGone name what is removed. There may be no such thing.
+	NodeGone string `json:"nodeGone,omitempty"`
+	PodGone  string `json:"podGone,omitempty"`
 }
 
 // Kind is what two results differ in.
@@ -39,7 +50,7 @@ const (
 type Mismatch struct {
 	Kind   Kind
 	Detail string
-	// Case that the pod was decided in: all before it are bound.
+	// Case is the cluster as it was then, and the step.
 	Case Case
 }
 
@@ -73,35 +84,86 @@ func NewChecker(ctx context.Context, options Options) (*Checker, error) {
 // Check returns the first mismatch of the case, or nil.
 func (c *Checker) Check(ctx context.Context, seed uint64, in Case) *Mismatch {
 	c.Tally.Clusters++
-	ours := cluster.New(seed)
-	for _, node := range in.Nodes {
-		ours.SetNode(node)
-	}
-	bound := slices.Clone(in.Bound)
-	for _, pod := range bound {
-		ours.SetPod(pod)
-	}
-	if err := c.upstream.Load(ctx, in.Nodes, bound); err != nil {
+	r := &run{Checker: c, ours: cluster.New(seed)}
+	if err := c.upstream.Load(ctx); err != nil {
 		return &Mismatch{Failure, err.Error(), in}
 	}
-	for _, pod := range in.Pending {
-		node, kind, detail := c.decide(ctx, ours, pod)
+	for _, node := range in.Nodes {
+		r.setNode(ctx, node)
+	}
+	for _, pod := range in.Bound {
+		if err := c.upstream.Bind(ctx, pod); err != nil {
+			return &Mismatch{Failure, err.Error(), in}
+		}
+		r.ours.SetPod(pod)
+		r.bound = append(r.bound, pod)
+	}
+	for _, step := range in.Steps {
+		if kind, detail := r.step(ctx, step); kind != "" {
+			return &Mismatch{kind, detail, Case{r.nodes, r.bound, []Step{step}}}
+		}
+	}
+	return nil
+}
+
+// run is one case under way.
+type run struct {
+	*Checker
+	ours  *cluster.State
+	nodes []*v1.Node
+	bound []*v1.Pod
+}
+
+func (r *run) setNode(ctx context.Context, node *v1.Node) {
+	i := slices.IndexFunc(r.nodes, func(n *v1.Node) bool { return n.Name == node.Name })
+	if i < 0 {
+		r.upstream.SetNode(ctx, nil, node)
+		r.nodes = append(r.nodes, node)
+	} else {
+		r.upstream.SetNode(ctx, r.nodes[i], node)
+		r.nodes[i] = node
+	}
+	r.ours.SetNode(node)
+}
+
+func (r *run) step(ctx context.Context, step Step) (Kind, string) {
+	var err error
+	switch {
+	case step.Node != nil:
+		r.setNode(ctx, step.Node)
+	case step.NodeGone != "":
+		if i := slices.IndexFunc(r.nodes, func(n *v1.Node) bool { return n.Name == step.NodeGone }); i >= 0 {
+			err = r.upstream.RemoveNode(ctx, r.nodes[i])
+			r.ours.RemoveNode(step.NodeGone)
+			r.nodes = slices.Delete(r.nodes, i, i+1)
+		}
+	case step.PodGone != "":
+		if i := slices.IndexFunc(r.bound, func(p *v1.Pod) bool { return p.Name == step.PodGone }); i >= 0 {
+			pod := r.bound[i]
+			err = r.upstream.Unbind(ctx, pod)
+			r.ours.RemovePod(types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name})
+			r.bound = slices.Delete(r.bound, i, i+1)
+		}
+	case step.Decide != nil:
+		pod := step.Decide
+		node, kind, detail := r.decide(ctx, r.ours, pod)
 		if kind != "" {
-			return &Mismatch{kind, fmt.Sprintf("pod %s: %s", pod.Name, detail), Case{in.Nodes, bound, []*v1.Pod{pod}}}
+			return kind, fmt.Sprintf("pod %s: %s", pod.Name, detail)
 		}
 		if node != "" {
 			placed := pod.DeepCopy()
 			placed.Spec.NodeName = node
-			class := ours.ClassOf(c.profile, pod)
-			ours.Assume(class, placed)
-			ours.Release(class)
-			if err := c.upstream.Bind(ctx, placed); err != nil {
-				return &Mismatch{Failure, err.Error(), in}
-			}
-			bound = append(bound, placed)
+			class := r.ours.ClassOf(r.profile, pod)
+			r.ours.Assume(class, placed)
+			r.ours.Release(class)
+			err = r.upstream.Bind(ctx, placed)
+			r.bound = append(r.bound, placed)
 		}
 	}
-	return nil
+	if err != nil {
+		return Failure, err.Error()
+	}
+	return "", ""
 }
 
 func (c *Checker) decide(ctx context.Context, ours *cluster.State, pod *v1.Pod) (node string, kind Kind, detail string) {

@@ -14,8 +14,8 @@ import (
 	resourcehelper "k8s.io/component-helpers/resource"
 )
 
-// Generate makes the cluster of a seed: up to 24 nodes, pods on them, and pods
-// to decide on. Names, values and sizes are few, so that they meet often. All
+// Generate makes the cluster of a seed: nodes (seldom more than 24), pods on
+// them, and pods to decide on while nodes and pods come, change and go. Names, values and sizes are few, so that they meet often. All
 // of it would pass the API's validation.
 func Generate(seed uint64, options Options) Case {
 	g := generator{rand.New(rand.NewPCG(seed, 0x9e3779b97f4a7c15)), options}
@@ -41,13 +41,31 @@ func Generate(seed uint64, options Options) Case {
 	for i := range shapes {
 		shapes[i] = g.pod("shape")
 	}
+	restless := g.chance(60)
 	for i := range 4 + g.IntN(16) {
+		if restless && g.chance(40) {
+			c.Steps = append(c.Steps, g.event(c, i))
+		}
 		pod := shapes[g.IntN(len(shapes))].DeepCopy()
 		pod.Name = fmt.Sprintf("pod-%d", i)
 		pod.UID = types.UID(pod.Name)
-		c.Pending = append(c.Pending, pod)
+		c.Steps = append(c.Steps, Step{Decide: pod})
 	}
 	return c
+}
+
+// event is one before the i-th pod is decided on.
+func (g generator) event(c Case, i int) Step {
+	switch roll := g.IntN(100); {
+	case roll < 30:
+		return Step{Node: g.node(g.IntN(len(c.Nodes) + 2))}
+	case roll < 45:
+		return Step{NodeGone: fmt.Sprintf("n%d", g.IntN(len(c.Nodes)+1))}
+	case roll < 60 && len(c.Bound) > 0:
+		return Step{PodGone: c.Bound[g.IntN(len(c.Bound))].Name}
+	default:
+		return Step{PodGone: fmt.Sprintf("pod-%d", g.IntN(i+1))}
+	}
 }
 
 type generator struct {
@@ -67,7 +85,7 @@ var (
 	keys     = []string{"disk", v1.LabelTopologyZone, "cores", license}
 	taints   = []string{"user", "gpu", v1.TaintNodeUnschedulable}
 	effects  = []v1.TaintEffect{v1.TaintEffectNoSchedule, v1.TaintEffectNoExecute, v1.TaintEffectPreferNoSchedule, v1.TaintEffectPreferNoSchedule}
-	topology = []string{v1.LabelTopologyZone, v1.LabelHostname}
+	topology = []string{v1.LabelTopologyZone, v1.LabelTopologyZone, v1.LabelHostname, "disk"}
 )
 
 func (g generator) node(i int) *v1.Node {
@@ -157,7 +175,7 @@ func (g generator) container(name string) v1.Container {
 }
 
 func (g generator) pod(name string) *v1.Pod {
-	p := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: types.UID(name)}}
+	p := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: pick(g, "default", "default", "default", "other"), Name: name, UID: types.UID(name)}}
 	for i := range 1 + g.IntN(8)/5 + g.IntN(8)/7 {
 		p.Spec.Containers = append(p.Spec.Containers, g.container("c"+strconv.Itoa(i)))
 	}
@@ -199,15 +217,13 @@ func (g generator) pod(name string) *v1.Pod {
 	}
 	g.nodeAffinity(p)
 	if g.options.InterPodAffinity || g.options.TopologySpread {
-		p.Labels = map[string]string{"app": pick(g, "a", "b", "c")}
+		p.Labels = map[string]string{"app": pick(g, "a", "b", "c"), "version": pick(g, "1", "2")}
 	}
 	if g.options.InterPodAffinity {
 		g.podAffinity(p)
 	}
-	if g.options.TopologySpread && g.chance(40) {
-		p.Spec.TopologySpreadConstraints = []v1.TopologySpreadConstraint{{
-			MaxSkew: pick[int32](g, 1, 2), TopologyKey: pick(g, topology...), WhenUnsatisfiable: pick(g, v1.DoNotSchedule, v1.ScheduleAnyway), LabelSelector: g.apps(),
-		}}
+	if g.options.TopologySpread && g.chance(50) {
+		g.spread(p)
 	}
 	return p
 }
@@ -219,6 +235,9 @@ func (g generator) bound(name, node string, taken map[v1.ContainerPort]bool) *v1
 	p := g.pod(name)
 	p.Spec.NodeName = node
 	p.Status.StartTime = &metav1.Time{Time: time.Unix(int64(1_700_000_000+g.IntN(1000)), 0).UTC()}
+	if g.chance(5) {
+		p.DeletionTimestamp = &metav1.Time{Time: time.Unix(1_700_001_000, 0).UTC()}
+	}
 	resized := g.chance(8)
 	for _, list := range [][]v1.Container{p.Spec.InitContainers, p.Spec.Containers} {
 		for i := range list {
@@ -325,33 +344,91 @@ func (g generator) term() (term v1.NodeSelectorTerm) {
 }
 
 func (g generator) apps() *metav1.LabelSelector {
-	return &metav1.LabelSelector{MatchLabels: map[string]string{"app": pick(g, "a", "b", "c")}}
+	s := &metav1.LabelSelector{}
+	if g.chance(80) {
+		s.MatchLabels = map[string]string{"app": pick(g, "a", "b", "c")}
+	}
+	if g.chance(20) {
+		r := metav1.LabelSelectorRequirement{Key: pick(g, "app", "version", "none"), Operator: pick(g, metav1.LabelSelectorOpIn, metav1.LabelSelectorOpNotIn, metav1.LabelSelectorOpExists, metav1.LabelSelectorOpDoesNotExist)}
+		if r.Operator == metav1.LabelSelectorOpIn || r.Operator == metav1.LabelSelectorOpNotIn {
+			r.Values = []string{pick(g, "a", "b", "1")}
+		}
+		s.MatchExpressions = append(s.MatchExpressions, r)
+	}
+	return pick(g, s, s, s, s, s, s, s, s, s, nil)
 }
 
 func (g generator) podAffinity(p *v1.Pod) {
+	term := func() v1.PodAffinityTerm {
+		t := v1.PodAffinityTerm{LabelSelector: g.apps(), TopologyKey: pick(g, topology...)}
+		switch g.IntN(10) {
+		case 0:
+			t.Namespaces = []string{pick(g, "default", "other")}
+		case 1:
+			t.NamespaceSelector = &metav1.LabelSelector{} // every namespace
+		}
+		return t
+	}
+	terms := func() (list []v1.PodAffinityTerm) {
+		for range 1 + g.IntN(5)/4 {
+			list = append(list, term())
+		}
+		return list
+	}
+	preferred := func() (list []v1.WeightedPodAffinityTerm) {
+		for range 1 + g.IntN(3)/2 {
+			list = append(list, v1.WeightedPodAffinityTerm{Weight: int32(1 + g.IntN(100)), PodAffinityTerm: term()})
+		}
+		return list
+	}
+	var affinity v1.PodAffinity
+	var anti v1.PodAntiAffinity
+	if g.chance(12) {
+		affinity.RequiredDuringSchedulingIgnoredDuringExecution = terms()
+	}
+	if g.chance(18) {
+		affinity.PreferredDuringSchedulingIgnoredDuringExecution = preferred()
+	}
+	if g.chance(15) {
+		anti.RequiredDuringSchedulingIgnoredDuringExecution = terms()
+	}
+	if g.chance(15) {
+		anti.PreferredDuringSchedulingIgnoredDuringExecution = preferred()
+	}
 	if p.Spec.Affinity == nil {
 		p.Spec.Affinity = &v1.Affinity{}
 	}
-	term := func() v1.PodAffinityTerm {
-		return v1.PodAffinityTerm{LabelSelector: g.apps(), TopologyKey: pick(g, topology...)}
+	if affinity.RequiredDuringSchedulingIgnoredDuringExecution != nil || affinity.PreferredDuringSchedulingIgnoredDuringExecution != nil {
+		p.Spec.Affinity.PodAffinity = &affinity
 	}
-	preferred := func() []v1.WeightedPodAffinityTerm {
-		return []v1.WeightedPodAffinityTerm{{Weight: int32(1 + g.IntN(100)), PodAffinityTerm: term()}}
+	if anti.RequiredDuringSchedulingIgnoredDuringExecution != nil || anti.PreferredDuringSchedulingIgnoredDuringExecution != nil {
+		p.Spec.Affinity.PodAntiAffinity = &anti
 	}
-	if g.chance(25) {
-		p.Spec.Affinity.PodAffinity = &v1.PodAffinity{}
-		if g.chance(40) {
-			p.Spec.Affinity.PodAffinity.RequiredDuringSchedulingIgnoredDuringExecution = []v1.PodAffinityTerm{term()}
+}
+
+func (g generator) spread(p *v1.Pod) {
+	seen := map[string]bool{}
+	for range 1 + g.IntN(3)/2 {
+		c := v1.TopologySpreadConstraint{MaxSkew: pick[int32](g, 1, 1, 2, 5), TopologyKey: pick(g, topology...),
+			WhenUnsatisfiable: pick(g, v1.DoNotSchedule, v1.ScheduleAnyway), LabelSelector: g.apps()}
+		if id := c.TopologyKey + string(c.WhenUnsatisfiable); seen[id] {
+			continue // validation allows each pair once
 		} else {
-			p.Spec.Affinity.PodAffinity.PreferredDuringSchedulingIgnoredDuringExecution = preferred()
+			seen[id] = true
 		}
-	}
-	if g.chance(25) {
-		p.Spec.Affinity.PodAntiAffinity = &v1.PodAntiAffinity{}
-		if g.chance(50) {
-			p.Spec.Affinity.PodAntiAffinity.RequiredDuringSchedulingIgnoredDuringExecution = []v1.PodAffinityTerm{term()}
-		} else {
-			p.Spec.Affinity.PodAntiAffinity.PreferredDuringSchedulingIgnoredDuringExecution = preferred()
+		if c.WhenUnsatisfiable == v1.DoNotSchedule && g.chance(20) {
+			domains := int32(1 + g.IntN(5))
+			c.MinDomains = &domains
 		}
+		for _, policy := range []**v1.NodeInclusionPolicy{&c.NodeAffinityPolicy, &c.NodeTaintsPolicy} {
+			if g.chance(30) {
+				value := pick(g, v1.NodeInclusionPolicyHonor, v1.NodeInclusionPolicyIgnore)
+				*policy = &value
+			}
+		}
+		if c.LabelSelector != nil && g.chance(15) {
+			c.MatchLabelKeys = []string{"version"}
+		}
+		p.Spec.TopologySpreadConstraints = append(p.Spec.TopologySpreadConstraints, c)
 	}
 }

@@ -38,7 +38,7 @@ func checker(t *testing.T, options Options) *Checker {
 }
 
 // shrunk reports the smallest case with a mismatch of the same kind.
-func shrunk(t *testing.T, c *Checker, seed uint64, m *Mismatch) string {
+func shrunk(t *testing.T, c *Checker, seed uint64, whole Case, m *Mismatch) string {
 	t.Helper()
 	var last *Mismatch
 	fails := func(in Case) bool {
@@ -49,14 +49,15 @@ func shrunk(t *testing.T, c *Checker, seed uint64, m *Mismatch) string {
 		last = found
 		return true
 	}
-	if !fails(m.Case) {
-		return "only after the pods before it were decided on:\n" + m.Detail
+	start := m.Case
+	if !fails(start) {
+		start = whole // what came before matters
 	}
-	text, err := Shrink(m.Case, fails)
+	text, err := Shrink(start, fails)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return last.Detail + "\n" + text
+	return last.Detail + "\n---\n" + text
 }
 
 // TestAgainstUpstream compares every decision over random clusters.
@@ -65,13 +66,14 @@ func TestAgainstUpstream(t *testing.T) {
 	c := checker(t, options)
 	found := map[Kind]int{}
 	for s := *seed; s < *seed+uint64(*clusters); s++ {
-		m := c.Check(t.Context(), s, Generate(s, options))
+		whole := Generate(s, options)
+		m := c.Check(t.Context(), s, whole)
 		if m == nil {
 			continue
 		}
 		if found[m.Kind]++; found[m.Kind] <= *reports {
 			tally := c.Tally
-			t.Errorf("seed %d: %s: %s\nshrunk: %s", s, m.Kind, m.Detail, shrunk(t, c, s, m))
+			t.Errorf("seed %d: %s: %s\nshrunk: %s", s, m.Kind, m.Detail, shrunk(t, c, s, whole, m))
 			c.Tally = tally
 		}
 	}
@@ -106,23 +108,17 @@ func TestMismatchShrinks(t *testing.T) {
 			}
 			c.profile = profile
 			for s := range uint64(300) {
-				m := c.Check(t.Context(), s, Generate(s, Options{}))
+				whole := Generate(s, Options{})
+				m := c.Check(t.Context(), s, whole)
 				if m == nil || m.Kind != test.kind {
 					continue
 				}
-				report := shrunk(t, c, s, m)
-				_, text, _ := strings.Cut(report, "\nbound:")
-				if text == "" {
-					_, text, _ = strings.Cut(report, "\nnodes:")
-					text = "nodes:" + text
-				} else {
-					text = "bound:" + text
-				}
+				report := shrunk(t, c, s, whole, m)
 				var small Case
-				if err := yaml.Unmarshal([]byte(text), &small); err != nil {
+				if err := yaml.Unmarshal([]byte(report[strings.LastIndex(report, "\n---\n"):]), &small); err != nil {
 					t.Fatal(err)
 				}
-				if len(small.Nodes) > test.nodes || len(small.Pending) != 1 || len(text) > 2000 {
+				if len(small.Nodes) > test.nodes || len(small.Steps) != 1 || len(report) > 2500 {
 					t.Errorf("shrunk only to\n%s", report)
 				}
 				return

@@ -12,12 +12,12 @@ import (
 // Kept, because an object without them would not pass validation.
 var (
 	keptFields = map[string]bool{
-		"nodes": true, "pending": true, "metadata": true, "spec": true, "containers": true, "name": true, "namespace": true,
+		"nodes": true, "steps": true, "decide": true, "nodeGone": true, "podGone": true, "metadata": true, "spec": true, "containers": true, "name": true, "namespace": true,
 		"nodeName": true, "key": true, "operator": true, "values": true, "effect": true, "weight": true, "preference": true,
 		"nodeSelectorTerms": true, "containerPort": true, "topologyKey": true, "labelSelector": true, "maxSkew": true,
 		"whenUnsatisfiable": true, "podAffinityTerm": true, "names": true, "sizeBytes": true, "reference": true,
 	}
-	neverEmpty = map[string]bool{"containers": true, "values": true, "nodeSelectorTerms": true, "names": true, "pending": true}
+	neverEmpty = map[string]bool{"containers": true, "values": true, "nodeSelectorTerms": true, "names": true, "steps": true}
 )
 
 // maxTries bounds the cases that one shrinking looks at.

@@ -91,6 +91,7 @@ type Upstream struct {
 	victims   []string
 
 	cache internalcache.Cache
+	stale bool               // the snapshot, since nodes changed
 	end   context.CancelFunc // of the cache
 }
 
@@ -173,19 +174,30 @@ func (u *Upstream) newPreemption(ctx context.Context, args runtime.Object, handl
 	return p, nil
 }
 
-// Load puts another cluster in the place of the last.
-func (u *Upstream) Load(ctx context.Context, nodes []*v1.Node, bound []*v1.Pod) error {
+// Load puts an empty cluster in the place of the last.
+func (u *Upstream) Load(ctx context.Context) error {
 	u.end()
 	ctx, u.end = context.WithCancel(ctx)
 	u.cache = internalcache.New(ctx, nil, utilfeature.DefaultFeatureGate.Enabled(features.GenericWorkload))
-	u.lister.Snapshot = internalcache.NewEmptySnapshot()
-	for _, node := range nodes {
+	u.stale = true
+	return ctx.Err()
+}
+
+// SetNode adds a node, or puts a new version in the place of the old.
+func (u *Upstream) SetNode(ctx context.Context, old, node *v1.Node) {
+	u.stale = true
+	if old == nil {
 		u.cache.AddNode(klog.FromContext(ctx), node)
+	} else {
+		u.cache.UpdateNode(klog.FromContext(ctx), old, node)
 	}
-	for _, pod := range bound {
-		if err := u.Bind(ctx, pod); err != nil {
-			return err
-		}
+}
+
+// RemoveNode forgets a node.
+func (u *Upstream) RemoveNode(ctx context.Context, node *v1.Node) error {
+	u.stale = true
+	if err := u.cache.RemoveNode(klog.FromContext(ctx), node); err != nil {
+		return fmt.Errorf("remove node %s from upstream's cache: %w", node.Name, err)
 	}
 	return nil
 }
@@ -198,9 +210,22 @@ func (u *Upstream) Bind(ctx context.Context, pod *v1.Pod) error {
 	return nil
 }
 
+// Unbind frees what the pod occupies.
+func (u *Upstream) Unbind(ctx context.Context, pod *v1.Pod) error {
+	if err := u.cache.RemovePod(klog.FromContext(ctx), pod); err != nil {
+		return fmt.Errorf("remove pod %s from upstream's cache: %w", pod.Name, err)
+	}
+	return nil
+}
+
 // Decide runs filters, scores over all feasible nodes, and preemption, in the
 // order of upstream's scheduling cycle. It changes nothing.
 func (u *Upstream) Decide(ctx context.Context, pod *v1.Pod) (*Result, error) {
+	if u.stale {
+		// An updated snapshot would show, for a node that did not change itself,
+		// how many nodes had its images when it last did.
+		u.lister.Snapshot, u.stale = internalcache.NewEmptySnapshot(), false
+	}
 	if err := u.cache.UpdateSnapshot(klog.FromContext(ctx), u.lister.Snapshot); err != nil {
 		return nil, fmt.Errorf("update upstream's snapshot: %w", err)
 	}
