@@ -251,21 +251,35 @@ func (g generator) bound(name, node string, taken map[v1.ContainerPort]bool) *v1
 			})
 		}
 	}
-	for i := range p.Spec.Containers {
-		if requests := p.Spec.Containers[i].Resources.Requests; resized && len(requests) > 0 {
-			p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, g.resized(p.Spec.Containers[i].Name, requests))
+	if !resized {
+		return p
+	}
+	for i := range p.Spec.InitContainers {
+		if c := &p.Spec.InitContainers[i]; c.RestartPolicy != nil && len(c.Resources.Requests) > 0 {
+			actual, allocated := g.resized(c.Resources.Requests)
+			p.Status.InitContainerStatuses = append(p.Status.InitContainerStatuses, v1.ContainerStatus{Name: c.Name, Resources: actual, AllocatedResources: allocated})
 		}
 	}
-	if resized && g.chance(30) {
+	for i := range p.Spec.Containers {
+		c := v1.ContainerStatus{Name: p.Spec.Containers[i].Name}
+		if requests := p.Spec.Containers[i].Resources.Requests; len(requests) > 0 {
+			c.Resources, c.AllocatedResources = g.resized(requests)
+		}
+		p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, c)
+	}
+	if p.Spec.Resources != nil {
+		p.Status.Resources, p.Status.AllocatedResources = g.resized(p.Spec.Resources.Requests)
+	}
+	if g.chance(30) {
 		p.Status.Conditions = []v1.PodCondition{{Type: v1.PodResizePending, Status: v1.ConditionTrue, Reason: pick(g, v1.PodReasonInfeasible, v1.PodReasonDeferred)}}
 	}
 	return p
 }
 
-// resized is the status of a container that is not at what its spec asks for.
-func (g generator) resized(name string, requests v1.ResourceList) v1.ContainerStatus {
-	actual, allocated := requests.DeepCopy(), requests.DeepCopy()
-	for _, list := range []v1.ResourceList{actual, allocated} {
+// resized is the status of resources that are not at what the spec asks for.
+func (g generator) resized(requests v1.ResourceList) (actual *v1.ResourceRequirements, allocated v1.ResourceList) {
+	actual, allocated = &v1.ResourceRequirements{Requests: requests.DeepCopy()}, requests.DeepCopy()
+	for _, list := range []v1.ResourceList{actual.Requests, allocated} {
 		if _, asked := list[v1.ResourceCPU]; asked {
 			list[v1.ResourceCPU] = resource.MustParse(pick(g, "100m", "700m", "1500m"))
 		}
@@ -273,7 +287,7 @@ func (g generator) resized(name string, requests v1.ResourceList) v1.ContainerSt
 			list[v1.ResourceMemory] = resource.MustParse(pick(g, "32Mi", "2Gi"))
 		}
 	}
-	return v1.ContainerStatus{Name: name, Resources: &v1.ResourceRequirements{Requests: actual}, AllocatedResources: allocated}
+	return actual, allocated
 }
 
 // podLevelResources are at least what the containers ask for together.
