@@ -19,6 +19,7 @@ import (
 	genericapi "k8s.io/apiserver/pkg/endpoints"
 	"k8s.io/apiserver/pkg/endpoints/discovery"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/registry/rest"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	genericfilters "k8s.io/apiserver/pkg/server/filters"
@@ -46,8 +47,13 @@ func (s *Server) version() basecompatibility.EffectiveVersion {
 	return served{effective, info}
 }
 
-// longRunning requests are watches, logs and streams: they have no deadline.
-var longRunning = genericfilters.BasicLongRunningRequestCheck(
+// longRunning requests are watches, logs, streams and Options.Paths: they have
+// no deadline.
+func (s *Server) longRunning(r *http.Request, info *apirequest.RequestInfo) bool {
+	return !info.IsResourceRequest && s.options.Paths[info.Path] != nil || streams(r, info)
+}
+
+var streams = genericfilters.BasicLongRunningRequestCheck(
 	sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
 
 const (
@@ -76,7 +82,7 @@ func (s *Server) install() error {
 	config.RuleResolver = s.rules
 	config.AdmissionControl = s.admission
 	config.BuildHandlerChainFunc = filters
-	config.LongRunningFunc = longRunning
+	config.LongRunningFunc = s.longRunning
 	config.MaxRequestsInFlight, config.MaxMutatingRequestsInFlight = maxReading, maxWriting
 	config.EnableProfiling = false
 	config.StorageObjectCountTracker = nil
@@ -107,6 +113,9 @@ func (s *Server) install() error {
 		}
 	}
 	s.installOpenAPI()
+	for path, handler := range s.options.Paths {
+		s.generic.Handler.NonGoRestfulMux.Handle(path, handler)
+	}
 	return nil
 }
 

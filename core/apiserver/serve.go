@@ -40,7 +40,7 @@ func (s *Server) newHTTPServer() *http.Server {
 func (s *Server) endWatches(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		info, err := s.requestInfo.NewRequestInfo(r)
-		if err != nil || !longRunning(r, info) {
+		if err != nil || !s.longRunning(r, info) {
 			next.ServeHTTP(w, r)
 			return
 		}

@@ -52,6 +52,10 @@ type Options struct {
 	// Decisions explains where a pod goes, for the virtual resource "decisions".
 	// An error of Kubernetes' kinds is passed on, so that a missing pod is a 404.
 	Decisions func(ctx context.Context, namespace, pod string) (*decisionv1alpha1.Decision, error)
+	// Paths are served beside the API, such as "/backup". They are authenticated,
+	// authorised as non-resource URLs, may take as long as they need and end with
+	// the server.
+	Paths map[string]http.Handler
 	// Version is appended to the Kubernetes version as build metadata: "v1.36.3+quaymaster-VERSION".
 	Version string
 	// Clock for certificates and tokens; the real one by default.
