@@ -57,6 +57,7 @@ func (i identity) alive() bool {
 
 // RunShim runs the container of a folder in this process and returns when it
 // has ended, its result being in the folder: the body of the command in Options.Shim.
+// It prints a line when the folder says that the container is this process's.
 func RunShim(dir string) error {
 	me := identity{PID: os.Getpid(), Start: startTime(os.Getpid())}
 	s := &runSpec{}
@@ -74,6 +75,7 @@ func RunShim(dir string) error {
 	if err != nil {
 		return fmt.Errorf("another process runs this container: %w", err)
 	}
+	fmt.Println("running")
 	cache, err := wazero.NewCompilationCacheWithDir(s.Cache)
 	if err != nil {
 		return err
@@ -113,8 +115,8 @@ func (s *shim) kill() {
 	}
 }
 
-// startShim starts a container's process: in a session of its own, with
-// nothing of ours open.
+// startShim starts a container's process: in a session of its own, with nothing
+// of ours open but the pipe on which it tells that the next backend will find it.
 func (d *driver) startShim(c *base.Container, dir string) error {
 	cmd := exec.Command(d.opts.Shim[0], append(append([]string(nil), d.opts.Shim[1:]...), dir)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -125,9 +127,18 @@ func (d *driver) startShim(c *base.Container, dir string) error {
 	}
 	defer errFile.Close()
 	cmd.Stderr = errFile
-	if err := cmd.Start(); err != nil {
+	told, tells, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer told.Close()
+	cmd.Stdout = tells
+	err = cmd.Start()
+	tells.Close()
+	if err != nil {
 		return fmt.Errorf("start the container's process: %w", err)
 	}
+	_, _ = told.Read(make([]byte, 1)) // or it ended, as its end will tell
 	r := &shim{id: identity{PID: cmd.Process.Pid, Start: startTime(cmd.Process.Pid)}}
 	c.Run = r
 	go func() {
