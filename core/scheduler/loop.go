@@ -83,6 +83,18 @@ func (s *Scheduler) apply(ctx context.Context, m *message) {
 		s.state.RemoveNode(m.goneN)
 	case m.profiles:
 		s.applyProfiles()
+	case m.set != nil:
+		if namespace, ok := m.set.(*v1.Namespace); ok {
+			s.state.SetNamespace(namespace.Name, namespace.Labels)
+		} else {
+			s.state.SetOwner(m.set)
+		}
+	case m.gone != nil:
+		if namespace, ok := m.gone.(*v1.Namespace); ok {
+			s.state.RemoveNamespace(namespace.Name)
+		} else {
+			s.state.RemoveOwner(m.gone)
+		}
 	case m.committed != nil:
 		for _, c := range m.committed {
 			s.committed(c)
@@ -121,7 +133,7 @@ func (s *Scheduler) applyPod(pod *v1.Pod) {
 		return
 	}
 	class := s.state.ClassOf(profile, pod)
-	same := p.class == class && p.pod != nil && len(p.pod.Spec.SchedulingGates) == len(pod.Spec.SchedulingGates)
+	same := p.class == class && p.epoch == s.state.Epoch() && p.pod != nil && len(p.pod.Spec.SchedulingGates) == len(pod.Spec.SchedulingGates)
 	p.pod = pod
 	if same {
 		s.state.Release(class) // held already
@@ -139,6 +151,7 @@ func (s *Scheduler) applyPod(pod *v1.Pod) {
 		}
 		p.class, p.profile = class, profile
 	}
+	p.epoch = s.state.Epoch()
 	p.priority = 0
 	if pod.Spec.Priority != nil {
 		p.priority = *pod.Spec.Priority
@@ -183,10 +196,52 @@ func (s *Scheduler) wakeNext(g *group) {
 	}
 }
 
-// wake looks at the rows where something may fit that did not before.
+// reclass asks anew for the class of a pod that is to be decided: its labels may
+// be read by others since, and the owners that spread it may have changed.
+func (s *Scheduler) reclass(p *pending) {
+	class := s.state.ClassOf(p.profile, p.pod)
+	if class != p.class {
+		s.unwoken(p)
+	}
+	s.state.Release(p.class)
+	p.class, p.epoch = class, s.state.Epoch()
+}
+
+// regroup wakes the parked pods whose classes are out of date.
+func (s *Scheduler) regroup() {
+	if s.epoch == s.state.Epoch() {
+		return
+	}
+	s.epoch = s.state.Epoch()
+	for _, g := range s.queue.parked {
+		for len(g.pods.list) > 0 {
+			s.queue.activate(g.pods.list[0])
+		}
+	}
+}
+
+// wake looks at the rows where something may fit that did not before, and at
+// the counts of other pods that moved.
 func (s *Scheduler) wake() {
-	rows := s.state.TakeFreed()
-	if len(rows) == 0 || len(s.queue.parked) == 0 {
+	s.regroup()
+	rows, terms := s.state.TakeFreed(), s.state.TakeFreedTerms()
+	since := s.woken
+	s.woken = s.state.Fleet().Generation
+	if len(s.queue.parked) == 0 {
+		return
+	}
+	if terms {
+		for _, g := range s.queue.parked {
+			if s.state.FreedSince(g.class, since) {
+				if g.class.Profile().HasPolicies() {
+					s.wakeAll(g)
+				} else {
+					s.wakeNext(g)
+				}
+			}
+		}
+	}
+	if len(rows) == 0 {
 		return
 	}
 	seen := make(map[int32]struct{}, len(rows))
@@ -257,6 +312,7 @@ func (s *Scheduler) decide(ctx context.Context, p *pending) {
 		s.refuse(p, v1.PodReasonUnschedulable, cluster.UnsupportedMessage(field)) // until the pod changes
 		return
 	}
+	s.reclass(p)
 	var out cluster.Outcome
 	var verdict *cluster.Verdict
 	if p.profile.HasPolicies() {

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"testing"
 
@@ -127,6 +128,10 @@ func TestPoliciesAndProfilesChangeLive(t *testing.T) {
 
 	// Without the profile nobody serves the name; with a wrong one neither.
 	source.Delete(profile)
+	eventually(t, "the profile is gone", func() bool {
+		_, err := w.sched.Explain(context.Background(), "default", "p1")
+		return errors.Is(err, ErrNotServed)
+	})
 	pod("p4")
 	wrong := profile.DeepCopy()
 	wrong.Spec.Plugins.Filter.Enabled = []schedulingv1alpha1.PluginRef{{Name: "Nonsense"}}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
@@ -22,6 +23,7 @@ type pending struct {
 	key      types.NamespacedName
 	profile  *cluster.Profile
 	class    *cluster.Class
+	epoch    uint64 // of the state when the class was asked for
 	tie      uint64
 	priority int32
 	sequence uint64 // order of arrival
@@ -146,6 +148,7 @@ type message struct {
 	node       *v1.Node
 	goneN      string
 	profiles   bool
+	set, gone  metav1.Object // a namespace, or what owns pods
 	committed  []*commit
 	call       func()
 }
@@ -186,6 +189,8 @@ func (b *inbox) handler() cache.ResourceEventHandler {
 			b.put(message{node: object})
 		case *schedulingv1alpha1.SchedulerProfile:
 			b.put(message{profiles: true})
+		case metav1.Object:
+			b.put(message{set: object})
 		}
 	}
 	return cache.ResourceEventHandlerFuncs{
@@ -202,6 +207,8 @@ func (b *inbox) handler() cache.ResourceEventHandler {
 				b.put(message{goneN: object.Name})
 			case *schedulingv1alpha1.SchedulerProfile:
 				b.put(message{profiles: true})
+			case metav1.Object:
+				b.put(message{gone: object})
 			}
 		},
 	}

@@ -62,7 +62,9 @@ type Committer interface {
 type Options struct {
 	// Client writes events.
 	Client kubernetes.Interface
-	// Informers of pods and nodes; started by the caller, after New.
+	// Informers of pods, nodes, and what says how pods relate (namespaces,
+	// services, replication controllers, replica sets, stateful sets); started
+	// by the caller, after New.
 	Informers informers.SharedInformerFactory
 	// Profiles of SchedulerProfile objects; nil serves the default one only.
 	Profiles cache.SharedIndexInformer
@@ -106,6 +108,8 @@ type Scheduler struct {
 	pinned   map[string]policies.Pinned
 	changed  <-chan struct{}
 	queue    queue
+	epoch    uint64 // of the state when the parked pods' classes were checked
+	woken    uint64 // generation of the state at the last wake
 	revision int64
 	inFlight int
 	auditAt  time.Time // not before, by default
@@ -147,8 +151,7 @@ func New(options Options) (*Scheduler, error) {
 		options.EventsPerSecond = 50
 	}
 	core := options.Informers.Core().V1()
-	core.Pods().Informer()
-	core.Nodes().Informer()
+	watched(options.Informers) // asks for them
 	s := &Scheduler{
 		options:  options,
 		log:      options.Logger,
@@ -186,8 +189,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	defer group.Wait()
 	defer cancel()
 
-	core := s.options.Informers.Core().V1()
-	informers := []cache.SharedIndexInformer{core.Nodes().Informer(), core.Pods().Informer()}
+	informers := watched(s.options.Informers)
 	if s.options.Profiles != nil {
 		informers = append(informers, s.options.Profiles)
 	}
@@ -209,6 +211,16 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	group.Go(func() { s.reports.run(ctx) })
 	s.loop(ctx)
 	return nil
+}
+
+// watched are the informers that Run reads, those first that decisions about
+// pods depend on.
+func watched(factory informers.SharedInformerFactory) []cache.SharedIndexInformer {
+	core, apps := factory.Core().V1(), factory.Apps().V1()
+	return []cache.SharedIndexInformer{
+		core.Namespaces().Informer(), core.Services().Informer(), core.ReplicationControllers().Informer(),
+		apps.ReplicaSets().Informer(), apps.StatefulSets().Informer(), core.Nodes().Informer(), core.Pods().Informer(),
+	}
 }
 
 // Explain says where the pod would go on the state of now and why: for a bound

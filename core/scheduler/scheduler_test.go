@@ -32,6 +32,9 @@ var (
 	nodeResource = schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
 )
 
+// watchedResources is the number of resources that a scheduler watches.
+const watchedResources = 7
+
 // world is a store in a fake clientset: it gives revisions and commits what the
 // scheduler writes, by compare and set.
 type world struct {
@@ -69,7 +72,7 @@ func newWorld(t *testing.T, change func(*Options)) *world {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.cancel = cancel
 	factory.Start(ctx.Done())
-	for range 2 { // of pods, of nodes
+	for range watchedResources {
 		<-watching
 	}
 	done := make(chan error, 1)
@@ -299,10 +302,10 @@ func TestVerdictTexts(t *testing.T) {
 	w.put(podResource, modest)
 	w.refused("modest", "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: not eligible due to preemptionPolicy=Never.")
 
-	spread := testPod("spread", "1m")
-	spread.Spec.TopologySpreadConstraints = []v1.TopologySpreadConstraint{{MaxSkew: 1, TopologyKey: "zone", WhenUnsatisfiable: v1.DoNotSchedule}}
-	w.put(podResource, spread)
-	w.refused("spread", "spec.topologySpreadConstraints[0] is not implemented by this scheduler yet; the pod stays pending. "+
+	claiming := testPod("claiming", "1m")
+	claiming.Spec.ResourceClaims = []v1.PodResourceClaim{{Name: "gpu"}}
+	w.put(podResource, claiming)
+	w.refused("claiming", "spec.resourceClaims is not implemented by this scheduler yet; the pod stays pending. "+
 		"Remove the field, or disable its plugin in a SchedulerProfile")
 
 	// What ends frees its place: the highest priority takes it.

@@ -14,7 +14,8 @@ import (
 func benchNodes(s *State, n int) {
 	for i := range n {
 		s.SetNode(&v1.Node{
-			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("node%05d", i), Labels: map[string]string{v1.LabelTopologyZone: fmt.Sprintf("z%d", i%3)}},
+			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("node%05d", i), Labels: map[string]string{
+				v1.LabelTopologyZone: fmt.Sprintf("z%d", i%3), v1.LabelHostname: fmt.Sprintf("node%05d", i)}},
 			Status: v1.NodeStatus{Allocatable: v1.ResourceList{
 				v1.ResourceCPU: resource.MustParse("64"), v1.ResourceMemory: resource.MustParse("256Gi"), v1.ResourcePods: resource.MustParse("1000")}},
 		})
@@ -104,5 +105,58 @@ func BenchmarkManyClasses(b *testing.B) {
 		pod := benchPod(i)
 		pod.Spec.NodeSelector = map[string]string{"n": fmt.Sprint(i % 100)}
 		s.ClassOf(profile, pod)
+	}
+}
+
+// BenchmarkRelations decides and assumes pods that ask something of each other
+// over 5,000 nodes in three zones.
+func BenchmarkRelations(b *testing.B) {
+	same := &metav1.LabelSelector{MatchLabels: map[string]string{"app": "web"}}
+	for name, change := range map[string]func(*v1.PodSpec){
+		"antiaffinity=hostname": func(s *v1.PodSpec) {
+			s.Affinity = &v1.Affinity{PodAntiAffinity: &v1.PodAntiAffinity{RequiredDuringSchedulingIgnoredDuringExecution: []v1.PodAffinityTerm{
+				{LabelSelector: same, TopologyKey: v1.LabelHostname}}}}
+		},
+		"preferred=zone": func(s *v1.PodSpec) {
+			s.Affinity = &v1.Affinity{PodAffinity: &v1.PodAffinity{PreferredDuringSchedulingIgnoredDuringExecution: []v1.WeightedPodAffinityTerm{
+				{Weight: 10, PodAffinityTerm: v1.PodAffinityTerm{LabelSelector: same, TopologyKey: v1.LabelTopologyZone}}}}}
+		},
+		"spread=zone": func(s *v1.PodSpec) {
+			s.TopologySpreadConstraints = []v1.TopologySpreadConstraint{{MaxSkew: 1, TopologyKey: v1.LabelTopologyZone, WhenUnsatisfiable: v1.DoNotSchedule, LabelSelector: same}}
+		},
+		"soft=hostname+zone": func(s *v1.PodSpec) {
+			s.TopologySpreadConstraints = []v1.TopologySpreadConstraint{
+				{MaxSkew: 3, TopologyKey: v1.LabelHostname, WhenUnsatisfiable: v1.ScheduleAnyway, LabelSelector: same},
+				{MaxSkew: 5, TopologyKey: v1.LabelTopologyZone, WhenUnsatisfiable: v1.ScheduleAnyway, LabelSelector: same}}
+		},
+	} {
+		b.Run(name, func(b *testing.B) {
+			s := New(1)
+			benchNodes(s, 5000)
+			pod := benchPod(1)
+			pod.Namespace, pod.Labels = "default", map[string]string{"app": "web"}
+			change(&pod.Spec)
+			class := s.ClassOf(DefaultProfile(), pod)
+			const most = 4000
+			pods := make([]v1.Pod, most)
+			for i := range pods {
+				pods[i] = *pod
+				pods[i].Name = fmt.Sprintf("pod%06d", i)
+			}
+			b.ResetTimer()
+			for i := range b.N {
+				p := &pods[i%most]
+				if i >= most {
+					s.RemovePod(keyOf(p))
+				}
+				out := s.Decide(class, uint64(i))
+				if out.Node == nil {
+					b.Fatal("no node")
+				}
+				p.Spec.NodeName = out.Node.Name
+				s.Assume(class, p)
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "decisions/s")
+		})
 	}
 }

@@ -7,6 +7,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/labels"
 	corev1helpers "k8s.io/component-helpers/scheduling/corev1"
 )
 
@@ -22,6 +23,17 @@ type Class struct {
 	containers int
 	priority   int32
 	never      bool // preemptionPolicy: Never
+
+	// Of the pod that the class was made for; all its pods agree in what terms read.
+	namespace    string
+	labels       labels.Set
+	terms        *podTerms
+	related      *relations // nil: none
+	ownPreferred int        // of related.preferred
+	met          int        // position in State.carriers
+	sets         []*podSet  // that its pods belong to once placed
+
+	carriersEpoch, setsEpoch uint64
 
 	uses   int // held by pods of the queue
 	usedAt uint64
@@ -73,7 +85,7 @@ const maxClasses = 1024
 
 // ClassOf returns the class of a pod, which the caller holds until Release.
 func (s *State) ClassOf(profile *Profile, pod *v1.Pod) *Class {
-	buffer := appendKey(make([]byte, 0, 512), pod)
+	buffer := s.relationKey(appendKey(make([]byte, 0, 512), pod), pod)
 	key := profile.Name + "\x00" + string(buffer)
 	c := s.classes[key]
 	if c == nil || c.profile != profile {
@@ -95,6 +107,12 @@ func (s *State) ClassOf(profile *Profile, pod *v1.Pod) *Class {
 			}
 		}
 		c.factor = s.factorOf(profile, pod)
+		c.namespace, c.labels, c.terms = pod.Namespace, pod.Labels, podTermsOf(pod)
+		c.setsEpoch = s.setsEpoch - 1
+		c.carriersEpoch = s.carriersEpoch
+		if c.related = s.relationsOf(profile, pod, c.terms); c.related != nil {
+			c.ownPreferred = len(c.related.preferred)
+		}
 		s.classes[key] = c
 	}
 	c.uses++
@@ -120,10 +138,12 @@ func (s *State) sweep() {
 	slices.SortFunc(idle, func(a, b *Class) int { return int(int64(a.usedAt - b.usedAt)) })
 	for _, c := range idle[:(len(idle)+1)/2] {
 		delete(s.classes, c.key)
+		s.unrelate(c)
 		if c.factor.users--; c.factor.users == 0 && s.factors[c.factor.key] == c.factor {
 			delete(s.factors, c.factor.key)
 		}
 	}
+	s.forgetCarriers()
 	s.sweepAt = 2 * len(s.classes) // so that sweeping stays cheap when most are held
 }
 

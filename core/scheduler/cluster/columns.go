@@ -50,6 +50,17 @@ func (s *State) addRow() {
 	for _, x := range s.factors {
 		x.addRow()
 	}
+	for _, x := range s.topologies {
+		x.domain = append(x.domain, -1)
+	}
+	for _, p := range s.sets {
+		p.rows = append(p.rows, 0)
+		for _, t := range p.tallies {
+			if t.include != nil {
+				t.included = append(t.included, false)
+			}
+		}
+	}
 }
 
 // extendedColumn returns the columns of an extended resource, making them if need be.

@@ -45,6 +45,10 @@ func (s *State) kth(tie uint64, n int32) int32 {
 func (s *State) Decide(c *Class, tie uint64) Outcome {
 	s.catchUp(c)
 	out := Outcome{Feasible: c.feasible, Evaluated: s.count}
+	if c.scored() {
+		s.decideScored(c, tie, &out)
+		return out
+	}
 	if root := c.tree.root(); root.score >= 0 {
 		out.Node, out.Score = s.fleet.Nodes[c.tree.pick(s.kth(tie, root.count))], int64(root.score)
 	}
@@ -59,13 +63,17 @@ func (s *State) Feasible(c *Class) bool {
 
 // FeasibleOn says that of one row.
 func (s *State) FeasibleOn(c *Class, row int32) bool {
-	return c.factor.reason[row] == refusedNot && s.fits(c, row)
+	s.meet(c)
+	return c.factor.reason[row] == refusedNot && s.fits(c, row) && (c.related == nil || c.related.refuses(row) == relatedNot)
 }
 
 // catchUp brings the class up to the end of the log.
 func (s *State) catchUp(c *Class) {
 	s.tick++
 	c.usedAt = s.tick
+	if c.met != len(s.carriers) || c.carriersEpoch != s.carriersEpoch {
+		s.meet(c)
+	}
 	end, images := s.fleet.Generation, s.imageSum(c)
 	behind := end - c.cursor
 	if !c.built || c.cursor < s.logStart || c.epoch != c.factor.epoch || c.imageSum != images ||
@@ -184,7 +192,7 @@ func (s *State) refresh(c *Class, row int32) bool {
 // dynamic is the weighted sum of the scores that change with pods, or below 0
 // when a filter refuses the row.
 func (s *State) dynamic(c *Class, row int32) int16 {
-	if c.factor.reason[row] != refusedNot || !s.fits(c, row) {
+	if c.factor.reason[row] != refusedNot || !s.fits(c, row) || c.related != nil && c.related.refuses(row) != relatedNot {
 		return -1
 	}
 	w := &c.profile.weights

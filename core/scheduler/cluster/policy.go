@@ -131,16 +131,19 @@ func (s *State) DecideWithPolicies(ctx context.Context, c *Class, pod *v1.Pod, t
 		}), nil
 	}
 	totals := make([]int32, len(run.verdicts))
-	best, count := infeasible, int32(0)
 	for row, verdict := range run.verdicts {
-		totals[row] = infeasible
-		if verdict != 0 {
-			continue
+		if totals[row] = infeasible; verdict == 0 {
+			totals[row] = narrowed.totalOf(int32(row), c.dynamic[row]) + run.total(c.profile, int32(row))
 		}
-		totals[row] = narrowed.totalOf(int32(row), c.dynamic[row]) + run.total(c.profile, int32(row))
-		if totals[row] > best {
-			best, count = totals[row], 1
-		} else if totals[row] == best {
+	}
+	if c.scored() {
+		s.addRelated(c, totals)
+	}
+	best, count := infeasible, int32(0)
+	for _, total := range totals {
+		if total > best {
+			best, count = total, 1
+		} else if total == best && total >= 0 {
 			count++
 		}
 	}

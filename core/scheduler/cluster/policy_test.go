@@ -179,18 +179,8 @@ func TestUnsupportedNamesTheField(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	term := v1.PodAffinityTerm{TopologyKey: "zone"}
 	for want, change := range map[string]func(*v1.PodSpec){
 		"": func(*v1.PodSpec) {},
-		"spec.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution": func(s *v1.PodSpec) {
-			s.Affinity = &v1.Affinity{PodAntiAffinity: &v1.PodAntiAffinity{RequiredDuringSchedulingIgnoredDuringExecution: []v1.PodAffinityTerm{term}}}
-		},
-		"spec.affinity.podAffinity.preferredDuringSchedulingIgnoredDuringExecution": func(s *v1.PodSpec) {
-			s.Affinity = &v1.Affinity{PodAffinity: &v1.PodAffinity{PreferredDuringSchedulingIgnoredDuringExecution: []v1.WeightedPodAffinityTerm{{PodAffinityTerm: term}}}}
-		},
-		"spec.topologySpreadConstraints[1]": func(s *v1.PodSpec) {
-			s.TopologySpreadConstraints = []v1.TopologySpreadConstraint{{}, {WhenUnsatisfiable: v1.ScheduleAnyway}}
-		},
 		"spec.volumes[1].persistentVolumeClaim": func(s *v1.PodSpec) {
 			s.Volumes = []v1.Volume{{VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}},
 				{VolumeSource: v1.VolumeSource{PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{}}}}

@@ -20,23 +20,23 @@ const (
 	NodeResourcesFit                = "NodeResourcesFit"
 	NodeResourcesBalancedAllocation = "NodeResourcesBalancedAllocation"
 	ImageLocality                   = "ImageLocality"
+	PodTopologySpread               = "PodTopologySpread"
+	InterPodAffinity                = "InterPodAffinity"
 )
 
 // Plugins of upstream's default profile that have no implementation here. A pod
 // that asks for one that its profile has not disabled is not scheduled.
 const (
-	volumeBinding     = "VolumeBinding"
-	podTopologySpread = "PodTopologySpread"
-	interPodAffinity  = "InterPodAffinity"
-	dynamicResources  = "DynamicResources"
-	gangScheduling    = "GangScheduling"
+	volumeBinding    = "VolumeBinding"
+	dynamicResources = "DynamicResources"
+	gangScheduling   = "GangScheduling"
 )
 
 var (
 	defaultFilters = []string{NodeUnschedulable, NodeName, TaintToleration, NodeAffinity, NodePorts, NodeResourcesFit,
-		volumeBinding, podTopologySpread, interPodAffinity, dynamicResources, gangScheduling}
+		volumeBinding, PodTopologySpread, InterPodAffinity, dynamicResources, gangScheduling}
 	defaultScores = []weighted{{TaintToleration, 3}, {NodeAffinity, 2}, {NodeResourcesFit, 1}, {volumeBinding, 1},
-		{podTopologySpread, 2}, {interPodAffinity, 2}, {NodeResourcesBalancedAllocation, 1}, {ImageLocality, 1}, {dynamicResources, 2}}
+		{PodTopologySpread, 2}, {InterPodAffinity, 2}, {NodeResourcesBalancedAllocation, 1}, {ImageLocality, 1}, {dynamicResources, 2}}
 )
 
 type weighted struct {

@@ -130,8 +130,12 @@ func (g generator) pod(name string) *v1.Pod {
 				{Key: pickOne(g, "disk", v1.LabelTopologyZone), Operator: v1.NodeSelectorOpIn, Values: []string{pickOne(g, "ssd", "a", "b")}}}},
 		})
 	}
+	g.relate(p)
 	if affinity.RequiredDuringSchedulingIgnoredDuringExecution != nil || affinity.PreferredDuringSchedulingIgnoredDuringExecution != nil {
-		p.Spec.Affinity = &v1.Affinity{NodeAffinity: affinity}
+		if p.Spec.Affinity == nil {
+			p.Spec.Affinity = &v1.Affinity{}
+		}
+		p.Spec.Affinity.NodeAffinity = affinity
 	}
 	return p
 }
@@ -152,6 +156,7 @@ func TestDecisionsEqualScan(t *testing.T) {
 	}
 	profiles := []*Profile{DefaultProfile(), heavy}
 	decided, refused := 0, 0
+	seen := reasons{}
 	for seed := range clusters {
 		g := generator{rand.New(rand.NewPCG(uint64(seed), 1))}
 		s := New(uint64(seed))
@@ -170,12 +175,15 @@ func TestDecisionsEqualScan(t *testing.T) {
 				i := g.IntN(len(bound))
 				s.RemovePod(keyOf(bound[i]))
 				bound = append(bound[:i], bound[i+1:]...)
+			case roll < 33 && len(bound) > 0:
+				g.alter(s, bound)
 			case roll < 35:
 				p := g.pod(fmt.Sprintf("static%d-%d", seed, step))
 				p.Spec.NodeName = fmt.Sprintf("n%d", g.IntN(40)) // perhaps unknown, perhaps over capacity
 				s.SetPod(p)
 				bound = append(bound, p)
 			}
+			g.world(s)
 			pod := shapes[g.IntN(len(shapes))].DeepCopy()
 			if g.chance(10) {
 				pod = g.pod("fresh")
@@ -191,6 +199,14 @@ func TestDecisionsEqualScan(t *testing.T) {
 			}
 			if out != want.Outcome {
 				t.Fatalf("seed %d step %d: decided %s, scan %s", seed, step, describe(out), describe(want.Outcome))
+			}
+			for _, n := range want.Nodes {
+				seen.add(n.Reasons...)
+				for _, score := range n.Scores {
+					if score.Normalized > 0 && score.Normalized < maxScore {
+						seen.add(score.Plugin)
+					}
+				}
 			}
 			if out.Node == nil {
 				refused++
@@ -209,6 +225,16 @@ func TestDecisionsEqualScan(t *testing.T) {
 	}
 	if decided < clusters*20 || refused < clusters {
 		t.Fatalf("too tame: %d decided, %d refused", decided, refused)
+	}
+	for _, refusal := range relatedRefusals[1:] {
+		if seen[refusal.reason] < clusters {
+			t.Errorf("too tame: %q %d times", refusal.reason, seen[refusal.reason])
+		}
+	}
+	for plugin := range DefaultProfile().scores {
+		if seen[plugin] < clusters && plugin != volumeBinding && plugin != dynamicResources {
+			t.Errorf("too tame: a score of %s between the extremes %d times", plugin, seen[plugin])
+		}
 	}
 }
 

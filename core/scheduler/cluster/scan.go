@@ -40,6 +40,7 @@ func (s *State) Scan(ctx context.Context, profile *Profile, pod *v1.Pod, tie uin
 		ports = hostPortsOf(pod)
 	}
 	scan := &Scan{Outcome: Outcome{Evaluated: s.count}}
+	related := s.scanRelations(profile, pod)
 	at := make([]int, len(s.byRow)) // index into scan.Nodes by row
 	for row, n := range s.byRow {
 		if n == nil {
@@ -58,6 +59,11 @@ func (s *State) Scan(ctx context.Context, profile *Profile, pod *v1.Pod, tie uin
 				result.Plugin = NodeResourcesFit
 			}
 		}
+		if result.Plugin == "" {
+			if reason := related.refuses(n.object); reason != relatedNot {
+				result.Plugin, result.Reasons = relatedRefusals[reason].plugin, []string{relatedRefusals[reason].reason}
+			}
+		}
 		scan.Nodes = append(scan.Nodes, result)
 	}
 	run, err := s.runPolicies(ctx, profile, pod, p, func(row int32) bool { return scan.Nodes[at[row]].Plugin == "" })
@@ -65,7 +71,7 @@ func (s *State) Scan(ctx context.Context, profile *Profile, pod *v1.Pod, tie uin
 		return nil, err
 	}
 	best, count := int64(-1), int32(0)
-	score := s.scorers(&st, &r, profile, pod, scan)
+	score := s.scorers(&st, &r, related, scan)
 	for row, n := range s.byRow {
 		if n == nil {
 			continue
@@ -148,7 +154,8 @@ func (n *node) lacks(r *requests) []string {
 
 // scorers returns the built-in scores of one node, scaled over the nodes of the
 // scan that are feasible when the returned function is first called.
-func (s *State) scorers(st *static, r *requests, profile *Profile, pod *v1.Pod, scan *Scan) func(*node) []PluginScore {
+func (s *State) scorers(st *static, r *requests, related *relationScan, scan *Scan) func(*node) []PluginScore {
+	profile, pod := related.profile, related.pod
 	images := map[string]*image{} // counted anew
 	for i := range scan.Nodes {
 		imageNames(scan.Nodes[i].Node, func(name string, _ int64) {
@@ -160,9 +167,11 @@ func (s *State) scorers(st *static, r *requests, profile *Profile, pod *v1.Pod, 
 	}
 	first := true
 	var mostTaints, mostAffinity int32
+	var spreads, relations map[*v1.Node][2]int64
 	return func(n *node) (scores []PluginScore) {
 		if first {
 			first = false
+			spreads, relations = related.scores(scan)
 			for i := range scan.Nodes {
 				if scan.Nodes[i].Plugin == "" {
 					mostTaints = max(mostTaints, st.rawTaints(scan.Nodes[i].Node))
@@ -185,6 +194,12 @@ func (s *State) scorers(st *static, r *requests, profile *Profile, pod *v1.Pod, 
 		cpu, memory := n.object.Status.Allocatable.Cpu().MilliValue(), n.object.Status.Allocatable.Memory().Value()
 		least := meanFree([]int64{used.nonZeroCPU + r.nonZeroCPU, used.nonZeroMemory + r.nonZeroMemory}, []int64{cpu, memory})
 		add(NodeResourcesFit, least, least)
+		if spreads != nil {
+			x := spreads[n.object]
+			add(PodTopologySpread, x[0], x[1])
+		}
+		x := relations[n.object]
+		add(InterPodAffinity, x[0], x[1])
 		if r.milliCPU != 0 || r.memory != 0 {
 			balanced := int64(75)
 			if cpu != 0 && memory != 0 {

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	corev1helpers "k8s.io/component-helpers/scheduling/corev1"
 
@@ -34,6 +35,28 @@ type State struct {
 	sweepAt int // number of classes that makes a sweep worth while
 	factors map[string]*factor
 	tick    uint64 // rises with each use of a class
+
+	// What pods ask of each other; see terms.go, counters.go and relations.go.
+	namespaces        map[string]labels.Set
+	owners            owners
+	topologies        map[string]*topology
+	sets              map[string]*podSet
+	selecting         map[string][]*podSet // by the namespace of their pods; "": of any
+	setsEpoch         uint64               // rises when pods may belong to other sets than before
+	carriers          []*carrier
+	carriersAt        int // number of carriers that makes forgetting worth while
+	carriersEpoch     uint64
+	keysRead          map[string]bool // terms and constraints whose label keys are in labelKeys
+	labelKeys         map[string]bool
+	related           bool   // some pod has asked something of others
+	selectsNamespaces bool   // … by the labels of their namespaces
+	epoch             uint64 // see Epoch
+	freedTallies      bool
+	quiet             bool // while trying what will be undone
+
+	scratch []int32
+	raw     []int64
+	seen    []bool
 }
 
 // node is one node and the pods bound to it.
@@ -53,6 +76,8 @@ type podEntry struct {
 	requests requests
 	ports    []hostPort
 	priority int32
+	terms    *podTerms // nil: none
+	sets     []*podSet
 }
 
 type extendedColumn struct{ allocatable, requested []int64 }
@@ -72,6 +97,14 @@ func New(seed uint64) *State {
 		pods:     map[types.NamespacedName]*podEntry{},
 		classes:  map[string]*Class{},
 		factors:  map[string]*factor{},
+
+		namespaces: map[string]labels.Set{},
+		owners:     owners{map[string]map[string]labels.Set{}, map[controllerKey]labels.Selector{}},
+		topologies: map[string]*topology{},
+		sets:       map[string]*podSet{},
+		selecting:  map[string][]*podSet{},
+		keysRead:   map[string]bool{},
+		labelKeys:  map[string]bool{},
 	}
 	s.fleet = abi.Fleet{
 		ExtendedAllocatable: map[v1.ResourceName][]int64{},
@@ -127,6 +160,7 @@ func (s *State) SetNode(object *v1.Node) {
 	}
 	if static {
 		s.setStaticColumns(row, object)
+		s.relocate(row, object)
 		for _, f := range s.factors {
 			f.refresh(s, row)
 		}
@@ -149,6 +183,7 @@ func (s *State) RemoveNode(name string) {
 		s.account(e, -1)
 	}
 	s.countImages(n.object, -1)
+	s.relocate(row, nil)
 	n.row, n.object = -1, nil
 	s.byRow[row] = nil
 	s.fleet.Nodes[row] = nil
@@ -174,7 +209,8 @@ func (s *State) SetPod(pod *v1.Pod) {
 	}
 	if e := s.pods[key]; e != nil {
 		if e.node.name == pod.Spec.NodeName && e.pod.UID == pod.UID {
-			if e.pod.Generation == pod.Generation && len(pod.Status.ContainerStatuses) == 0 {
+			regroup := s.related && ((e.pod.DeletionTimestamp == nil) != (pod.DeletionTimestamp == nil) || !maps.Equal(e.pod.Labels, pod.Labels))
+			if e.pod.Generation == pod.Generation && len(pod.Status.ContainerStatuses) == 0 && !regroup {
 				e.pod = pod // the spec is the same, and no container reports anything else
 				return
 			}
@@ -184,19 +220,27 @@ func (s *State) SetPod(pod *v1.Pod) {
 				s.account(e, +1)
 				s.rowFreed(e.node.row)
 			}
-			e.pod = pod
+			if e.pod = pod; regroup {
+				s.resettle(e)
+			}
 			return
 		}
 		s.RemovePod(key)
 	}
-	s.place(key, &podEntry{pod: pod, requests: s.requestsOf(pod), ports: hostPortsOf(pod), priority: corev1helpers.PodPriority(pod)})
+	terms := podTermsOf(pod)
+	s.place(key, &podEntry{pod: pod, requests: s.requestsOf(pod), ports: hostPortsOf(pod), priority: corev1helpers.PodPriority(pod),
+		terms: terms, sets: s.setsOf(pod, terms)})
 }
 
 // Assume counts a pod of the class as bound to the node that a decision gave it.
 func (s *State) Assume(c *Class, pod *v1.Pod) {
 	key := keyOf(pod)
 	s.RemovePod(key)
-	s.place(key, &podEntry{pod: pod, requests: c.requests, ports: c.ports, priority: c.priority})
+	if c.setsEpoch != s.setsEpoch { // carried terms that are new make a set each
+		c.sets = s.setsOf(pod, c.terms)
+		c.setsEpoch = s.setsEpoch
+	}
+	s.place(key, &podEntry{pod: pod, requests: c.requests, ports: c.ports, priority: c.priority, terms: c.terms, sets: c.sets})
 }
 
 // RemovePod frees what the pod of that name occupied. It says whether there was one.
@@ -275,6 +319,9 @@ func (s *State) account(e *podEntry, sign int64) {
 	for _, x := range r.extended {
 		x.column.requested[row] += sign * x.amount
 	}
+	for _, p := range e.sets {
+		p.add(s, row, int32(sign))
+	}
 	s.changed(row)
 }
 
@@ -288,6 +335,9 @@ func (s *State) rowFreed(row int32) {
 const logLimit = 1 << 16
 
 func (s *State) changed(row int32) {
+	if s.quiet {
+		return
+	}
 	if len(s.log) == 2*logLimit {
 		s.log = append(s.log[:0], s.log[logLimit:]...)
 		s.logStart += logLimit

@@ -12,26 +12,6 @@ import (
 // otherwise be placed against its wishes.
 func (p *Profile) Unsupported(pod *v1.Pod) string {
 	spec := &pod.Spec
-	if a := spec.Affinity; a != nil {
-		for _, x := range []struct {
-			asked bool
-			field string
-		}{
-			{p.filters[interPodAffinity] && a.PodAffinity != nil && len(a.PodAffinity.RequiredDuringSchedulingIgnoredDuringExecution) > 0, "podAffinity.requiredDuringSchedulingIgnoredDuringExecution"},
-			{p.filters[interPodAffinity] && a.PodAntiAffinity != nil && len(a.PodAntiAffinity.RequiredDuringSchedulingIgnoredDuringExecution) > 0, "podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution"},
-			{p.scores[interPodAffinity] > 0 && a.PodAffinity != nil && len(a.PodAffinity.PreferredDuringSchedulingIgnoredDuringExecution) > 0, "podAffinity.preferredDuringSchedulingIgnoredDuringExecution"},
-			{p.scores[interPodAffinity] > 0 && a.PodAntiAffinity != nil && len(a.PodAntiAffinity.PreferredDuringSchedulingIgnoredDuringExecution) > 0, "podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution"},
-		} {
-			if x.asked {
-				return "spec.affinity." + x.field
-			}
-		}
-	}
-	for i, c := range spec.TopologySpreadConstraints {
-		if c.WhenUnsatisfiable == v1.DoNotSchedule && p.filters[podTopologySpread] || c.WhenUnsatisfiable == v1.ScheduleAnyway && p.scores[podTopologySpread] > 0 {
-			return fmt.Sprintf("spec.topologySpreadConstraints[%d]", i)
-		}
-	}
 	if p.filters[volumeBinding] {
 		for i := range spec.Volumes {
 			if source := placedVolume(&spec.Volumes[i]); source != "" {

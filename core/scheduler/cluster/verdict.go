@@ -124,9 +124,21 @@ func (s *State) refusedBy(c *Class, row int32) (why []string, resolvable bool) {
 	if !s.portsFree(c.ports, s.byRow[row], nil) {
 		return []string{portsTaken}, true
 	}
-	if !c.profile.fit {
-		return nil, false
+	if c.profile.fit {
+		if why, resolvable = s.lacks(c, row); why != nil {
+			return why, resolvable
+		}
 	}
+	if c.related != nil {
+		if reason := c.related.refuses(row); reason != relatedNot {
+			return []string{relatedRefusals[reason].reason}, relatedRefusals[reason].resolvable
+		}
+	}
+	return nil, false
+}
+
+// lacks lists the resources that the row has too little of.
+func (s *State) lacks(c *Class, row int32) (why []string, resolvable bool) {
 	return insufficient(&c.requests, s.fleet.Requested.Pods[row], s.fleet.Allocatable.Pods[row], func(visit func(name v1.ResourceName, used, allocatable, wanted int64)) {
 		f, r := &s.fleet, &c.requests
 		visit(v1.ResourceCPU, f.Requested.MilliCPU[row], f.Allocatable.MilliCPU[row], r.milliCPU)
