@@ -5,11 +5,13 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	resourcehelper "k8s.io/component-helpers/resource"
 )
 
-// FleetOf returns the fleet of those nodes, row by row, on which nothing runs:
-// for self-tests, tests and tools. nil entries are vacant rows.
-func FleetOf(nodes []*corev1.Node) *Fleet {
+// FleetOf returns the fleet of those nodes, row by row, for self-tests, tests
+// and tools. nil entries are vacant rows. On the nodes run those of the pods
+// whose spec.nodeName names one.
+func FleetOf(nodes []*corev1.Node, running ...*corev1.Pod) *Fleet {
 	n := len(nodes)
 	resources := func() ResourceColumns {
 		return ResourceColumns{
@@ -30,7 +32,37 @@ func FleetOf(nodes []*corev1.Node) *Fleet {
 			f.set(i, node)
 		}
 	}
+	for _, pod := range running {
+		row := slices.IndexFunc(nodes, func(n *corev1.Node) bool { return n != nil && n.Name == pod.Spec.NodeName })
+		if row >= 0 {
+			f.run(row, pod)
+		}
+	}
 	return f
+}
+
+// run counts a pod on a row.
+func (f *Fleet) run(i int, pod *corev1.Pod) {
+	requests := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})
+	filled := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{NonMissingContainerRequests: nonZero})
+	f.NonZeroRequested.MilliCPU[i] += filled.Cpu().MilliValue()
+	f.NonZeroRequested.Memory[i] += filled.Memory().Value()
+	f.Requested.Pods[i]++
+	for name, q := range requests {
+		switch name {
+		case corev1.ResourceCPU:
+			f.Requested.MilliCPU[i] += q.MilliValue()
+		case corev1.ResourceMemory:
+			f.Requested.Memory[i] += q.Value()
+		case corev1.ResourceEphemeralStorage:
+			f.Requested.EphemeralStorage[i] += q.Value()
+		default:
+			if f.ExtendedRequested[name] == nil {
+				f.ExtendedRequested[name] = make([]int64, len(f.Nodes))
+			}
+			f.ExtendedRequested[name][i] += q.Value()
+		}
+	}
 }
 
 func (f *Fleet) set(i int, node *corev1.Node) {

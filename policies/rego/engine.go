@@ -27,6 +27,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/rego"
 	"github.com/open-policy-agent/opa/v1/util"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
 	"github.com/quaymaster/quaymaster/policies"
@@ -61,25 +62,58 @@ func New() *Engine {
 	return &Engine{capabilities: c}
 }
 
-// Load implements policies.Engine.
-func (e *Engine) Load(ctx context.Context, l policies.Load) (policies.Program, error) {
-	file := l.File
-	if file == "" {
+// compile takes the steps Parse and Compile. file names the source in messages.
+func (e *Engine) compile(l policies.Load) (file string, module *ast.Module, compiler *ast.Compiler, err error) {
+	if file = l.File; file == "" {
 		file = l.Policy + ".rego"
 	}
 	if len(l.Source) > maxModule {
-		return nil, policies.LoadErrorf(policies.StepParse, "%s: %d bytes, at most %d are allowed", file, len(l.Source), maxModule)
+		return file, nil, nil, policies.LoadErrorf(policies.StepParse, "%s: %d bytes, at most %d are allowed", file, len(l.Source), maxModule)
 	}
-	module, err := ast.ParseModuleWithOpts(file, string(l.Source), ast.ParserOptions{Capabilities: e.capabilities, RegoVersion: ast.RegoV1})
+	module, err = ast.ParseModuleWithOpts(file, string(l.Source), ast.ParserOptions{Capabilities: e.capabilities, RegoVersion: ast.RegoV1})
 	if err != nil {
-		return nil, &policies.LoadError{Step: policies.StepParse, Err: oneLine(err)}
+		return file, nil, nil, &policies.LoadError{Step: policies.StepParse, Err: oneLine(err)}
 	}
 	if module == nil {
-		return nil, policies.LoadErrorf(policies.StepParse, "%s: the module is empty", file)
+		return file, nil, nil, policies.LoadErrorf(policies.StepParse, "%s: the module is empty", file)
 	}
-	compiler := ast.NewCompiler().WithCapabilities(e.capabilities).WithUnsafeBuiltins(unsafe)
+	compiler = ast.NewCompiler().WithCapabilities(e.capabilities).WithUnsafeBuiltins(unsafe)
 	if compiler.Compile(map[string]*ast.Module{file: module}); compiler.Failed() {
-		return nil, &policies.LoadError{Step: policies.StepCompile, Err: oneLine(compiler.Errors)}
+		return file, nil, nil, &policies.LoadError{Step: policies.StepCompile, Err: oneLine(compiler.Errors)}
+	}
+	return file, module, compiler, nil
+}
+
+// taken returns the rules of the module that take part, and where.
+func taken(file string, module *ast.Module) (names []string, points []policyv1alpha1.ExtensionPoint, err error) {
+	for _, rule := range module.Rules {
+		name := string(rule.Head.Ref()[0].Value.(ast.Var))
+		point, ok := rules[name]
+		if !ok || slices.Contains(names, name) {
+			continue
+		}
+		names = append(names, name)
+		if !slices.Contains(points, point) {
+			points = append(points, point)
+		}
+	}
+	if len(points) == 0 {
+		return nil, nil, policies.LoadErrorf(policies.StepManifest, "%s: package %s has none of the rules deny, violation, warn, patch, filter, score",
+			file, packageOf(module))
+	}
+	slices.Sort(points)
+	return names, points, nil
+}
+
+func packageOf(module *ast.Module) string {
+	return strings.TrimPrefix(module.Package.Path.String(), "data.")
+}
+
+// Load implements policies.Engine.
+func (e *Engine) Load(ctx context.Context, l policies.Load) (policies.Program, error) {
+	file, module, compiler, err := e.compile(l)
+	if err != nil {
+		return nil, err
 	}
 	p := &program{policy: l.Policy, deadline: DefaultDeadline, fleetDeadline: DefaultFleetDeadline, queries: map[string]rego.PreparedEvalQuery{}}
 	if d := l.Limits.Deadline; d != nil {
@@ -88,12 +122,12 @@ func (e *Engine) Load(ctx context.Context, l policies.Load) (policies.Program, e
 	if p.parameters, err = parameters(l.Config); err != nil {
 		return nil, policies.LoadErrorf(policies.StepConfigure, "config: %w", err)
 	}
-	for _, rule := range module.Rules {
-		name := string(rule.Head.Ref()[0].Value.(ast.Var))
-		point, ok := rules[name]
-		if _, done := p.queries[name]; !ok || done {
-			continue
-		}
+	names, points, err := taken(file, module)
+	if err != nil {
+		return nil, err
+	}
+	p.points = points
+	for _, name := range names {
 		query := module.Package.Path.Append(ast.StringTerm(name))
 		prepared, err := rego.New(rego.Compiler(compiler), rego.ParsedQuery(ast.NewBody(ast.NewExpr(ast.NewTerm(query)))),
 			rego.Capabilities(e.capabilities), rego.StrictBuiltinErrors(false)).PrepareForEval(ctx)
@@ -101,20 +135,35 @@ func (e *Engine) Load(ctx context.Context, l policies.Load) (policies.Program, e
 			return nil, policies.LoadErrorf(policies.StepCompile, "%s: %w", name, oneLine(err))
 		}
 		p.queries[name] = prepared
-		if !slices.Contains(p.points, point) {
-			p.points = append(p.points, point)
-		}
 	}
-	if len(p.points) == 0 {
-		return nil, policies.LoadErrorf(policies.StepManifest, "%s: package %s has none of the rules deny, violation, warn, patch, filter, score",
-			file, strings.TrimPrefix(module.Package.Path.String(), "data."))
-	}
-	slices.Sort(p.points)
 	if err := p.selfTest(ctx); err != nil {
 		return nil, &policies.LoadError{Step: policies.StepSelfTest, Err: err}
 	}
 	return p, nil
 }
+
+// Inspect implements policies.Inspector. The name is the last part of the package's.
+func (e *Engine) Inspect(l policies.Load) (*policies.Inspection, error) {
+	file, module, _, err := e.compile(l)
+	if err != nil {
+		return nil, err
+	}
+	_, points, err := taken(file, module)
+	if err != nil {
+		return nil, err
+	}
+	deadline := DefaultDeadline
+	if slices.Contains(points, policyv1alpha1.ExtensionFilter) || slices.Contains(points, policyv1alpha1.ExtensionScore) {
+		deadline = DefaultFleetDeadline
+	}
+	name, _ := module.Package.Path[len(module.Package.Path)-1].Value.(ast.String)
+	return &policies.Inspection{
+		Engine: policyv1alpha1.EngineRego, Name: string(name), Size: len(l.Source), Digest: policies.Digest(l.Source),
+		ExtensionPoints: points, Limits: policyv1alpha1.PolicyLimits{Deadline: &metav1.Duration{Duration: deadline}},
+	}, nil
+}
+
+var _ policies.Inspector = (*Engine)(nil)
 
 // rules that a policy may have.
 var rules = map[string]policyv1alpha1.ExtensionPoint{

@@ -8,6 +8,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"flag"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"strings"
 
 	"github.com/quaymaster/quaymaster/policies/abi"
+	"github.com/quaymaster/quaymaster/policies/author"
 )
 
 // guest is one module to build; a workload has no manifest.
@@ -36,36 +38,21 @@ var guests = []guest{
 const toolchain = "go1.26.8"
 
 func c(source string, flags ...string) func(dir, out string) (*exec.Cmd, error) {
-	return clang(source, append([]string{"--target=wasm32", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-mbulk-memory", "-msign-ext",
-		"-nostdlib", "-ffreestanding", "-Wl,--no-entry", "-Wl,--strip-all", "-Wl,-z,stack-size=16384", "-I", "../../../sdk/c"}, flags...)...)
+	return func(dir, out string) (*exec.Cmd, error) {
+		return author.CommandC(context.Background(), dir, out, "../../../sdk/c", []string{source}, flags...)
+	}
 }
 
 // workload is a WASI command: it has an entry, and no SDK.
 func workload(source string) func(dir, out string) (*exec.Cmd, error) {
-	return clang(source, "--target=wasm32-unknown-unknown", "-Oz", "-nostdlib", "-fno-builtin", "-mbulk-memory",
-		"-Wl,--no-entry,--export=_start,--strip-all,-z,stack-size=8192,--initial-memory=131072")
-}
-
-func clang(source string, flags ...string) func(dir, out string) (*exec.Cmd, error) {
 	return func(dir, out string) (*exec.Cmd, error) {
-		compiler, err := exec.LookPath("clang-19")
-		if err != nil {
-			return nil, err
-		}
-		if _, err := exec.LookPath("wasm-ld-19"); err != nil {
-			return nil, err
-		}
-		cmd := exec.Command(compiler, append(append([]string{}, flags...), "-o", out, source)...)
-		cmd.Dir = dir
-		return cmd, nil
+		return author.Clang(context.Background(), dir, out, []string{source}, "--target=wasm32-unknown-unknown", "-Oz", "-nostdlib", "-fno-builtin",
+			"-mbulk-memory", "-Wl,--no-entry,--export=_start,--strip-all,-z,stack-size=8192,--initial-memory=131072")
 	}
 }
 
 func golang(dir, out string) (*exec.Cmd, error) {
-	cmd := exec.Command("go", "build", "-buildmode=c-shared", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", out, ".")
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "GOFLAGS=", "CGO_ENABLED=0", "GOTOOLCHAIN="+toolchain)
-	return cmd, nil
+	return author.CommandGo(context.Background(), dir, out, "GOTOOLCHAIN="+toolchain)
 }
 
 func main() {

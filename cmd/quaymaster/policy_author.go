@@ -1,0 +1,151 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+
+	"github.com/quaymaster/quaymaster/policies/author"
+)
+
+func newPolicyNew() *cobra.Command {
+	var lang string
+	command := &cobra.Command{
+		Use:   "new FOLDER",
+		Short: "Start a policy from a template",
+		Long: `New makes a folder with a filter and score in the language asked for, its
+manifest, its tests and the objects that put it in force. The last part of the
+folder's path names the policy.`,
+		Example: "  quaymaster policy new --lang c spread",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			files, err := author.New(lang, args[0])
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), strings.Join(files, "\n"))
+			return err
+		},
+	}
+	command.Flags().StringVar(&lang, "lang", "", strings.Join(author.Languages(), ", "))
+	if err := command.MarkFlagRequired("lang"); err != nil {
+		panic(err) // the flag is one line above
+	}
+	return command
+}
+
+func newPolicyBuild() *cobra.Command {
+	return &cobra.Command{
+		Use:   "build FOLDER",
+		Short: "Compile and pack a policy",
+		Long: `Build compiles the Go package or the C files of a folder, adds manifest.json and
+writes NAME.wasm beside them, NAME being the manifest's. C needs clang-19 and
+lld-19. A Rego policy is only checked.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return withEngines(func(engines author.Engines) error {
+				file, i, err := engines.Build(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				return printBuilt(cmd, file, i)
+			})
+		},
+	}
+}
+
+func newPolicyTest() *cobra.Command {
+	var verbose bool
+	command := &cobra.Command{
+		Use:   "test FILE…",
+		Short: "Run test cases",
+		Long: `Test runs the cases of YAML files; docs/policies.md describes them. It fails when
+any does, and says at which file, line and field.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return withEngines(func(engines author.Engines) error {
+				var errs []error
+				for _, file := range args {
+					errs = append(errs, testFile(cmd, engines, file, verbose))
+				}
+				return errors.Join(errs...)
+			})
+		},
+	}
+	command.Flags().BoolVarP(&verbose, "verbose", "v", false, "name the cases that pass, too")
+	return command
+}
+
+func testFile(cmd *cobra.Command, engines author.Engines, file string, verbose bool) error {
+	results, err := engines.Test(cmd.Context(), file)
+	if err != nil {
+		return err
+	}
+	failed := 0
+	out := cmd.OutOrStdout()
+	for _, r := range results {
+		if len(r.Failures) > 0 {
+			failed++
+			fmt.Fprintf(out, "FAIL %s\n", r.Case)
+		} else if verbose {
+			fmt.Fprintf(out, "ok   %s  %v\n", r.Case, r.Wall.Round(time.Microsecond))
+		}
+		for _, f := range r.Failures {
+			fmt.Fprintf(out, "     %v\n", f)
+		}
+	}
+	if failed > 0 {
+		return fmt.Errorf("%s: %d of %d cases failed", file, failed, len(results))
+	}
+	_, err = fmt.Fprintf(out, "%s: %d cases passed\n", file, len(results))
+	return err
+}
+
+func newPolicyBench() *cobra.Command {
+	var config, output string
+	var options author.BenchOptions
+	command := &cobra.Command{
+		Use:     "bench FILE",
+		Short:   "Measure time, fuel and memory of a policy",
+		Example: "  quaymaster policy bench policy.wasm --config '{key: disktype, value: ssd}'",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if config != "" {
+				data, err := yaml.YAMLToJSONStrict([]byte(config))
+				if err != nil {
+					return fmt.Errorf("--config: %w", err)
+				}
+				options.Config = bytes.TrimSpace(data)
+			}
+			for _, n := range options.Nodes {
+				if n <= 0 {
+					return fmt.Errorf("--nodes: %d is no size of a cluster", n)
+				}
+			}
+			return withEngines(func(engines author.Engines) error {
+				all, err := engines.Bench(cmd.Context(), args[0], options)
+				if err != nil {
+					return err
+				}
+				return printed(cmd, output, all, func(table io.Writer) {
+					fmt.Fprintln(table, "POINT\tNODES\tCALLS\tPER CALL\tPER NODE\tFUEL\tMEMORY\tHOST ALLOCATES")
+					for _, m := range all {
+						fmt.Fprintf(table, "%s\t%d\t%d\t%v\t%d ns\t%d\t%d KiB\t%d B\n", m.Point, m.Nodes, m.Calls,
+							time.Duration(m.Nanoseconds), m.PerNode, m.Fuel, m.Memory>>10, m.Allocated)
+					}
+				})
+			})
+		},
+	}
+	command.Flags().StringVar(&config, "config", "", "configuration of the policy, YAML or JSON")
+	command.Flags().IntSliceVar(&options.Nodes, "nodes", []int{100, 1000, 5000}, "sizes of the cluster")
+	command.Flags().DurationVar(&options.Time, "time", 300*time.Millisecond, "time to spend on each measurement")
+	command.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	return command
+}
