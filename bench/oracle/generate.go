@@ -77,6 +77,14 @@ func (g generator) chance(percent int) bool { return g.IntN(100) < percent }
 
 func pick[T any](g generator, of ...T) T { return of[g.IntN(len(of))] }
 
+// quantity is one of these, or any below the limit.
+func (g generator) quantity(limit int, unit string, of ...string) resource.Quantity {
+	if g.chance(30) {
+		return resource.MustParse(strconv.Itoa(g.IntN(limit)) + unit)
+	}
+	return resource.MustParse(pick(g, of...))
+}
+
 const gpu, license = "example.com/gpu", "license"
 
 var (
@@ -113,8 +121,8 @@ func (g generator) node(i int) *v1.Node {
 		}
 	}
 	n.Status.Allocatable = v1.ResourceList{
-		v1.ResourceCPU:    resource.MustParse(pick(g, "500m", "1", "2", "3900m", "7", "64")),
-		v1.ResourceMemory: resource.MustParse(pick(g, "512Mi", "1Gi", "3Gi", "8000M", "16123456Ki")),
+		v1.ResourceCPU:    g.quantity(10_000, "m", "500m", "1", "2", "3900m", "7", "64"),
+		v1.ResourceMemory: g.quantity(8<<20, "Ki", "512Mi", "1Gi", "3Gi", "8000M", "16123456Ki", "6Ti"),
 		v1.ResourcePods:   resource.MustParse(pick(g, "1", "3", "6", "110", "110")),
 	}
 	if g.chance(40) {
@@ -145,10 +153,10 @@ func (g generator) container(name string) v1.Container {
 	c := v1.Container{Name: name, Image: pick(g, images...)}
 	requests := v1.ResourceList{}
 	if g.chance(70) {
-		requests[v1.ResourceCPU] = resource.MustParse(pick(g, "0", "1m", "100m", "250m", "0.3335", "1", "2"))
+		requests[v1.ResourceCPU] = g.quantity(1500, "m", "0", "1m", "100m", "250m", "0.3335", "1", "2")
 	}
 	if g.chance(70) {
-		requests[v1.ResourceMemory] = resource.MustParse(pick(g, "0", "64Mi", "100M", "300Mi", "1Gi", "1500000500m"))
+		requests[v1.ResourceMemory] = g.quantity(2<<30, "", "0", "64Mi", "100M", "300Mi", "1Gi", "1500000500m")
 	}
 	if g.chance(10) {
 		requests[v1.ResourceEphemeralStorage] = resource.MustParse(pick(g, "0", "500Mi", "4Gi"))
