@@ -444,8 +444,9 @@ func (w *writer) publish() {
 		s.index.add(c.key, v)
 	}
 	s.rev = w.rev
-	s.mu.Unlock()
+	// Before anybody can read the revision: who then asks for progress is told of it.
 	s.hub.publish(w.changes, w.rev)
+	s.mu.Unlock()
 }
 
 // fail ends writing for good: what is durable is no longer certain.
