@@ -154,46 +154,80 @@ func (d *document) decode(into func() any) (out any, err error) {
 }
 
 // locate makes a FieldError of what try says of the document as JSON. Decoders
-// do not say where they failed: it is the innermost field without which they
-// fail otherwise, or not at all.
+// do not say where they failed; leaving out parts of the document does.
 func (d *document) locate(err error, try func(data []byte) error) error {
-	same := func() bool {
-		data, encode := json.Marshal(d.tree)
-		if encode != nil {
-			return true // it is what was decoded
-		}
-		without := try(data)
-		return without != nil && without.Error() == err.Error()
-	}
 	text := strings.TrimPrefix(err.Error(), "json: ")
 	if kind := (*json.UnmarshalTypeError)(nil); errors.As(err, &kind) {
 		text = fmt.Sprintf("is a %s, no %s", kind.Value, kind.Type.Kind())
 	}
-	return d.errorf(culprit(nil, d.tree, same), "%s", text)
+	s := search{want: err, try: func() error {
+		data, err := json.Marshal(d.tree)
+		if err != nil {
+			return err // not met: it is what was decoded
+		}
+		return try(data)
+	}}
+	return d.errorf(s.culprit(nil, d.tree), "%s", text)
 }
 
-// culprit finds the field below at whose absence changes what same says.
-func culprit(p path, at any, same func() bool) path {
-	switch at := at.(type) {
-	case map[string]any:
-		for _, key := range slices.Sorted(maps.Keys(at)) {
-			value := at[key]
-			delete(at, key)
-			found := !same()
-			at[key] = value
-			if found {
-				return culprit(p.with(key), value, same)
+// search for the innermost field that an error is about.
+type search struct {
+	want error
+	try  func() error
+}
+
+// culprit is at or below at: a field without which there is no error; else one
+// that alone makes the same error; else one without which there is another.
+func (s *search) culprit(p path, at any) path {
+	same := func(err error) bool { return err != nil && err.Error() == s.want.Error() }
+	keys, get, set := children(at)
+	// without leaves out what leave says; keep: for good when it holds.
+	without := func(leave func(key any) bool, keep bool, holds func(error) bool) (ok bool) {
+		for _, key := range keys {
+			if leave(key) {
+				defer func(value any) {
+					if !ok || !keep {
+						set(key, value)
+					}
+				}(get(key))
+				set(key, nil)
 			}
 		}
-	case []any:
-		for i, value := range at {
-			at[i] = nil
-			found := !same()
-			at[i] = value
-			if found {
-				return culprit(p.with(i), value, same)
-			}
+		return holds(s.try())
+	}
+	if without(func(any) bool { return true }, false, same) {
+		return p // it is about the field itself
+	}
+	only := func(key any) func(any) bool { return func(k any) bool { return k == key } }
+	for _, meets := range []func(key any) bool{
+		func(key any) bool { return without(only(key), false, func(err error) bool { return err == nil }) },
+		func(key any) bool { return without(func(k any) bool { return k != key }, true, same) },
+		func(key any) bool { return without(only(key), false, func(err error) bool { return !same(err) }) },
+	} {
+		if i := slices.IndexFunc(keys, meets); i >= 0 {
+			return s.culprit(p.with(keys[i]), get(keys[i]))
 		}
 	}
 	return p
+}
+
+// children of a JSON value. What is set to nil is left out of a mapping.
+func children(at any) (keys []any, get func(key any) any, set func(key, value any)) {
+	switch at := at.(type) {
+	case map[string]any:
+		for _, key := range slices.Sorted(maps.Keys(at)) {
+			keys = append(keys, key)
+		}
+		return keys, func(key any) any { return at[key.(string)] }, func(key, value any) {
+			if at[key.(string)] = value; value == nil {
+				delete(at, key.(string))
+			}
+		}
+	case []any:
+		for i := range at {
+			keys = append(keys, i)
+		}
+		return keys, func(key any) any { return at[key.(int)] }, func(key, value any) { at[key.(int)] = value }
+	}
+	return nil, nil, nil
 }

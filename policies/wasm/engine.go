@@ -3,6 +3,7 @@
 package wasm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -138,8 +139,10 @@ func prefix(file string) string {
 }
 
 // isGo says that the standard Go toolchain made the module: its runtime needs
-// more memory than others.
-func isGo(m *binary.Module) bool { return m.Custom["go:buildid"] != nil }
+// more memory than others. Its name is in the section that toolchains sign.
+func isGo(m *binary.Module) bool {
+	return m.Custom["go:buildid"] != nil || bytes.Contains(m.Custom["producers"], []byte("Go cmd/compile"))
+}
 
 func (e *Engine) limits(m *binary.Module, manifest *abi.Manifest, l policyv1alpha1.PolicyLimits) (limits, error) {
 	out := limits{memory: DefaultMemory, fuel: DefaultFuel, deadline: DefaultDeadline}
