@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
@@ -45,6 +46,7 @@ type parts struct {
 	scheduler   *scheduler.Scheduler
 	controllers *controllers.Controllers
 	upstream    *upstream.Controllers
+	kinds       *kinds.Dynamic
 	loader      *policy.Controller
 	directory   *policy.Syncer // nil: no directory
 	recorder    *recorder      // of the policy controllers
@@ -137,7 +139,11 @@ func (p *parts) assembleControllers() (err error) {
 	if err != nil {
 		return err
 	}
-	served := make(kinds.Static, 0, len(apiserver.Resources()))
+	definitions := p.server.CustomResourceDefinitions()
+	served := []kinds.Kind{{
+		GroupVersionResource: apiextensionsv1.SchemeGroupVersion.WithResource("customresourcedefinitions"),
+		Kind:                 "CustomResourceDefinition", Informer: definitions,
+	}}
 	for _, r := range apiserver.Resources() {
 		kind := kinds.Kind{GroupVersionResource: r.GroupVersionResource, Kind: r.Kind, Namespaced: r.Namespaced}
 		if r.Resource != "events" { // nothing owns one, they end by themselves, and there are many: none is kept in memory
@@ -149,8 +155,9 @@ func (p *parts) assembleControllers() (err error) {
 		}
 		served = append(served, kind)
 	}
+	p.kinds = kinds.NewDynamic(served, definitions, meta)
 	if p.controllers, err = controllers.New(controllers.Options{
-		Client: p.client, Informers: p.informers, Kinds: served, Metadata: meta,
+		Client: p.client, Informers: p.informers, Kinds: p.kinds, Metadata: meta,
 		Pods: directPods{p.server.Direct(nil)}, Clock: options.Clock, Logger: log.With("part", "controllers"),
 	}); err != nil {
 		return err
@@ -218,7 +225,7 @@ func (p *parts) run(ctx context.Context, ready func()) error {
 func (p *parts) work(ctx context.Context, ready func()) error {
 	group, ctx := errgroup.WithContext(ctx)
 	p.recorder.start()
-	run := []func(context.Context) error{p.controllers.Run, p.upstream.Run, p.loader.Run, p.scheduler.Run, p.nodes.run}
+	run := []func(context.Context) error{p.kinds.Run, p.controllers.Run, p.upstream.Run, p.loader.Run, p.scheduler.Run, p.nodes.run}
 	synced := []<-chan struct{}{p.loader.Synced()}
 	if p.directory != nil {
 		run = append(run, p.directory.Run)

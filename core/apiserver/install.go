@@ -97,13 +97,16 @@ func (s *Server) install() error {
 				return fmt.Errorf("the system's own objects are not all there yet")
 			}
 		}))
-	completed := config.Complete(nil)
-	s.requestInfo = config.RequestInfoResolver
-	server, err := completed.New("quaymaster", genericapiserver.NewEmptyDelegate())
-	if err != nil {
+	config.AggregatedDiscoveryGroupManager = aggregated.NewResourceManager("apis") // both servers'
+	var err error
+	if s.custom, err = s.newCustom(*config); err != nil {
 		return err
 	}
-	s.generic = server
+	completed := config.Complete(nil)
+	s.requestInfo = config.RequestInfoResolver
+	if s.generic, err = completed.New("quaymaster", s.custom.GenericAPIServer); err != nil {
+		return err
+	}
 
 	s.registries = newRegistries(s)
 	order, groups := groupKinds()
@@ -112,11 +115,14 @@ func (s *Server) install() error {
 			return err
 		}
 	}
-	s.installOpenAPI()
+	documents, err := s.installOpenAPI()
+	if err != nil {
+		return err
+	}
 	for path, handler := range s.options.Paths {
 		s.generic.Handler.NonGoRestfulMux.Handle(path, handler)
 	}
-	return nil
+	return s.custom.follow(documents)
 }
 
 // groupKinds sorts the table into groups, in the order of their first line.

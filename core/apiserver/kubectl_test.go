@@ -35,48 +35,16 @@ spec:
 func TestKubectl(t *testing.T) {
 	c := start(t, func(o *apiserver.Options) { o.Listener = listen(t); o.Version = "v0.1.0" })
 	dir := t.TempDir()
-	kubeconfig, manifest, policy := filepath.Join(dir, "kubeconfig"), filepath.Join(dir, "deployment.yaml"), filepath.Join(dir, "policy.yaml")
-	data, err := c.Kubeconfig()
-	if err != nil {
-		t.Fatal(err)
-	}
+	manifest, policy := filepath.Join(dir, "deployment.yaml"), filepath.Join(dir, "policy.yaml")
 	for path, content := range map[string]string{
-		kubeconfig: string(data), manifest: deployment,
-		policy: "apiVersion: policy.quaymaster.dev/v1alpha1\nkind: Policy\nmetadata: {name: p}\nspec: {engine: Rego, source: {rego: package p}}\n",
+		manifest: deployment,
+		policy:   "apiVersion: policy.quaymaster.dev/v1alpha1\nkind: Policy\nmetadata: {name: p}\nspec: {engine: Rego, source: {rego: package p}}\n",
 	} {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	cmdutil.BehaviorOnFatal(func(message string, _ int) { panic(fatal(message)) })
-	defer cmdutil.DefaultBehaviorOnFatal()
-	kubectl := func(args ...string) (out string) {
-		var stdout, stderr bytes.Buffer
-		defer func() {
-			out = stdout.String() + stderr.String()
-			if p := recover(); p != nil {
-				message, ok := p.(fatal)
-				if !ok {
-					panic(p)
-				}
-				out += string(message)
-			}
-		}()
-		flags := genericclioptions.NewConfigFlags(true)
-		cache := filepath.Join(dir, "cache")
-		flags.CacheDir, flags.KubeConfig = &cache, &kubeconfig
-		command := cmd.NewKubectlCommand(cmd.KubectlOptions{
-			IOStreams:   genericiooptions.IOStreams{In: strings.NewReader(""), Out: &stdout, ErrOut: &stderr},
-			ConfigFlags: flags, Arguments: append([]string{"kubectl"}, args...),
-		})
-		command.SetArgs(args)
-		command.SetOut(&stdout)
-		command.SetErr(&stderr)
-		if err := command.Execute(); err != nil {
-			fmt.Fprintln(&stderr, err)
-		}
-		return
-	}
+	kubectl := kubectlFor(t, c)
 	for _, test := range []struct{ args, want string }{
 		{"version", `Server Version: v1\.36\.3\+quaymaster-0\.1\.0`},
 		{"get namespaces", `(?s)NAME +STATUS +AGE\n.*kube-system +Active +\d+s`},
@@ -116,6 +84,49 @@ func TestKubectl(t *testing.T) {
 	}
 	if out := kubectl("apply", "-f", manifest); !strings.Contains(out, `unknown field "spec.replicaz"`) {
 		t.Errorf("an unknown field: %s", out)
+	}
+}
+
+// kubectlFor runs upstream's kubectl with an administrator's kubeconfig and
+// returns what it prints.
+func kubectlFor(t testing.TB, c *cluster) func(args ...string) string {
+	t.Helper()
+	cmdutil.BehaviorOnFatal(func(message string, _ int) { panic(fatal(message)) })
+	t.Cleanup(cmdutil.DefaultBehaviorOnFatal)
+	dir := t.TempDir()
+	kubeconfig, cache := filepath.Join(dir, "kubeconfig"), filepath.Join(dir, "cache")
+	data, err := c.Kubeconfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(kubeconfig, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return func(args ...string) (out string) {
+		var stdout, stderr bytes.Buffer
+		defer func() {
+			out = stdout.String() + stderr.String()
+			if p := recover(); p != nil {
+				message, ok := p.(fatal)
+				if !ok {
+					panic(p)
+				}
+				out += string(message)
+			}
+		}()
+		flags := genericclioptions.NewConfigFlags(true)
+		flags.CacheDir, flags.KubeConfig = &cache, &kubeconfig
+		command := cmd.NewKubectlCommand(cmd.KubectlOptions{
+			IOStreams:   genericiooptions.IOStreams{In: strings.NewReader(""), Out: &stdout, ErrOut: &stderr},
+			ConfigFlags: flags, Arguments: append([]string{"kubectl"}, args...),
+		})
+		command.SetArgs(args)
+		command.SetOut(&stdout)
+		command.SetErr(&stderr)
+		if err := command.Execute(); err != nil {
+			fmt.Fprintln(&stderr, err)
+		}
+		return
 	}
 }
 

@@ -86,6 +86,9 @@ type Server struct {
 	registries    *registries
 	client        kubernetes.Interface
 
+	custom   *custom
+	webhooks *webhooks
+
 	kubelets  *kubelets
 	proxy     *http.Transport
 	addresses *ipallocator.Range
@@ -134,6 +137,9 @@ func New(options Options) (*Server, error) {
 		return nil, fmt.Errorf("assemble the API server: %w", err)
 	}
 	if err := s.newAuthentication(); err != nil {
+		return nil, fmt.Errorf("assemble the API server: %w", err)
+	}
+	if s.webhooks, err = newWebhooks(s); err != nil {
 		return nil, fmt.Errorf("assemble the API server: %w", err)
 	}
 	if err := s.newAdmission(); err != nil {
@@ -194,8 +200,12 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.Close()
 	prepared := s.generic.PrepareRun()
 	hooks, stopHooks := context.WithCancel(ctx)
+	defer s.custom.Informers.Shutdown()
 	defer stopHooks()
-	prepared.RunPostStartHooks(hooks)
+	err := s.custom.start(hooks)
+	if err == nil {
+		prepared.RunPostStartHooks(hooks)
+	}
 
 	served := make(chan error, 1)
 	var http *http.Server
@@ -203,7 +213,13 @@ func (s *Server) Run(ctx context.Context) error {
 		http = s.newHTTPServer()
 		go func() { served <- http.ServeTLS(s.options.Listener, "", "") }()
 	}
-	if err := s.bootstrap(ctx); err != nil {
+	if err == nil {
+		err = s.bootstrap(ctx)
+	}
+	if err == nil {
+		err = s.custom.served(ctx)
+	}
+	if err != nil {
 		if ctx.Err() == nil {
 			err = fmt.Errorf("run the API server: %w", err)
 		} else {
@@ -214,7 +230,6 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	close(s.ready)
 
-	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-served:
@@ -246,6 +261,10 @@ func (s *Server) drain(server *http.Server) {
 func (s *Server) Close() {
 	s.close()
 	s.abort()
+	if s.running.TryLock() { // never run: what upstream started in New ends in its hooks
+		s.generic.RunPostStartHooks(s.closing)
+		s.custom.Informers.Shutdown()
+	}
 	s.generic.Destroy()
 	s.proxy.CloseIdleConnections()
 	s.kubelets.close()
