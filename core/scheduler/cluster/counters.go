@@ -320,6 +320,11 @@ func (s *State) setOf(key, namespace string, selects func(*v1.Pod) bool) *podSet
 					}
 				}
 			}
+			for _, e := range s.nominees {
+				if p.covers(e.pod) {
+					e.sets = append(slices.Clip(e.sets), p)
+				}
+			}
 		}
 	}
 	return p
@@ -408,6 +413,9 @@ func (s *State) recount() {
 	s.setsEpoch++
 	for _, e := range s.pods {
 		s.resettle(e)
+	}
+	for _, e := range s.nominees {
+		e.sets = s.setsOf(e.pod, e.terms)
 	}
 }
 

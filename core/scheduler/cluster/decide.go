@@ -64,7 +64,7 @@ func (s *State) Feasible(c *Class) bool {
 // FeasibleOn says that of one row.
 func (s *State) FeasibleOn(c *Class, row int32) bool {
 	s.meet(c)
-	return c.factor.reason[row] == refusedNot && s.fits(c, row) && (c.related == nil || c.related.refuses(row) == relatedNot)
+	return c.factor.reason[row] == refusedNot && s.accepts(c, row)
 }
 
 // catchUp brings the class up to the end of the log.
@@ -82,10 +82,14 @@ func (s *State) catchUp(c *Class) {
 		s.rebuild(c)
 		return
 	}
-	if behind == 0 {
+	settle := false
+	if c.related != nil {
+		for _, e := range s.nominees { // their rows may change by counts that pass a limit only with them
+			settle = s.refresh(c, e.node.row) || settle
+		}
+	} else if behind == 0 {
 		return
 	}
-	settle := false
 	for _, row := range s.log[c.cursor-s.logStart:] {
 		settle = s.refresh(c, row) || settle
 	}
@@ -192,7 +196,7 @@ func (s *State) refresh(c *Class, row int32) bool {
 // dynamic is the weighted sum of the scores that change with pods, or below 0
 // when a filter refuses the row.
 func (s *State) dynamic(c *Class, row int32) int16 {
-	if c.factor.reason[row] != refusedNot || !s.fits(c, row) || c.related != nil && c.related.refuses(row) != relatedNot {
+	if c.factor.reason[row] != refusedNot || !s.accepts(c, row) {
 		return -1
 	}
 	w := &c.profile.weights
@@ -218,16 +222,16 @@ func (s *State) fits(c *Class, row int32) bool {
 			}
 		}
 	}
-	return len(c.ports) == 0 || s.portsFree(c.ports, s.byRow[row], nil)
+	return len(c.ports) == 0 || s.portsFree(c.ports, s.byRow[row])
 }
 
-// portsFree says that no pod on the node, but those left out, has a port in the way.
-func (s *State) portsFree(ports []hostPort, n *node, out func(*podEntry) bool) bool {
+// portsFree says that no pod on the node, but those lifted off, has a port in the way.
+func (s *State) portsFree(ports []hostPort, n *node) bool {
 	if n.ports == 0 || len(ports) == 0 {
 		return true
 	}
 	for _, e := range n.pods {
-		if len(e.ports) == 0 || out != nil && out(e) {
+		if e.lifted {
 			continue
 		}
 		for _, used := range e.ports {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -99,6 +100,8 @@ func (g generator) pod(name string) *v1.Pod {
 	}
 	priority := pickOne[int32](g, 0, 0, 0, 10)
 	p.Spec.Priority = &priority
+	start := metav1.Unix(g.Int64N(1<<40), 0)
+	p.Status.StartTime = &start
 	if g.chance(10) {
 		never := v1.PreemptNever
 		p.Spec.PreemptionPolicy = &never
@@ -156,7 +159,7 @@ func TestDecisionsEqualScan(t *testing.T) {
 	}
 	profiles := []*Profile{DefaultProfile(), heavy}
 	decided, refused := 0, 0
-	seen := reasons{}
+	seen, preempted := reasons{}, 0
 	for seed := range clusters {
 		g := generator{rand.New(rand.NewPCG(uint64(seed), 1))}
 		s := New(uint64(seed))
@@ -175,6 +178,13 @@ func TestDecisionsEqualScan(t *testing.T) {
 				i := g.IntN(len(bound))
 				s.RemovePod(keyOf(bound[i]))
 				bound = append(bound[:i], bound[i+1:]...)
+			case roll < 31:
+				s.Withdraw(types.NamespacedName{Namespace: "default", Name: "nominee"})
+				nominee := g.pod("nominee")
+				nominee.Namespace = "default"
+				c := s.ClassOf(profiles[0], nominee)
+				s.Nominate(c, nominee, fmt.Sprintf("n%d", g.IntN(40)))
+				s.Release(c)
 			case roll < 33 && len(bound) > 0:
 				g.alter(s, bound)
 			case roll < 35:
@@ -211,6 +221,9 @@ func TestDecisionsEqualScan(t *testing.T) {
 			if out.Node == nil {
 				refused++
 				checkVerdict(t, s.Verdict(c), want)
+				if checkPreemption(t, g, s, c, pod) {
+					preempted++
+				}
 			} else {
 				decided++
 				if g.chance(70) {
@@ -223,8 +236,8 @@ func TestDecisionsEqualScan(t *testing.T) {
 		}
 		checkColumns(t, s)
 	}
-	if decided < clusters*20 || refused < clusters {
-		t.Fatalf("too tame: %d decided, %d refused", decided, refused)
+	if decided < clusters*20 || refused < clusters || preempted < clusters {
+		t.Fatalf("too tame: %d decided, %d refused, %d of them preempt", decided, refused, preempted)
 	}
 	for _, refusal := range relatedRefusals[1:] {
 		if seen[refusal.reason] < clusters {
@@ -273,6 +286,28 @@ func checkColumns(t *testing.T, s *State) {
 		if f.Requested.MilliCPU[row] != want.milliCPU || f.Requested.Memory[row] != want.memory || f.Requested.EphemeralStorage[row] != want.ephemeral ||
 			f.NonZeroRequested.MilliCPU[row] != want.nonZeroCPU || f.NonZeroRequested.Memory[row] != want.nonZeroMemory || f.Requested.Pods[row] != int64(pods) {
 			t.Fatalf("row %d holds other sums than its %d pods", row, pods)
+		}
+	}
+	for _, p := range s.sets {
+		rows := make([]int32, len(s.byRow))
+		for _, e := range s.pods {
+			if e.node.row >= 0 && p.selects != nil && p.covers(e.pod) {
+				rows[e.node.row]++
+			}
+		}
+		if p.selects != nil && !slices.Equal(rows, p.rows) {
+			t.Fatalf("set %q counts %v, has %v", p.key, p.rows, rows)
+		}
+		for _, tally := range p.tallies {
+			counts := make([]int32, len(tally.count))
+			for row, n := range p.rows {
+				if d := tally.topology.domain[row]; d >= 0 && (tally.include == nil || tally.included[row]) {
+					counts[d] += n
+				}
+			}
+			if !slices.Equal(counts, tally.count) {
+				t.Fatalf("tally of %q over %s counts %v, has %v", p.key, tally.topology.key, tally.count, counts)
+			}
 		}
 	}
 }

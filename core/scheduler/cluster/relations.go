@@ -252,6 +252,11 @@ func (s *State) forgetCarriers() {
 			carried[p] = true
 		}
 	}
+	for _, e := range s.nominees {
+		for _, p := range e.sets {
+			carried[p] = true
+		}
+	}
 	s.carriers = slices.DeleteFunc(s.carriers, func(x *carrier) bool {
 		if !carried[x.tally.set] {
 			s.dropTally(x.tally)

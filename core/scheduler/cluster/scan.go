@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"slices"
 
 	v1 "k8s.io/api/core/v1"
 )
@@ -52,16 +53,24 @@ func (s *State) Scan(ctx context.Context, profile *Profile, pod *v1.Pod, tie uin
 			result.Plugin, result.Reasons = NodeAffinity, []string{affinityConflict}
 		} else if reason != refusedNot {
 			result.Plugin, result.Reasons = refusals[reason].plugin, []string{refusals[reason].reason}
-		} else if !s.portsFree(ports, n, nil) {
-			result.Plugin, result.Reasons = NodePorts, []string{portsTaken}
-		} else if profile.filters[NodeResourcesFit] {
-			if result.Reasons = n.lacks(&r); result.Reasons != nil {
-				result.Plugin = NodeResourcesFit
+		} else {
+			// With the pods that have the node reserved, then without.
+			placed, occupied := n.pods, n.ports
+			for _, e := range n.nominated {
+				if e.priority >= priorityOf(pod) && keyOf(e.pod) != keyOf(pod) {
+					n.pods, n.ports = append(slices.Clip(n.pods), e), n.ports+len(e.ports)
+					related.count(e, n.object, +1)
+				}
 			}
-		}
-		if result.Plugin == "" {
-			if reason := related.refuses(n.object); reason != relatedNot {
-				result.Plugin, result.Reasons = relatedRefusals[reason].plugin, []string{relatedRefusals[reason].reason}
+			reserved := n.pods[len(placed):]
+			if len(reserved) > 0 {
+				result.Plugin, result.Reasons = s.scanNode(n, ports, &r, related)
+			}
+			for _, e := range reserved {
+				related.count(e, n.object, -1)
+			}
+			if n.pods, n.ports = placed, occupied; result.Plugin == "" {
+				result.Plugin, result.Reasons = s.scanNode(n, ports, &r, related)
 			}
 		}
 		scan.Nodes = append(scan.Nodes, result)
@@ -119,6 +128,22 @@ func (s *State) Scan(ctx context.Context, profile *Profile, pod *v1.Pod, tie uin
 		k--
 	}
 	return scan, nil
+}
+
+// scanNode gives the first filter on other pods that refuses the node.
+func (s *State) scanNode(n *node, ports []hostPort, r *requests, related *relationScan) (plugin string, why []string) {
+	if !s.portsFree(ports, n) {
+		return NodePorts, []string{portsTaken}
+	}
+	if related.profile.filters[NodeResourcesFit] {
+		if why = n.lacks(r); why != nil {
+			return NodeResourcesFit, why
+		}
+	}
+	if reason := related.refuses(n.object); reason != relatedNot {
+		return relatedRefusals[reason].plugin, []string{relatedRefusals[reason].reason}
+	}
+	return "", nil
 }
 
 // used sums what the pods on the node occupy.
@@ -250,6 +275,17 @@ func (s *State) Explain(ctx context.Context, profile *Profile, pod *v1.Pod, p Po
 		defer func() {
 			s.SetPod(placed)
 			s.freed = freed // nothing became free in the end
+		}()
+	}
+	if e := s.nominees[key]; e != nil {
+		freed, name := s.freed, s.Withdraw(key)
+		defer func() {
+			if n := s.nodes[name]; n != nil {
+				n.nominated = append(n.nominated, e)
+				s.nominees[key] = e
+				s.changed(n.row)
+			}
+			s.freed = freed
 		}()
 	}
 	if pod.Spec.NodeName != "" {

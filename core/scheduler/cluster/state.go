@@ -51,6 +51,7 @@ type State struct {
 	related           bool   // some pod has asked something of others
 	selectsNamespaces bool   // … by the labels of their namespaces
 	epoch             uint64 // see Epoch
+	nominees          map[types.NamespacedName]*podEntry
 	freedTallies      bool
 	quiet             bool // while trying what will be undone
 
@@ -66,6 +67,8 @@ type node struct {
 	object *v1.Node
 	pods   []*podEntry
 	ports  int // pods with host ports
+
+	nominated []*podEntry // not bound; see Nominate
 }
 
 // podEntry is a pod that occupies a node, bound or assumed.
@@ -78,6 +81,8 @@ type podEntry struct {
 	priority int32
 	terms    *podTerms // nil: none
 	sets     []*podSet
+	lifted   bool // off its node for a trial
+	doomed   bool // being evicted
 }
 
 type extendedColumn struct{ allocatable, requested []int64 }
@@ -101,6 +106,7 @@ func New(seed uint64) *State {
 		namespaces: map[string]labels.Set{},
 		owners:     owners{map[string]map[string]labels.Set{}, map[controllerKey]labels.Selector{}},
 		topologies: map[string]*topology{},
+		nominees:   map[types.NamespacedName]*podEntry{},
 		sets:       map[string]*podSet{},
 		selecting:  map[string][]*podSet{},
 		keysRead:   map[string]bool{},
@@ -179,6 +185,9 @@ func (s *State) RemoveNode(name string) {
 		return
 	}
 	row := n.row
+	for _, e := range slices.Clone(n.nominated) {
+		s.Withdraw(keyOf(e.pod))
+	}
 	for _, e := range n.pods {
 		s.account(e, -1)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 )
@@ -28,6 +29,14 @@ type Verdict struct {
 	Message string
 	// Preemptible says that evicting pods of lower priority would make room.
 	Preemptible bool
+
+	refused string // the message without what preemption says
+	policy  func(row int32) string
+}
+
+// AwaitsVictims is the message while pods end to make room for this one.
+func (v *Verdict) AwaitsVictims() string {
+	return v.refused + " " + noClaims + ", preemption: not eligible due to a terminating pod on the nominated node."
 }
 
 // Verdict of a class that Decide found no node for.
@@ -53,7 +62,7 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 	}
 	filter, preemption := reasons{}, reasons{}
 	var counts [len(refusals)]int
-	v := &Verdict{}
+	v := &Verdict{policy: policy}
 	for row, n := range s.byRow {
 		if n == nil {
 			continue
@@ -63,7 +72,7 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 			counts[reason]++
 			continue
 		}
-		why, resolvable := s.refusedBy(c, row)
+		why, resolvable := s.refusedBeside(c, row)
 		if why == nil && policy != nil {
 			why = []string{policy(row)}
 		}
@@ -72,9 +81,11 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 			preemption[notHelpful]++
 			continue
 		}
-		left := s.withoutVictims(c, n)
-		preemption.add(left...)
-		v.Preemptible = v.Preemptible || len(left) == 0
+		if !v.Preemptible { // else nobody asks why not
+			_, left := s.victims(c, n, nil, time.Time{})
+			preemption.add(left...)
+			v.Preemptible = len(left) == 0
+		}
 	}
 	for reason, count := range counts {
 		if count > 0 {
@@ -95,6 +106,7 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 	case !v.Preemptible:
 		post = noClaims + ", preemption: " + fitError(s.count, "", preemption, "")
 	}
+	v.refused = fitError(s.count, preFilter, filter, "")
 	v.Message = fitError(s.count, preFilter, filter, post)
 	return v
 }
@@ -121,7 +133,7 @@ func fitError(nodes int, preFilter string, filter reasons, postFilter string) st
 // refusedBy lists why the filters on what pods occupy refuse the row; it is
 // resolvable when the node would be large enough if it were empty.
 func (s *State) refusedBy(c *Class, row int32) (why []string, resolvable bool) {
-	if !s.portsFree(c.ports, s.byRow[row], nil) {
+	if !s.portsFree(c.ports, s.byRow[row]) {
 		return []string{portsTaken}, true
 	}
 	if c.profile.fit {
@@ -162,48 +174,4 @@ func insufficient(r *requests, pods, maxPods int64, each func(func(name v1.Resou
 		}
 	})
 	return why, resolvable && len(why) > 0
-}
-
-// withoutVictims says what still refuses the node once all pods of lower
-// priority are gone; nothing when that makes room.
-func (s *State) withoutVictims(c *Class, n *node) []string {
-	isVictim := func(e *podEntry) bool { return e.priority < c.priority }
-	victims := 0
-	var freed requests
-	extended := make([]int64, len(c.requests.extended))
-	for _, e := range n.pods {
-		if !isVictim(e) {
-			continue
-		}
-		victims++
-		freed.milliCPU += e.requests.milliCPU
-		freed.memory += e.requests.memory
-		freed.ephemeral += e.requests.ephemeral
-		for i, wanted := range c.requests.extended {
-			for _, x := range e.requests.extended {
-				if x.name == wanted.name {
-					extended[i] += x.amount
-				}
-			}
-		}
-	}
-	if victims == 0 {
-		return []string{noVictims}
-	}
-	if !s.portsFree(c.ports, n, isVictim) {
-		return []string{portsTaken}
-	}
-	if !c.profile.fit {
-		return nil
-	}
-	f, r, row := &s.fleet, &c.requests, n.row
-	why, _ := insufficient(r, f.Requested.Pods[row]-int64(victims), f.Allocatable.Pods[row], func(visit func(name v1.ResourceName, used, allocatable, wanted int64)) {
-		visit(v1.ResourceCPU, f.Requested.MilliCPU[row]-freed.milliCPU, f.Allocatable.MilliCPU[row], r.milliCPU)
-		visit(v1.ResourceMemory, f.Requested.Memory[row]-freed.memory, f.Allocatable.Memory[row], r.memory)
-		visit(v1.ResourceEphemeralStorage, f.Requested.EphemeralStorage[row]-freed.ephemeral, f.Allocatable.EphemeralStorage[row], r.ephemeral)
-		for i, x := range r.extended {
-			visit(x.name, x.column.requested[row]-extended[i], x.column.allocatable[row], x.amount)
-		}
-	})
-	return why
 }
