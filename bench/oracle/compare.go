@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -16,6 +17,11 @@ import (
 
 // Case is a cluster and what happens to it, in order.
 type Case struct {
+	// With InterPodAffinity or TopologySpread.
+	Namespaces  []*v1.Namespace      `json:"namespaces,omitempty"`
+	Services    []*v1.Service        `json:"services,omitempty"`
+	ReplicaSets []*appsv1.ReplicaSet `json:"replicaSets,omitempty"`
+
 	Nodes []*v1.Node `json:"nodes,omitempty"`
 	Bound []*v1.Pod  `json:"bound,omitempty"`
 	Steps []Step     `json:"steps"`
@@ -85,8 +91,17 @@ func NewChecker(ctx context.Context, options Options) (*Checker, error) {
 func (c *Checker) Check(ctx context.Context, seed uint64, in Case) *Mismatch {
 	c.Tally.Clusters++
 	r := &run{Checker: c, ours: cluster.New(seed)}
-	if err := c.upstream.Load(ctx); err != nil {
+	if err := c.upstream.Load(ctx, in); err != nil {
 		return &Mismatch{Failure, err.Error(), in}
+	}
+	for _, n := range in.Namespaces {
+		r.ours.SetNamespace(n.Name, n.Labels)
+	}
+	for _, service := range in.Services {
+		r.ours.SetOwner(service)
+	}
+	for _, set := range in.ReplicaSets {
+		r.ours.SetOwner(set)
 	}
 	for _, node := range in.Nodes {
 		r.setNode(ctx, node)
@@ -100,7 +115,9 @@ func (c *Checker) Check(ctx context.Context, seed uint64, in Case) *Mismatch {
 	}
 	for _, step := range in.Steps {
 		if kind, detail := r.step(ctx, step); kind != "" {
-			return &Mismatch{kind, detail, Case{r.nodes, r.bound, []Step{step}}}
+			now := in
+			now.Nodes, now.Bound, now.Steps = r.nodes, r.bound, []Step{step}
+			return &Mismatch{kind, detail, now}
 		}
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,6 +21,9 @@ import (
 func Generate(seed uint64, options Options) Case {
 	g := generator{rand.New(rand.NewPCG(seed, 0x9e3779b97f4a7c15)), options}
 	var c Case
+	if options.InterPodAffinity || options.TopologySpread {
+		g.surroundings(&c)
+	}
 	nodes := g.IntN(25)
 	if g.chance(2) {
 		nodes += 120
@@ -52,6 +56,24 @@ func Generate(seed uint64, options Options) Case {
 		c.Steps = append(c.Steps, Step{Decide: pod})
 	}
 	return c
+}
+
+// surroundings are what affinity and spread read beside nodes and pods.
+func (g generator) surroundings(c *Case) {
+	for _, name := range []string{"default", "other"} {
+		n := &v1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{}}}
+		if g.chance(60) {
+			n.Labels["team"] = pick(g, "a", "b")
+		}
+		c.Namespaces = append(c.Namespaces, n)
+		meta := metav1.ObjectMeta{Namespace: name, Name: "s"}
+		if g.chance(40) {
+			c.Services = append(c.Services, &v1.Service{ObjectMeta: meta, Spec: v1.ServiceSpec{Selector: map[string]string{"app": pick(g, "a", "b", "c")}}})
+		}
+		if g.chance(50) {
+			c.ReplicaSets = append(c.ReplicaSets, &appsv1.ReplicaSet{ObjectMeta: meta, Spec: appsv1.ReplicaSetSpec{Selector: g.apps()}})
+		}
+	}
 }
 
 // event is one before the i-th pod is decided on.
@@ -208,7 +230,10 @@ func (g generator) pod(name string) *v1.Pod {
 		priority := pick[int32](g, 0, 0, -5, 10, 1000)
 		p.Spec.Priority = &priority
 	}
-	if g.chance(10) {
+	if g.options.NeverPreempt {
+		policy := v1.PreemptNever
+		p.Spec.PreemptionPolicy = &policy
+	} else if g.chance(10) {
 		policy := pick(g, v1.PreemptNever, v1.PreemptLowerPriority)
 		p.Spec.PreemptionPolicy = &policy
 	}
@@ -226,6 +251,10 @@ func (g generator) pod(name string) *v1.Pod {
 	g.nodeAffinity(p)
 	if g.options.InterPodAffinity || g.options.TopologySpread {
 		p.Labels = map[string]string{"app": pick(g, "a", "b", "c"), "version": pick(g, "1", "2")}
+		if g.chance(30) {
+			controller := true
+			p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "s", UID: "s", Controller: &controller}}
+		}
 	}
 	if g.options.InterPodAffinity {
 		g.podAffinity(p)
@@ -388,6 +417,8 @@ func (g generator) podAffinity(p *v1.Pod) {
 			t.Namespaces = []string{pick(g, "default", "other")}
 		case 1:
 			t.NamespaceSelector = &metav1.LabelSelector{} // every namespace
+		case 2:
+			t.NamespaceSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"team": pick(g, "a", "b")}}
 		}
 		return t
 	}

@@ -2,12 +2,10 @@ package oracle
 
 import (
 	"flag"
-	"os"
 	"strings"
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/klog/v2"
 	"sigs.k8s.io/yaml"
 
 	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
@@ -18,14 +16,19 @@ var (
 	clusters = flag.Int("clusters", 300, "number of random clusters")
 	seed     = flag.Uint64("seed", 0, "seed of the first cluster; the others count up from it")
 	reports  = flag.Int("reports", 2, "mismatches of each kind to shrink and report")
-	affinity = flag.Bool("inter-pod-affinity", false, "pods ask for inter-pod affinity")
-	spread   = flag.Bool("topology-spread", false, "pods ask for topology spread")
-	podLevel = flag.Bool("pod-level-resources", false, "pods have resources of their own, beside their containers'")
+	all      = flag.Bool("all", false, "also what is known to differ")
 )
 
-func TestMain(m *testing.M) {
-	klog.SetLogger(klog.Background().V(1000)) // upstream logs through klog
-	os.Exit(m.Run())
+// groups of clusters, by what the pods ask for.
+var groups = []struct {
+	name    string
+	options Options
+	known   bool // to differ
+}{
+	{"basic", Options{}, false},
+	{"relations", Options{InterPodAffinity: true, TopologySpread: true, NeverPreempt: true}, false},
+	{"preempting-relations", Options{InterPodAffinity: true, TopologySpread: true}, true},
+	{"pod-level-resources", Options{PodLevelResources: true}, true},
 }
 
 func checker(t *testing.T, options Options) *Checker {
@@ -60,9 +63,16 @@ func shrunk(t *testing.T, c *Checker, seed uint64, whole Case, m *Mismatch) stri
 	return last.Detail + "\n---\n" + text
 }
 
-// TestAgainstUpstream compares every decision over random clusters.
+// TestAgainstUpstream compares every decision over random clusters of each group.
 func TestAgainstUpstream(t *testing.T) {
-	options := Options{InterPodAffinity: *affinity, TopologySpread: *spread, PodLevelResources: *podLevel}
+	for _, group := range groups {
+		if !group.known || *all {
+			t.Run(group.name, func(t *testing.T) { compare(t, group.options) })
+		}
+	}
+}
+
+func compare(t *testing.T, options Options) {
 	c := checker(t, options)
 	found := map[Kind]int{}
 	for s := *seed; s < *seed+uint64(*clusters); s++ {
@@ -75,11 +85,14 @@ func TestAgainstUpstream(t *testing.T) {
 			tally := c.Tally
 			t.Errorf("seed %d: %s: %s\nshrunk: %s", s, m.Kind, m.Detail, shrunk(t, c, s, whole, m))
 			c.Tally = tally
+		} else {
+			t.Fail()
 		}
 	}
 	t.Logf("%+v; clusters with mismatches: %v", c.Tally, found)
-	if n := c.Tally; len(found) == 0 && *clusters >= 100 && (n.Placed < 2**clusters || n.Refused < *clusters || n.Preemptible < *clusters/10) {
-		t.Errorf("the clusters are too tame to say anything")
+	if n := c.Tally; len(found) == 0 && *clusters >= 100 &&
+		(n.Placed < 2**clusters || n.Refused < *clusters || n.Preemptible < *clusters/10 && !options.NeverPreempt) {
+		t.Error("the clusters are too tame to say anything")
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 // Kept, because an object without them would not pass validation.
 var (
 	keptFields = map[string]bool{
-		"nodes": true, "steps": true, "decide": true, "nodeGone": true, "podGone": true, "metadata": true, "spec": true, "containers": true, "name": true, "namespace": true, "uid": true,
+		"nodes": true, "steps": true, "decide": true, "nodeGone": true, "podGone": true, "metadata": true, "spec": true, "containers": true, "name": true, "namespace": true, "uid": true, "selector": true, "apiVersion": true, "kind": true, "controller": true,
 		"nodeName": true, "key": true, "operator": true, "values": true, "effect": true, "weight": true, "preference": true,
 		"nodeSelectorTerms": true, "containerPort": true, "topologyKey": true, "labelSelector": true, "maxSkew": true,
 		"whenUnsatisfiable": true, "podAffinityTerm": true, "names": true, "sizeBytes": true, "reference": true,

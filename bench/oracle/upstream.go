@@ -2,14 +2,15 @@
 // scheduling core over the same clusters and compares what they say. It is a
 // module of its own, so that the product does not depend on upstream's scheduler.
 //
-// Only plugins that both sides implement take part. Those whose fields the
-// generated pods do not have are disabled on both sides, by profile: inter-pod
-// affinity and topology spread unless asked for (upstream's default spread
-// constraints would otherwise take part in its scores), and volumes.
+// Plugins whose fields the generated pods do not have are disabled on both
+// sides, by profile: inter-pod affinity and topology spread unless asked for
+// (upstream's default spread constraints would otherwise take part in its
+// scores), and volumes.
 package oracle
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -45,6 +46,8 @@ import (
 // Options say what generated pods may ask for beside what always takes part.
 type Options struct {
 	InterPodAffinity, TopologySpread, PodLevelResources bool
+	// NeverPreempt gives every pod the preemption policy Never.
+	NeverPreempt bool
 }
 
 // disabled lists the plugins that do not take part.
@@ -89,6 +92,8 @@ type Upstream struct {
 	lister    *lister
 	pods      cache.Indexer
 	victims   []string
+	// What affinity and spread read beside nodes and pods.
+	namespaces, services, replicaSets cache.Indexer
 
 	cache internalcache.Cache
 	stale bool               // the snapshot, since nodes changed
@@ -120,7 +125,14 @@ func NewUpstream(ctx context.Context, options Options) (*Upstream, error) {
 		return nil, fmt.Errorf("start the tracker of resource slices: %w", err)
 	}
 	claims := assumecache.NewAssumeCache(klog.FromContext(ctx), factory.Resource().V1().ResourceClaims().Informer(), "ResourceClaim", "", nil)
-	u := &Upstream{lister: &lister{internalcache.NewEmptySnapshot()}, pods: factory.Core().V1().Pods().Informer().GetIndexer(), end: func() {}}
+	u := &Upstream{
+		lister:      &lister{internalcache.NewEmptySnapshot()},
+		pods:        factory.Core().V1().Pods().Informer().GetIndexer(),
+		namespaces:  factory.Core().V1().Namespaces().Informer().GetIndexer(),
+		services:    factory.Core().V1().Services().Informer().GetIndexer(),
+		replicaSets: factory.Apps().V1().ReplicaSets().Informer().GetIndexer(),
+		end:         func() {},
+	}
 	registry := plugins.NewInTreeRegistry()
 	registry[names.DefaultPreemption] = u.newPreemption
 	u.framework, err = frameworkruntime.NewFramework(ctx, registry, profile,
@@ -174,13 +186,24 @@ func (u *Upstream) newPreemption(ctx context.Context, args runtime.Object, handl
 	return p, nil
 }
 
-// Load puts an empty cluster in the place of the last.
-func (u *Upstream) Load(ctx context.Context) error {
+// Load puts the case's cluster, without nodes and pods, in the place of the last.
+func (u *Upstream) Load(ctx context.Context, in Case) error {
 	u.end()
 	ctx, u.end = context.WithCancel(ctx)
 	u.cache = internalcache.New(ctx, nil, utilfeature.DefaultFeatureGate.Enabled(features.GenericWorkload))
 	u.stale = true
-	return ctx.Err()
+	return errors.Join(replace(u.namespaces, in.Namespaces), replace(u.services, in.Services), replace(u.replicaSets, in.ReplicaSets))
+}
+
+func replace[T any](in cache.Indexer, objects []T) error {
+	list := make([]any, len(objects))
+	for i := range objects {
+		list[i] = objects[i]
+	}
+	if err := in.Replace(list, ""); err != nil {
+		return fmt.Errorf("show objects to upstream: %w", err)
+	}
+	return nil
 }
 
 // SetNode adds a node, or puts a new version in the place of the old.
