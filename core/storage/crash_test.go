@@ -43,6 +43,13 @@ func TestCrash(t *testing.T) {
 			t.Fatalf("round %d: %v", round, err)
 		}
 		model.check(t, s, acks)
+		if backup, err := os.Open(dir + ".backup"); err != nil {
+			t.Error(err)
+		} else if _, err := Verify(backup); err != nil && !errors.Is(err, ErrDamaged) {
+			t.Errorf("round %d: the backup that was cut short: %v", round, err)
+		} else if err := backup.Close(); err != nil {
+			t.Error(err)
+		}
 		if err := s.Close(); err != nil {
 			t.Fatalf("round %d: close: %v", round, err)
 		}
@@ -241,6 +248,14 @@ func crashWriter(dir string) {
 	}
 	fmt.Println("open")
 	var clients sync.WaitGroup
+	clients.Go(func() {
+		for since := int64(0); ; {
+			if since, err = crashBackup(s, dir, since); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+		}
+	})
 	for i := range 24 {
 		clients.Go(func() {
 			c := crashClient{s: s, name: fmt.Sprintf("%s.%d", os.Getenv(crashChild+"_ROUND"), i), own: strconv.Itoa(i)}
@@ -253,6 +268,20 @@ func crashWriter(dir string) {
 		})
 	}
 	clients.Wait()
+}
+
+// crashBackup makes full backups and increments by turns. The last one may be
+// cut short.
+func crashBackup(s *Store, dir string, since int64) (rev int64, err error) {
+	file, err := os.Create(dir + ".backup")
+	if err != nil {
+		return 0, err
+	}
+	rev, err = s.Backup(context.Background(), file, since)
+	if since > 0 {
+		rev = 0
+	}
+	return rev, errors.Join(err, file.Close())
 }
 
 type crashClient struct {

@@ -14,7 +14,8 @@ var (
 	ErrInUse = errors.New("in use by another process")
 
 	// ErrNewerFormat is returned by Open when a newer version wrote the
-	// directory. Nothing has been changed in it.
+	// directory, and by Verify and Restore when it wrote the backup. Nothing has
+	// been changed in it.
 	ErrNewerFormat = errors.New("written by a newer version")
 
 	// ErrForeign is returned by Open when the directory holds something that is
@@ -33,6 +34,25 @@ var (
 	// ErrTooLarge is returned for a write of a key above MaxKey or a value above
 	// MaxValue.
 	ErrTooLarge = errors.New("storage: too large")
+
+	// ErrCompacted is returned by Backup for an increment whose beginning the
+	// store has forgotten, and by Restore for a revision before the full backup.
+	ErrCompacted = errors.New("that is no longer known")
+
+	// ErrFuture is returned by Backup and Restore for a revision that has not
+	// been reached.
+	ErrFuture = errors.New("that has not happened yet")
+
+	// ErrDamaged is returned by Verify and Restore for what is not a backup, or
+	// not all of one as it was written.
+	ErrDamaged = errors.New("the backup is damaged")
+
+	// ErrOrder is returned by Verify and Restore for backups that do not follow
+	// one another: a full one first, then increments of the same store.
+	ErrOrder = errors.New("the backups do not follow one another")
+
+	// ErrExists is returned by Restore when the directory is not empty.
+	ErrExists = errors.New("is not empty")
 )
 
 // Limits in bytes. MaxValue is etcd's default for a request.

@@ -63,13 +63,19 @@ func createFormat(dir, path string) error {
 		err = os.Rename(temp.Name(), path)
 	}
 	if err == nil {
-		var d *os.File
-		if d, err = os.Open(dir); err == nil {
-			err = errors.Join(d.Sync(), d.Close())
-		}
+		err = syncDir(dir)
 	}
 	if err != nil {
 		return fmt.Errorf("storage: prepare %s: %w", dir, err)
 	}
 	return nil
+}
+
+// syncDir makes the names in a directory durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }

@@ -29,10 +29,10 @@ func (s *Store) compactTo(ctx context.Context, rev int64) error {
 		s.mu.Lock()
 		s.compact = rev
 		s.index.compact(rev)
-		s.mu.Unlock()
 		if s.disk != nil {
-			s.disk.discard(rev)
+			s.disk.discard(s.pinned())
 		}
+		s.mu.Unlock()
 		return nil
 	})
 }

@@ -12,7 +12,10 @@ var errRecord = errors.New("record is damaged")
 // encodeRecord is what is stored under a key at its modification revision:
 // creation revision, version and lease as varints, then the value.
 func encodeRecord(kv *mvccpb.KeyValue) []byte {
-	b := make([]byte, 0, len(kv.Value)+16)
+	return appendRecord(make([]byte, 0, len(kv.Value)+16), kv)
+}
+
+func appendRecord(b []byte, kv *mvccpb.KeyValue) []byte {
 	b = binary.AppendUvarint(b, uint64(kv.CreateRevision))
 	b = binary.AppendUvarint(b, uint64(kv.Version))
 	b = binary.AppendUvarint(b, uint64(kv.Lease))

@@ -105,11 +105,13 @@ type Store struct {
 	// may read without.
 	mu      sync.RWMutex
 	index   *index
-	rev     int64 // of the last published change
-	compact int64 // below it history is gone
+	rev     int64         // of the last published change
+	compact int64         // below it history is gone
+	pins    map[int64]int // revisions that backups read at: the disk keeps them
 	leases  map[int64]*lease
 	leaseOf map[string]int64
 
+	id      [16]byte              // the writer's, see identity
 	failure atomic.Pointer[error] // set once, by a flush that failed
 	changed chan struct{}         // wakes the lease loop
 }
@@ -126,6 +128,7 @@ func Open(opts Options) (*Store, error) {
 		rev:      1, // as etcd: the first change is revision 2
 		leases:   map[int64]*lease{},
 		leaseOf:  map[string]int64{},
+		pins:     map[int64]int{},
 		changed:  make(chan struct{}, 1),
 	}
 	if opts.Dir != "" {
