@@ -180,6 +180,7 @@ func TestOptionsAreChecked(t *testing.T) {
 		want    string
 	}{
 		{core.Options{Listen: "6443"}, `option Listen: "6443" is not host:port`},
+		{core.Options{History: -1}, "option History: -1ns is negative"},
 		{core.Options{Nodes: []core.Node{{}}}, "option Nodes[0]: a node needs a name"},
 		{core.Options{Nodes: append(core.Nodes("n", 1), core.Nodes("n", 1)...)}, `option Nodes[1]: there are two nodes "n01"`},
 		{core.Options{Nodes: []core.Node{{Name: "n", Runtime: "docker"}}}, `node "n" has runtime "docker"`},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/utils/clock"
@@ -23,6 +24,10 @@ type Options struct {
 	// PolicyDir is watched for files with Policy and SchedulerProfile objects.
 	// "" watches none.
 	PolicyDir string
+	// History is how long superseded states of objects stay readable: to watches
+	// that resume, lists at a revision and increments of backups. At most 500,000
+	// are kept. Default five minutes.
+	History time.Duration
 	// Nodes live in the engine's process.
 	Nodes []Node
 	// Version of the program that embeds the engine, shown by /version.
@@ -79,6 +84,9 @@ func (o *Options) complete() error {
 		if _, _, err := net.SplitHostPort(o.Listen); err != nil {
 			errs = append(errs, fmt.Errorf("option Listen: %q is not host:port: %w", o.Listen, err))
 		}
+	}
+	if o.History < 0 {
+		errs = append(errs, fmt.Errorf("option History: %s is negative", o.History))
 	}
 	seen := map[string]bool{}
 	for i := range o.Nodes {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
@@ -62,7 +63,9 @@ func open(options *Options) (_ *parts, err error) {
 			err = errors.Join(err, p.close())
 		}
 	}()
-	if p.store, err = storage.Open(storage.Options{Dir: options.dir("store"), Clock: options.Clock, Logger: options.Logger.With("part", "store")}); err != nil {
+	if p.store, err = storage.Open(storage.Options{
+		Dir: options.dir("store"), Retention: options.History, Clock: options.Clock, Logger: options.Logger.With("part", "store"),
+	}); err != nil {
 		return nil, err
 	}
 	if options.Listen != "" {
@@ -114,6 +117,7 @@ func (p *parts) assemble() (err error) {
 		Decisions: func(ctx context.Context, namespace, pod string) (*decisionv1alpha1.Decision, error) {
 			return p.scheduler.Explain(ctx, namespace, pod)
 		},
+		Paths:   map[string]http.Handler{BackupPath: http.HandlerFunc(p.backup)},
 		Version: options.Version,
 		Clock:   options.Clock,
 		Logger:  log.With("part", "apiserver"),

@@ -18,6 +18,7 @@ import (
 // serverFlags are those of `up` and `server`.
 type serverFlags struct {
 	data, listen, policies string
+	history                time.Duration
 	verbose                bool
 }
 
@@ -26,11 +27,12 @@ func (f *serverFlags) add(command *cobra.Command) {
 	flags.StringVar(&f.data, "data", "quaymaster-data", "directory of the store, keys and kubeconfig")
 	flags.StringVar(&f.listen, "listen", "127.0.0.1:6443", "address of the HTTPS port; port 0 picks a free one")
 	flags.StringVar(&f.policies, "policies", "", "directory watched for Policy and SchedulerProfile files")
+	flags.DurationVar(&f.history, "history", 5*time.Minute, "how long superseded states of objects stay readable, for resumed watches and backup --since")
 	flags.BoolVarP(&f.verbose, "verbose", "v", false, "log what the parts do, to standard error")
 }
 
 func (f *serverFlags) options(cmd *cobra.Command) (core.Options, error) {
-	options := core.Options{DataDir: f.data, Listen: f.listen, PolicyDir: f.policies, Version: version, Logger: logger(cmd, f.verbose)}
+	options := core.Options{DataDir: f.data, Listen: f.listen, PolicyDir: f.policies, History: f.history, Version: version, Logger: logger(cmd, f.verbose)}
 	if f.policies != "" {
 		if info, err := os.Stat(f.policies); err != nil {
 			return options, fmt.Errorf("--policies: %w", err)

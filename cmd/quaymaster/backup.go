@@ -1,0 +1,274 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/quaymaster/quaymaster/core"
+	"github.com/quaymaster/quaymaster/core/storage"
+)
+
+func newBackup() *cobra.Command {
+	var kubeconfig, output, since string
+	command := &cobra.Command{
+		Use:   "backup -o FILE",
+		Short: "Copy every object of a running server to a file",
+		Long: `Backup copies every object as it is at one revision, while the server works. With
+--since it copies what happened after an earlier backup alone. The server must
+still know that: see --history of "quaymaster up". FILE appears, readable by you
+alone, when it has been read through and is whole. It holds every secret. The
+keys in DATA/pki are not in it.
+
+Only administrators may do it, and whom a role allows "get" of the non-resource
+URL /backup.`,
+		Example: `  quaymaster backup -o monday.qmb
+  quaymaster backup -o tuesday.qmb --since monday.qmb
+  quaymaster restore monday.qmb tuesday.qmb --data ./data`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			after, err := parseSince(cmd, since)
+			if err != nil {
+				return err
+			}
+			rules := clientcmd.NewDefaultClientConfigLoadingRules() // KUBECONFIG as kubectl has it
+			rules.ExplicitPath = kubeconfig
+			config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
+			if err != nil {
+				return fmt.Errorf("find the server: %w; set --kubeconfig or KUBECONFIG to DIR/kubeconfig", err)
+			}
+			info, err := download(cmd, config, output, after)
+			if err != nil {
+				return fmt.Errorf("back up: %w", err)
+			}
+			return printBackup(cmd, output, info)
+		},
+	}
+	flags := command.Flags()
+	flags.StringVarP(&output, "output", "o", "", "the file to write, which must not exist")
+	flags.StringVar(&since, "since", "", "copy what happened after this backup (a file) or revision (a number)")
+	flags.StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file (default: KUBECONFIG, then ~/.kube/config)")
+	if err := command.MarkFlagRequired("output"); err != nil {
+		panic(err) // the flag is above
+	}
+	command.AddCommand(&cobra.Command{
+		Use:   "verify FILE…",
+		Short: "Read backups through and tell whether they are whole and in order",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			info, err := withFiles(cmd, args, storage.Verify)
+			if err != nil {
+				return err
+			}
+			return printBackup(cmd, strings.Join(args, " "), info)
+		},
+	})
+	return command
+}
+
+func newRestore() *cobra.Command {
+	var data string
+	var to int64
+	command := &cobra.Command{
+		Use:   "restore FILE…",
+		Short: "Make the objects of a new server from backups",
+		Long: `Restore takes a full backup and the increments that follow it, in their order. DIR
+must not hold objects; keys in DIR/pki are kept, and without them a server makes
+new ones: agents and clients then need new credentials. Objects keep their UIDs
+and resource versions. Start the server with "quaymaster up --data DIR" or
+"quaymaster server --data DIR".`,
+		Example: "  quaymaster restore monday.qmb tuesday.qmb --data ./data --to 48210",
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			info, err := withFiles(cmd, args, func(files ...io.Reader) (storage.Info, error) {
+				return core.Restore(data, to, files...)
+			})
+			if err != nil {
+				return err
+			}
+			at := info.Revision
+			if to != 0 {
+				at = to
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s has the objects of revision %d; it goes on at %d\n", data, at, info.Revision+storage.RestoreGap)
+			return err
+		},
+	}
+	command.Flags().StringVar(&data, "data", "", "data directory of the new server")
+	command.Flags().Int64Var(&to, "to", 0, "restore the state of this revision (default: the last)")
+	if err := command.MarkFlagRequired("data"); err != nil {
+		panic(err) // the flag is above
+	}
+	return command
+}
+
+func printBackup(cmd *cobra.Command, name string, info storage.Info) error {
+	from := "full"
+	if info.Since > 0 {
+		from = fmt.Sprintf("since revision %d", info.Since)
+	}
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: %s, to revision %d, %d changes, %d bytes, made %s of store %.8s\n", name, from,
+		info.Revision, info.Changes, info.Bytes, info.Created.Format(time.RFC3339), hex.EncodeToString(info.Store[:]))
+	return err
+}
+
+// parseSince reads the value of --since. A backup is verified first: an
+// increment to one that cannot be read is worth nothing.
+func parseSince(cmd *cobra.Command, since string) (storage.Info, error) {
+	if since == "" {
+		return storage.Info{}, nil
+	}
+	if rev, err := strconv.ParseInt(since, 10, 64); err == nil {
+		if rev < 1 {
+			return storage.Info{}, fmt.Errorf("--since %s: revisions begin at 1", since)
+		}
+		return storage.Info{Revision: rev}, nil
+	}
+	info, err := withFiles(cmd, []string{since}, storage.Verify)
+	if err != nil {
+		return info, fmt.Errorf("--since: %w", err)
+	}
+	return info, nil
+}
+
+// download writes what the server sends to a file of that name, once it has
+// been verified on its way.
+func download(cmd *cobra.Command, config *rest.Config, name string, after storage.Info) (info storage.Info, err error) {
+	if _, err := os.Lstat(name); err == nil {
+		return info, fmt.Errorf("%s exists; choose another name", name)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return info, err
+	}
+	config.Timeout = 0
+	client, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return info, err
+	}
+	defer client.CloseIdleConnections()
+	server, _, err := rest.DefaultServerUrlFor(config)
+	if err != nil {
+		return info, err
+	}
+	server = server.JoinPath(core.BackupPath)
+	if after.Revision > 0 {
+		server.RawQuery = url.Values{"since": {strconv.FormatInt(after.Revision, 10)}}.Encode()
+	}
+	request, err := http.NewRequestWithContext(cmd.Context(), http.MethodGet, server.String(), nil)
+	if err != nil {
+		return info, err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return info, err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 4<<10)) // what there is of it is shown
+		return info, fmt.Errorf("the server answered %s: %s", response.Status, strings.TrimSpace(string(text)))
+	}
+	file, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+"-*") // mode 0600
+	if err != nil {
+		return info, err
+	}
+	defer os.Remove(file.Name())
+	defer file.Close()
+	read := newProgress(cmd, "received", response.Body, 0)
+	info, err = storage.Verify(io.TeeReader(read, file))
+	read.end()
+	if err == nil && after.Store != [16]byte{} && info.Store != after.Store {
+		err = fmt.Errorf("%w: this server's objects are not those of --since", storage.ErrOrder)
+	}
+	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
+		return info, err
+	}
+	return info, os.Link(file.Name(), name) // unlike a rename it replaces nothing
+}
+
+// withFiles opens backups for do, with progress over all of them.
+func withFiles(cmd *cobra.Command, names []string, do func(...io.Reader) (storage.Info, error)) (info storage.Info, err error) {
+	var readers []io.Reader
+	for _, name := range names {
+		file, err := os.Open(name)
+		if err != nil {
+			return info, err
+		}
+		defer file.Close()
+		stat, err := file.Stat()
+		if err != nil {
+			return info, err
+		}
+		read := newProgress(cmd, "read "+name, file, stat.Size())
+		defer read.end()
+		readers = append(readers, namedReader{read, name})
+	}
+	return do(readers...)
+}
+
+type namedReader struct {
+	io.Reader
+	name string
+}
+
+func (r namedReader) Name() string { return r.name }
+
+// progress tells on standard error how far a reader has come, once a second and
+// only when it takes longer than that. It fails when the command is interrupted.
+type progress struct {
+	io.Reader
+	ctx         context.Context
+	out         io.Writer
+	what        string
+	done, total int64 // bytes; total 0: not known
+	begin, told time.Time
+}
+
+func newProgress(cmd *cobra.Command, what string, r io.Reader, total int64) *progress {
+	return &progress{Reader: r, ctx: cmd.Context(), out: cmd.ErrOrStderr(), what: what, total: total}
+}
+
+func (p *progress) Read(b []byte) (int, error) {
+	if err := p.ctx.Err(); err != nil {
+		return 0, err
+	}
+	now := time.Now()
+	if p.begin.IsZero() {
+		p.begin, p.told = now, now
+	}
+	n, err := p.Reader.Read(b)
+	p.done += int64(n)
+	if now.Sub(p.told) >= time.Second {
+		p.told = now
+		p.tell(now)
+	}
+	return n, err
+}
+
+func (p *progress) tell(now time.Time) {
+	const mega = 1e6
+	text := fmt.Sprintf("%s: %.0f MB", p.what, float64(p.done)/mega)
+	if p.total > 0 {
+		text += fmt.Sprintf(" of %.0f (%d %%)", float64(p.total)/mega, 100*p.done/p.total)
+	}
+	fmt.Fprintf(p.out, "%s, %.0f MB/s\n", text, float64(p.done)/mega/now.Sub(p.begin).Seconds())
+}
+
+// end tells the last state if anything was told before.
+func (p *progress) end() {
+	if p.told.After(p.begin) {
+		p.tell(time.Now())
+	}
+}
