@@ -230,10 +230,7 @@ func (g generator) pod(name string) *v1.Pod {
 		priority := pick[int32](g, 0, 0, -5, 10, 1000)
 		p.Spec.Priority = &priority
 	}
-	if g.options.NeverPreempt {
-		policy := v1.PreemptNever
-		p.Spec.PreemptionPolicy = &policy
-	} else if g.chance(10) {
+	if g.chance(10) {
 		policy := pick(g, v1.PreemptNever, v1.PreemptLowerPriority)
 		p.Spec.PreemptionPolicy = &policy
 	}

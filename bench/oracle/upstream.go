@@ -46,8 +46,6 @@ import (
 // Options say what generated pods may ask for beside what always takes part.
 type Options struct {
 	InterPodAffinity, TopologySpread, PodLevelResources bool
-	// NeverPreempt gives every pod the preemption policy Never.
-	NeverPreempt bool
 }
 
 // disabled lists the plugins that do not take part.
