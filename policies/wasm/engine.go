@@ -196,6 +196,10 @@ var (
 	sigScore = signature{Params: i32 + i32 + i32 + i32, Results: i32}
 	sigAdmit = signature{Params: i32 + i32, Results: i64}
 	sigDescr = signature{Results: i64}
+	// of the row tier
+	sigPre       = signature{Params: i32 + i32, Results: i32}
+	sigFilterRow = signature{Params: i32 + i32 + i32 + i32, Results: i32}
+	sigScoreRow  = signature{Params: i32 + i32 + i32 + i32, Results: i64}
 )
 
 func requireFunc(m *binary.Module, name string, want signature) error {
@@ -220,6 +224,14 @@ func describe(s signature) string {
 	return names(s.Params) + " → " + names(s.Results)
 }
 
+// inRows says that a module takes part in the row tier: it has no function for
+// all rows, but one for each.
+func inRows(m *binary.Module, batch, row string) bool {
+	_, whole := m.Exports[batch]
+	_, single := m.Exports[row]
+	return single && !whole
+}
+
 func (p *program) checkExports(m *binary.Module) error {
 	if kind, ok := m.Exports["memory"]; !ok || kind != binary.KindMemory {
 		return errors.New("does not export its memory as \"memory\"")
@@ -231,14 +243,25 @@ func (p *program) checkExports(m *binary.Module) error {
 	for _, point := range p.manifest.ExtensionPoints {
 		switch point {
 		case policyv1alpha1.ExtensionFilter:
-			need["filter_batch"] = sigBatch
+			if p.filterRows = inRows(m, "filter_batch", "filter"); p.filterRows {
+				need["filter"] = sigFilterRow
+			} else {
+				need["filter_batch"] = sigBatch
+			}
 		case policyv1alpha1.ExtensionScore:
-			need["score_batch"] = sigScore
+			if p.scoreRows = inRows(m, "score_batch", "score"); p.scoreRows {
+				need["score"] = sigScoreRow
+			} else {
+				need["score_batch"] = sigScore
+			}
 		default:
 			need["admit"] = sigAdmit
 		}
 	}
-	for name, optional := range map[string]signature{"qm_configure": sigConf, "normalize": sigBatch, "_initialize": noArgs} {
+	for name, optional := range map[string]signature{"qm_configure": sigConf, "normalize": sigBatch, "_initialize": noArgs, "prefilter": sigPre} {
+		if name == "prefilter" && !p.filterRows && !p.scoreRows {
+			continue // a name of the guest's own
+		}
 		if _, ok := m.Exports[name]; ok {
 			need[name] = optional
 		}

@@ -42,6 +42,9 @@ var hostFuncs = []hostFunc{
 	}},
 	{"reason", "", []api.ValueType{t32, t32, t32}, nil, func(in *instance, mem api.Memory, s []uint64) {
 		row := int(int32(s[0]))
+		if in.row >= 0 {
+			row = in.row // a guest of the row tier knows no numbers
+		}
 		if _, known := in.reasons[row]; known || len(in.reasons) < maxReasons {
 			in.reasons[row] = text(mem, s[1], s[2])
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/quaymaster/quaymaster/policies"
 	"github.com/quaymaster/quaymaster/policies/abi"
@@ -30,6 +31,7 @@ type instance struct {
 	testing bool      // a self-test: the clock of a busy machine does not decide on it
 
 	alloc, filter, score, normalize, admit api.Function
+	prefilter, filterRow, scoreRow         api.Function // of the row tier
 
 	cycle      policies.Cycle
 	ticks      int64  // of the clock that WASI shows
@@ -50,6 +52,11 @@ type instance struct {
 	recordOf            any // the *corev1.Pod whose record is at pod
 	recordSymbols       *abi.Symbols
 	recordSymbolsLength int
+
+	podRow, nodeRow block       // protobuf
+	podSize         uint32      // of what is in podRow
+	prefiltered     *corev1.Pod // that prefilter was called for, and is in podRow
+	row             int         // under way in the row tier, -1 outside
 }
 
 // block is guest memory that the host owns.
@@ -57,7 +64,7 @@ type block struct{ at, size uint32 }
 
 // instantiate makes an instance and runs its start function and _initialize.
 func (p *program) instantiate(ctx context.Context) (*instance, error) {
-	in := &instance{program: p, reasons: map[int]string{}}
+	in := &instance{program: p, reasons: map[int]string{}, row: -1}
 	in.ctx = context.WithValue(context.Background(), instanceKey{}, in)
 	in.cycle.Time = time.Unix(0, 0)
 	in.meter.begin(ctx, loadFuel, loadDeadline)
@@ -80,6 +87,7 @@ func (p *program) instantiate(ctx context.Context) (*instance, error) {
 	}
 	for name, f := range map[string]*api.Function{
 		"qm_alloc": &in.alloc, "filter_batch": &in.filter, "score_batch": &in.score, "normalize": &in.normalize, "admit": &in.admit,
+		"prefilter": &in.prefilter, "filter": &in.filterRow, "score": &in.scoreRow,
 	} {
 		*f = in.module.ExportedFunction(name)
 	}

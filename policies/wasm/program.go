@@ -28,6 +28,8 @@ type program struct {
 	limits   limits
 	config   []byte
 	logger   *slog.Logger
+	// the points that are served node by node
+	filterRows, scoreRows bool
 
 	runtime  wazero.Runtime
 	compiled wazero.CompiledModule
@@ -35,6 +37,9 @@ type program struct {
 	mu     sync.Mutex
 	idle   []*instance // last in, first out: the newest has the freshest snapshot
 	closed bool
+
+	nodesMu sync.Mutex
+	nodes   []encodedNode // by row of the fleet seen last
 }
 
 func (p *program) readManifest(ctx context.Context, m *binary.Module, l policies.Load) error {
@@ -158,6 +163,7 @@ func (p *program) take(ctx context.Context) (*instance, error) {
 
 // give returns an instance that has not trapped.
 func (p *program) give(in *instance) {
+	in.prefiltered = nil
 	p.mu.Lock()
 	if !p.closed && len(p.idle) < p.engine.options.Idle {
 		p.idle = append(p.idle, in)
@@ -173,9 +179,9 @@ func (p *program) give(in *instance) {
 func (p *program) Points() []policyv1alpha1.ExtensionPoint { return p.manifest.ExtensionPoints }
 
 // Static implements policies.Program: a guest sees nothing but its columns, the
-// pod and, when granted, the time.
+// pod and, when granted, the time; of the row tier, whole nodes.
 func (p *program) Static() bool {
-	return abi.Static(p.columns) && !slices.Contains(p.manifest.Grants, abi.GrantClock)
+	return !p.filterRows && !p.scoreRows && abi.Static(p.columns) && !slices.Contains(p.manifest.Grants, abi.GrantClock)
 }
 
 // Session implements policies.Program.

@@ -58,9 +58,20 @@ func (s *session) Close() {
 	}
 }
 
-// prepare writes the pod, the fleet and the verdicts of n rows.
-func (in *instance) prepare(ctx context.Context, pod *corev1.Pod, fleet *abi.Fleet) error {
+// prepare writes the pod and the fleet, unless rows are served one by one, and
+// makes room for verdicts and scores.
+func (in *instance) prepare(ctx context.Context, pod *corev1.Pod, fleet *abi.Fleet, rows bool) error {
 	in.symbols = fleet.Symbols
+	n := uint32(fleet.Len())
+	if err := in.reserve(ctx, &in.verdicts, n); err != nil {
+		return err
+	}
+	if err := in.reserve(ctx, &in.scores, 4*n); err != nil {
+		return err
+	}
+	if rows {
+		return nil
+	}
 	if in.snapshot == nil {
 		in.snapshot = abi.NewSnapshot(in.program.columns, fleet)
 	}
@@ -80,13 +91,6 @@ func (in *instance) prepare(ctx context.Context, pod *corev1.Pod, fleet *abi.Fle
 			break
 		}
 		in.snapshot, in.snapshotAt = in.snapshot.Grown(fleet), 0
-	}
-	n := uint32(fleet.Len())
-	if err := in.reserve(ctx, &in.verdicts, n); err != nil {
-		return err
-	}
-	if err := in.reserve(ctx, &in.scores, 4*n); err != nil {
-		return err
 	}
 	if in.recordOf == any(pod) && in.recordSymbols == fleet.Symbols && in.recordSymbolsLength == fleet.Symbols.Len() {
 		return nil
@@ -111,13 +115,16 @@ func (in *instance) prepare(ctx context.Context, pod *corev1.Pod, fleet *abi.Fle
 // Filter implements policies.Session.
 func (s *session) Filter(ctx context.Context, c policies.Cycle, pod *corev1.Pod, fleet *abi.Fleet, verdicts []uint8) (policies.Cost, error) {
 	return s.run(ctx, c, func(in *instance) error {
+		clear(in.reasons)
+		if s.program.filterRows {
+			return in.eachFilter(ctx, pod, fleet, verdicts)
+		}
 		if in.filter == nil {
 			return errors.New("the module has no filter_batch")
 		}
-		if err := in.prepare(ctx, pod, fleet); err != nil {
+		if err := in.prepare(ctx, pod, fleet, false); err != nil {
 			return err
 		}
-		clear(in.reasons)
 		n := uint32(fleet.Len())
 		view, err := in.bytes(in.verdicts, n)
 		if err != nil {
@@ -172,10 +179,11 @@ func (s *session) Reason(row int, verdict uint8) string {
 // Score implements policies.Session.
 func (s *session) Score(ctx context.Context, c policies.Cycle, pod *corev1.Pod, fleet *abi.Fleet, verdicts []uint8, scores []int64) (policies.Cost, error) {
 	return s.run(ctx, c, func(in *instance) error {
-		if in.score == nil {
+		rows := s.program.scoreRows
+		if in.score == nil && !rows {
 			return errors.New("the module has no score_batch")
 		}
-		if err := in.prepare(ctx, pod, fleet); err != nil {
+		if err := in.prepare(ctx, pod, fleet, rows); err != nil {
 			return err
 		}
 		n := uint32(fleet.Len())
@@ -199,10 +207,12 @@ func (s *session) Score(ctx context.Context, c policies.Cycle, pod *corev1.Pod, 
 			le.PutUint32(out[4*i:], first)
 		}
 		in.stack = [4]uint64{uint64(in.pod.at), uint64(in.snapshotAt), uint64(in.verdicts.at), uint64(in.scores.at)}
-		if err := in.call(ctx, "score_batch", in.score); err != nil {
-			return err
+		if rows {
+			err = in.eachScore(ctx, pod, fleet, verdicts)
+		} else if err = in.call(ctx, "score_batch", in.score); err == nil {
+			err = in.status("score_batch")
 		}
-		if err := in.status("score_batch"); err != nil {
+		if err != nil {
 			return err
 		}
 		if in.normalize != nil {
@@ -220,7 +230,7 @@ func (s *session) Score(ctx context.Context, c policies.Cycle, pod *corev1.Pod, 
 		rated := func(i int) bool { return fleet.Nodes[i] != nil && verdicts[i] == verdictPasses }
 		for i := range int(n) {
 			if v := int32(le.Uint32(out[4*i:])); rated(i) && (v < 0 || v > 100) {
-				return fmt.Errorf("score_batch: %w: score %d of row %d is not within 0 to 100", policies.ErrResult, v, i)
+				return fmt.Errorf("score: %w: score %d of row %d is not within 0 to 100", policies.ErrResult, v, i)
 			}
 		}
 		for i := range int(n) {

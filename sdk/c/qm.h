@@ -3,8 +3,8 @@
  *   clang-19 --target=wasm32 -O2 -mbulk-memory -nostdlib -Wl,--no-entry \
  *            -Wl,--strip-all -I sdk/c -o policy.wasm policy.c
  *
- * A guest defines some of qm_configure, filter_batch, score_batch, normalize
- * and admit with QM_EXPORT, and its manifest goes into the custom section
+ * A guest defines some of qm_configure, filter_batch, score_batch, normalize,
+ * admit and, to see one node at a time, prefilter, filter and score with QM_EXPORT, and its manifest goes into the custom section
  * "qm.manifest". */
 #ifndef QM_H
 #define QM_H
@@ -166,6 +166,57 @@ static inline int qm_json_text(const char *json, uint32_t length, const char *na
 		return i < length ? 1 : -1;
 	}
 	return 0;
+}
+
+/* Protocol buffers, as the row tier gets pods and nodes: read where they lie. */
+typedef struct { const uint8_t *at, *end; } qm_message;
+
+typedef struct {
+	uint32_t number, wire; /* 0 number, 1 and 5 fixed, 2 bytes */
+	uint64_t value;
+	qm_message bytes;
+} qm_field;
+
+static inline int qm_varint(qm_message *m, uint64_t *out) {
+	*out = 0;
+	for (uint32_t shift = 0; shift < 64 && m->at < m->end; shift += 7) {
+		uint8_t b = *m->at++;
+		*out |= (uint64_t)(b & 0x7f) << shift;
+		if (!(b & 0x80)) return 1;
+	}
+	return 0;
+}
+
+/* Takes the next field of a message. Returns 0 at its end, or where it is malformed. */
+static inline int qm_next(qm_message *m, qm_field *f) {
+	uint64_t key, size;
+	if (m->at >= m->end || !qm_varint(m, &key)) return 0;
+	f->number = (uint32_t)(key >> 3);
+	f->wire = (uint32_t)key & 7;
+	switch (f->wire) {
+	case 0: return qm_varint(m, &f->value);
+	case 1: size = 8; break;
+	case 2: if (!qm_varint(m, &size)) return 0; break;
+	case 5: size = 4; break;
+	default: return 0;
+	}
+	if (size > (uint64_t)(m->end - m->at)) return 0;
+	f->bytes.at = m->at;
+	m->at = f->bytes.end = m->at + size;
+	return 1;
+}
+
+/* The last field of that number that holds bytes: a message or a string. */
+static inline int qm_get(qm_message m, uint32_t number, qm_message *out) {
+	qm_field f;
+	int found = 0;
+	while (qm_next(&m, &f))
+		if (f.number == number && f.wire == 2) *out = f.bytes, found = 1;
+	return found;
+}
+
+static inline int qm_is(qm_message text, const char *want) {
+	return qm_equal((const char *)text.at, (uint32_t)(text.end - text.at), want);
 }
 
 #endif

@@ -30,6 +30,7 @@ type guest struct {
 var guests = []guest{
 	{"wasm-plugins/c/prefer-label", "prefer-label-v1.wasm", "manifest-v1.json", c("prefer-label.c", "-DVERSION=1")},
 	{"wasm-plugins/c/prefer-label", "prefer-label-v2.wasm", "manifest-v2.json", c("prefer-label.c", "-DVERSION=2")},
+	{"wasm-plugins/c/node-condition", "node-condition.wasm", "manifest.json", c("node-condition.c")},
 	{"wasm-plugins/go/cpu-headroom", "cpu-headroom.wasm", "manifest.json", golang},
 	{"examples/hello/program", "hello.wasm", "", workload("hello.c")},
 }
