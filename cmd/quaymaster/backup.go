@@ -195,7 +195,10 @@ func download(cmd *cobra.Command, config *rest.Config, name string, after storag
 	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
 		return info, err
 	}
-	return info, os.Link(file.Name(), name) // unlike a rename it replaces nothing
+	if err = os.Link(file.Name(), name); err == nil || errors.Is(err, fs.ErrExist) {
+		return info, err // unlike a rename it replaces nothing
+	}
+	return info, os.Rename(file.Name(), name) // a file system without links
 }
 
 // withFiles opens backups for do, with progress over all of them.
