@@ -177,7 +177,9 @@ typedef struct {
 	qm_message bytes;
 } qm_field;
 
-static inline int qm_varint(qm_message *m, uint64_t *out) {
+#define QM_CALLED __attribute__((noinline, unused)) /* fuel is charged by the size of loops: keep them small */
+
+QM_CALLED static int qm_long_varint(qm_message *m, uint64_t *out) {
 	*out = 0;
 	for (uint32_t shift = 0; shift < 64 && m->at < m->end; shift += 7) {
 		uint8_t b = *m->at++;
@@ -187,8 +189,16 @@ static inline int qm_varint(qm_message *m, uint64_t *out) {
 	return 0;
 }
 
+static inline int qm_varint(qm_message *m, uint64_t *out) {
+	if (m->at < m->end && *m->at < 0x80) {
+		*out = *m->at++;
+		return 1;
+	}
+	return qm_long_varint(m, out);
+}
+
 /* Takes the next field of a message. Returns 0 at its end, or where it is malformed. */
-static inline int qm_next(qm_message *m, qm_field *f) {
+QM_CALLED static int qm_next(qm_message *m, qm_field *f) {
 	uint64_t key, size;
 	if (m->at >= m->end || !qm_varint(m, &key)) return 0;
 	f->number = (uint32_t)(key >> 3);
@@ -207,7 +217,7 @@ static inline int qm_next(qm_message *m, qm_field *f) {
 }
 
 /* The last field of that number that holds bytes: a message or a string. */
-static inline int qm_get(qm_message m, uint32_t number, qm_message *out) {
+QM_CALLED static int qm_get(qm_message m, uint32_t number, qm_message *out) {
 	qm_field f;
 	int found = 0;
 	while (qm_next(&m, &f))
@@ -215,7 +225,7 @@ static inline int qm_get(qm_message m, uint32_t number, qm_message *out) {
 	return found;
 }
 
-static inline int qm_is(qm_message text, const char *want) {
+QM_CALLED static int qm_is(qm_message text, const char *want) {
 	return qm_equal((const char *)text.at, (uint32_t)(text.end - text.at), want);
 }
 
