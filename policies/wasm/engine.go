@@ -33,6 +33,7 @@ const (
 	DefaultMaxFuel    = 1_000_000_000
 	DefaultDeadline   = 50 * time.Millisecond
 	DefaultIdle       = 4 // or two for each CPU
+	DefaultInstances  = 64
 	maxDeadline       = 10 * time.Second
 	loadFuel          = 1_000_000_000 // of _initialize, start and qm_configure
 	loadDeadline      = 5 * time.Second
@@ -56,8 +57,10 @@ type Options struct {
 	// Grants that guests may be given. nil: log and clock.
 	Grants []string
 	// Idle instances that are kept of each program.
-	Idle   int
-	Logger *slog.Logger
+	Idle int
+	// Instances of each program that are in use at once; further callers wait.
+	Instances int
+	Logger    *slog.Logger
 }
 
 // Engine implements policies.Engine.
@@ -84,6 +87,9 @@ func New(options Options) *Engine {
 	if options.Idle == 0 {
 		options.Idle = max(DefaultIdle, 2*runtime.GOMAXPROCS(0))
 	}
+	if options.Instances == 0 {
+		options.Instances = DefaultInstances
+	}
 	if options.Logger == nil {
 		options.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -109,7 +115,7 @@ func (e *Engine) Load(ctx context.Context, l policies.Load) (_ policies.Program,
 	if err != nil {
 		return nil, policies.LoadErrorf(policies.StepParse, "%s%w", prefix(l.File), err)
 	}
-	p := &program{engine: e, name: l.Policy, config: l.Config, logger: e.options.Logger.With("policy", l.Policy)}
+	p := &program{engine: e, name: l.Policy, config: l.Config, logger: e.options.Logger.With("policy", l.Policy), slots: make(chan struct{}, e.options.Instances)}
 	if err := p.readManifest(ctx, module, l); err != nil {
 		return nil, err
 	}

@@ -33,6 +33,7 @@ type program struct {
 
 	runtime  wazero.Runtime
 	compiled wazero.CompiledModule
+	slots    chan struct{} // one taken for each instance in use
 
 	mu     sync.Mutex
 	idle   []*instance // last in, first out: the newest has the freshest snapshot
@@ -123,6 +124,7 @@ func (p *program) compile(ctx context.Context, m *binary.Module) error {
 
 // start takes the steps Instantiate, Configure and SelfTest.
 func (p *program) start(ctx context.Context) error {
+	p.slots <- struct{}{} // the first of at least one
 	in, err := p.newInstance(ctx, p.config)
 	if err != nil {
 		return err
@@ -148,8 +150,14 @@ func (p *program) newInstance(ctx context.Context, config []byte) (*instance, er
 	return in, nil
 }
 
-// take returns an idle instance or a new one.
+// take returns an idle instance or a new one, when fewer than the engine allows
+// are in use; until then it waits. It is for give or discard.
 func (p *program) take(ctx context.Context) (*instance, error) {
+	select {
+	case p.slots <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for one of %d instances: %w", cap(p.slots), ctx.Err())
+	}
 	p.mu.Lock()
 	if n := len(p.idle); n > 0 {
 		in := p.idle[n-1]
@@ -158,7 +166,17 @@ func (p *program) take(ctx context.Context) (*instance, error) {
 		return in, nil
 	}
 	p.mu.Unlock()
-	return p.newInstance(ctx, p.config)
+	in, err := p.newInstance(ctx, p.config)
+	if err != nil {
+		<-p.slots
+	}
+	return in, err
+}
+
+// discard ends an instance that failed.
+func (p *program) discard(in *instance) {
+	in.close()
+	<-p.slots
 }
 
 // give returns an instance that has not trapped.
@@ -173,6 +191,7 @@ func (p *program) give(in *instance) {
 	if in != nil {
 		in.close()
 	}
+	<-p.slots
 }
 
 // Points implements policies.Program.

@@ -44,7 +44,7 @@ func (s *session) run(ctx context.Context, c policies.Cycle, f func(in *instance
 	err = f(in)
 	cost = policies.Cost{Fuel: in.spent, Wall: time.Since(began)}
 	if err != nil {
-		in.close()
+		s.program.discard(in)
 		s.instance = nil
 	}
 	return cost, err
