@@ -22,7 +22,10 @@ type commit struct {
 	node    *v1.Node
 	reason  string
 	text    string
-	result  Result
+
+	nominated string // node, when there is no bind
+
+	result Result
 }
 
 // commits is what waits for the committing goroutine.
@@ -114,6 +117,7 @@ func encode(encoder *protobuf.Serializer, c *commit, now metav1.Time) (Write, er
 			}
 		}
 	} else {
+		pod.Status.NominatedNodeName = c.nominated
 		condition.Status, condition.Reason, condition.Message = v1.ConditionFalse, c.reason, c.text
 		condition.ObservedGeneration = pod.Generation
 	}

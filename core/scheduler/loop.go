@@ -126,7 +126,7 @@ func (s *Scheduler) applyPod(pod *v1.Pod) {
 			s.state.RemovePod(key)
 		}
 		s.queue.sequence++
-		p = &pending{key: key, tie: cluster.Tie(pod), sequence: s.queue.sequence}
+		p = &pending{key: key, tie: cluster.Tie(pod), sequence: s.queue.sequence, nominated: pod.Status.NominatedNodeName}
 		s.queue.pods[key] = p
 	} else if p.bind != nil { // bind in flight: it fails if this version was there first
 		p.pod = pod
@@ -137,10 +137,10 @@ func (s *Scheduler) applyPod(pod *v1.Pod) {
 	p.pod = pod
 	if same {
 		s.state.Release(class) // held already
-		if p.in != nil && p.in != &s.queue.active && p.text != "" {
+		if s.queue.held(p) && p.text != "" {
 			s.refuse(p, p.reason, p.text) // should this version not say so yet
 		}
-		if p.in != nil || len(pod.Spec.SchedulingGates) > 0 {
+		if p.in != nil || s.queue.held(p) || len(pod.Spec.SchedulingGates) > 0 {
 			return
 		}
 	} else {
@@ -152,6 +152,9 @@ func (s *Scheduler) applyPod(pod *v1.Pod) {
 		p.class, p.profile = class, profile
 	}
 	p.epoch = s.state.Epoch()
+	if p.nominated != "" {
+		s.state.Nominate(class, pod, p.nominated)
+	}
 	p.priority = 0
 	if pod.Spec.Priority != nil {
 		p.priority = *pod.Spec.Priority
@@ -165,6 +168,7 @@ func (s *Scheduler) applyPod(pod *v1.Pod) {
 func (s *Scheduler) drop(p *pending) {
 	s.queue.take(p)
 	s.unwoken(p)
+	s.state.Free(s.state.Withdraw(p.key))
 	s.state.Release(p.class)
 	delete(s.queue.pods, p.key)
 }
@@ -227,6 +231,7 @@ func (s *Scheduler) wake() {
 	rows, terms := s.state.TakeFreed(), s.state.TakeFreedTerms()
 	since := s.woken
 	s.woken = s.state.Fleet().Generation
+	s.wakeWaiting(rows, terms, since)
 	if len(s.queue.parked) == 0 {
 		return
 	}
@@ -312,7 +317,11 @@ func (s *Scheduler) decide(ctx context.Context, p *pending) {
 		s.refuse(p, v1.PodReasonUnschedulable, cluster.UnsupportedMessage(field)) // until the pod changes
 		return
 	}
+	if s.awaitsEviction(p) {
+		return
+	}
 	s.reclass(p)
+	reserved := s.state.Withdraw(p.key)
 	var out cluster.Outcome
 	var verdict *cluster.Verdict
 	if p.profile.HasPolicies() {
@@ -323,32 +332,55 @@ func (s *Scheduler) decide(ctx context.Context, p *pending) {
 			}
 			s.stats.failures.Add(1)
 			p.attempts++
+			if reserved != "" {
+				s.state.Nominate(p.class, p.pod, reserved)
+			}
 			s.queue.delay(p, s.clock.Now().Add(backOff(p.attempts)))
 			s.refuse(p, v1.PodReasonSchedulerError, err.Error())
 			s.unwoken(p)
 			return
 		}
-	} else if out = s.state.Decide(p.class, p.tie); out.Node == nil {
-		verdict = s.state.Verdict(p.class)
+	} else {
+		if p.nominated != "" {
+			out = s.state.DecideOn(p.class, p.nominated)
+		}
+		if out.Node == nil {
+			if out = s.state.Decide(p.class, p.tie); out.Node == nil {
+				verdict = s.state.Verdict(p.class)
+			}
+			s.audit(ctx, p, out)
+		}
 	}
-	s.audit(ctx, p, out)
+	if p.profile.HasPolicies() {
+		s.audit(ctx, p, out)
+	}
 	if out.Node == nil {
 		s.stats.unschedulable.Add(1)
 		p.attempts++
 		now := s.clock.Now()
 		p.readyAt = now.Add(backOff(p.attempts))
-		s.queue.park(p, now)
+		if verdict = s.preempt(p, verdict, now); p.nominated != "" {
+			s.queue.wait(p)
+		} else {
+			s.queue.park(p, now)
+		}
+		if reserved != p.nominated {
+			s.state.Free(reserved)
+		}
 		s.record(p, out, verdict.Message)
 		s.refuse(p, v1.PodReasonUnschedulable, verdict.Message)
 		s.unwoken(p)
 		return
 	}
 	s.stats.decisions.Add(1)
+	if reserved != out.Node.Name {
+		s.state.Free(reserved)
+	}
 	bound := *p.pod
 	bound.Spec.NodeName = out.Node.Name
 	s.state.Assume(p.class, &bound)
 	s.record(p, out, "")
-	p.text = ""
+	p.text, p.nominated = "", ""
 	p.bind = &commit{pending: p, pod: p.pod, node: out.Node}
 	s.send(p.bind)
 	s.unwoken(p)
@@ -390,10 +422,10 @@ func (s *Scheduler) refuse(p *pending, reason, text string) {
 		p.said = text
 		s.reports.put(report{pod: p.pod, kind: v1.EventTypeWarning, reason: "FailedScheduling", action: "Scheduling", note: text})
 	}
-	if c := podCondition(p.pod); c != nil && c.Status == v1.ConditionFalse && c.Reason == reason && c.Message == text {
+	if c := podCondition(p.pod); p.pod.Status.NominatedNodeName == p.nominated && c != nil && c.Status == v1.ConditionFalse && c.Reason == reason && c.Message == text {
 		return
 	}
-	s.send(&commit{pending: p, pod: p.pod, reason: reason, text: text})
+	s.send(&commit{pending: p, pod: p.pod, reason: reason, text: text, nominated: p.nominated})
 }
 
 // committed acts on what became of a write.
@@ -404,7 +436,7 @@ func (s *Scheduler) committed(c *commit) {
 		if c.result.Err != nil {
 			s.stats.failures.Add(1)
 			s.log.Warn("write the condition of an unschedulable pod", "pod", p.key, "error", c.result.Err)
-		} else if c.result.Conflict && s.queue.pods[p.key] == p && p.pod != c.pod && p.in != nil && p.in != &s.queue.active {
+		} else if c.result.Conflict && s.queue.pods[p.key] == p && p.pod != c.pod && s.queue.held(p) {
 			s.refuse(p, p.reason, p.text) // on the newer version; if there is none yet, when it comes
 		}
 		return

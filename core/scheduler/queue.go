@@ -33,6 +33,9 @@ type pending struct {
 	reason   string // of the last refusal, with its text
 	text     string
 
+	nominated string    // node reserved for it, after it preempted others there
+	evicting  *eviction // that has not been carried out yet
+
 	in    *pods   // the heap that holds it, or nil: gated, in flight or waiting for a newer version
 	index int     // there
 	woken *group  // the parked class that it was taken from to be tried first
@@ -90,6 +93,7 @@ type queue struct {
 	active   pods
 	backOff  pods
 	parked   map[*cluster.Class]*group
+	waiting  map[*pending]struct{} // with a nominated node, for their victims to end
 	sequence uint64
 }
 
@@ -99,6 +103,7 @@ func newQueue() queue {
 		active:  pods{less: byPriority},
 		backOff: pods{less: byReadiness},
 		parked:  map[*cluster.Class]*group{},
+		waiting: map[*pending]struct{}{},
 	}
 }
 
@@ -113,6 +118,7 @@ func (q *queue) take(p *pending) {
 	if p.in != nil {
 		heap.Remove(p.in, p.index)
 	}
+	delete(q.waiting, p)
 	if g := q.parked[p.class]; g != nil && len(g.pods.list) == 0 && g.woken == 0 {
 		delete(q.parked, p.class)
 	}
@@ -129,6 +135,17 @@ func (q *queue) delay(p *pending, until time.Time) {
 	q.take(p)
 	p.readyAt = until
 	heap.Push(&q.backOff, p)
+}
+
+func (q *queue) wait(p *pending) {
+	q.take(p)
+	q.waiting[p] = struct{}{}
+}
+
+// held says that the pod waits for an event, or for its back-off.
+func (q *queue) held(p *pending) bool {
+	_, waits := q.waiting[p]
+	return waits || p.in != nil && p.in != &q.active
 }
 
 func (q *queue) park(p *pending, now time.Time) *group {

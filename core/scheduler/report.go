@@ -17,6 +17,7 @@ import (
 type report struct {
 	pod                        *v1.Pod
 	kind, reason, action, note string
+	related                    *v1.Pod // whose scheduler reports; nil: the pod's own
 }
 
 // reporter writes events, as many as its rate lets through; nobody waits for it.
@@ -38,7 +39,7 @@ func (r *reporter) init(options Options, stats *counters) {
 	rate := options.EventsPerSecond
 	r.client, r.clock, r.log, r.stats = options.Client, options.Clock, options.Logger, stats
 	r.limits = map[string]flowcontrol.RateLimiter{}
-	for _, reason := range [...]string{"Scheduled", "FailedScheduling"} {
+	for _, reason := range [...]string{"Scheduled", "FailedScheduling", "Preempted"} {
 		r.limits[reason] = flowcontrol.NewTokenBucketRateLimiter(float32(rate), 10*rate)
 	}
 	r.reports = make(chan report, 20*rate)
@@ -82,6 +83,11 @@ func (r *reporter) write(ctx context.Context, x report) {
 		EventTime:           metav1.NewMicroTime(now),
 		ReportingController: x.pod.Spec.SchedulerName,
 		ReportingInstance:   x.pod.Spec.SchedulerName,
+	}
+	if x.related != nil {
+		event.Related = &v1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: x.related.Namespace, Name: x.related.Name,
+			UID: x.related.UID, ResourceVersion: x.related.ResourceVersion}
+		event.ReportingController, event.ReportingInstance = x.related.Spec.SchedulerName, x.related.Spec.SchedulerName
 	}
 	if _, err := r.client.CoreV1().Events(x.pod.Namespace).Create(ctx, event, metav1.CreateOptions{}); err != nil && ctx.Err() == nil {
 		r.log.Debug("write event", "pod", x.pod.Namespace+"/"+x.pod.Name, "reason", x.reason, "error", err)

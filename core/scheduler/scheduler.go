@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
+	policylisters "k8s.io/client-go/listers/policy/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/utils/clock"
 
@@ -60,11 +61,11 @@ type Committer interface {
 
 // Options of a scheduler. Client, Informers and Committer are required.
 type Options struct {
-	// Client writes events.
+	// Client evicts pods and writes events.
 	Client kubernetes.Interface
 	// Informers of pods, nodes, and what says how pods relate (namespaces,
-	// services, replication controllers, replica sets, stateful sets); started
-	// by the caller, after New.
+	// services, replication controllers, replica sets, stateful sets, disruption
+	// budgets); started by the caller, after New.
 	Informers informers.SharedInformerFactory
 	// Profiles of SchedulerProfile objects; nil serves the default one only.
 	Profiles cache.SharedIndexInformer
@@ -99,6 +100,8 @@ type Scheduler struct {
 	inbox   inbox
 	commits commits
 	reports reporter
+	budgets policylisters.PodDisruptionBudgetLister
+	evicts  evictions
 	stopped chan struct{}
 	running atomic.Bool
 
@@ -127,10 +130,12 @@ type Stats struct {
 	Audited       int64 // decisions scanned again
 	Mismatches    int64 // … with another result: always 0
 	EventsDropped int64
+	Preemptions   int64 // pods that got others evicted
+	Victims       int64 // evicted
 }
 
 type counters struct {
-	decisions, unschedulable, bound, conflicts, failures, audited, mismatches, eventsDropped atomic.Int64
+	decisions, unschedulable, bound, conflicts, failures, audited, mismatches, eventsDropped, preemptions, victims atomic.Int64
 }
 
 // New checks the options and asks the factory for the informers that Run reads.
@@ -157,6 +162,7 @@ func New(options Options) (*Scheduler, error) {
 		log:      options.Logger,
 		clock:    options.Clock,
 		pods:     core.Pods().Lister(),
+		budgets:  options.Informers.Policy().V1().PodDisruptionBudgets().Lister(),
 		ledger:   decision.NewLedger(options.LedgerSize),
 		stopped:  make(chan struct{}),
 		state:    cluster.New(options.Seed),
@@ -166,6 +172,7 @@ func New(options Options) (*Scheduler, error) {
 	}
 	s.inbox.signal = make(chan struct{}, 1)
 	s.commits.signal = make(chan struct{}, 1)
+	s.evicts.signal = make(chan struct{}, 1)
 	s.reports.init(options, &s.stats)
 	return s, nil
 }
@@ -174,7 +181,7 @@ func New(options Options) (*Scheduler, error) {
 func (s *Scheduler) Stats() Stats {
 	c := &s.stats
 	return Stats{c.decisions.Load(), c.unschedulable.Load(), c.bound.Load(), c.conflicts.Load(), c.failures.Load(),
-		c.audited.Load(), c.mismatches.Load(), c.eventsDropped.Load()}
+		c.audited.Load(), c.mismatches.Load(), c.eventsDropped.Load(), c.preemptions.Load(), c.victims.Load()}
 }
 
 // Run schedules until the context ends, once. It returns when everything that
@@ -209,6 +216,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	}
 	group.Go(func() { s.commit(ctx) })
 	group.Go(func() { s.reports.run(ctx) })
+	group.Go(func() { s.evict(ctx) })
 	s.loop(ctx)
 	return nil
 }
@@ -219,7 +227,8 @@ func watched(factory informers.SharedInformerFactory) []cache.SharedIndexInforme
 	core, apps := factory.Core().V1(), factory.Apps().V1()
 	return []cache.SharedIndexInformer{
 		core.Namespaces().Informer(), core.Services().Informer(), core.ReplicationControllers().Informer(),
-		apps.ReplicaSets().Informer(), apps.StatefulSets().Informer(), core.Nodes().Informer(), core.Pods().Informer(),
+		apps.ReplicaSets().Informer(), apps.StatefulSets().Informer(), factory.Policy().V1().PodDisruptionBudgets().Informer(),
+		core.Nodes().Informer(), core.Pods().Informer(),
 	}
 }
 

@@ -236,7 +236,8 @@ func (s *State) Nominate(c *Class, pod *v1.Pod, name string) {
 	s.changed(n.row)
 }
 
-// Withdraw ends a nomination. It returns the node's name, or "" if there was none.
+// Withdraw ends a nomination, for the pod to be decided without it. It returns
+// the node's name, or "" if there was none. See [State.Free].
 func (s *State) Withdraw(key types.NamespacedName) string {
 	e := s.nominees[key]
 	if e == nil {
@@ -246,9 +247,15 @@ func (s *State) Withdraw(key types.NamespacedName) string {
 	e.node.nominated = slices.DeleteFunc(e.node.nominated, func(x *podEntry) bool { return x == e })
 	if e.node.row >= 0 {
 		s.changed(e.node.row)
-		s.rowFreed(e.node.row)
 	}
 	return e.node.name
+}
+
+// Free tells that a node is not reserved any more: others may fit.
+func (s *State) Free(name string) {
+	if n := s.nodes[name]; n != nil {
+		s.rowFreed(n.row)
+	}
 }
 
 // Outranked lists the pods nominated to the node that have a lower priority

@@ -278,14 +278,11 @@ func (s *State) Explain(ctx context.Context, profile *Profile, pod *v1.Pod, p Po
 		}()
 	}
 	if e := s.nominees[key]; e != nil {
-		freed, name := s.freed, s.Withdraw(key)
+		s.Withdraw(key)
 		defer func() {
-			if n := s.nodes[name]; n != nil {
-				n.nominated = append(n.nominated, e)
-				s.nominees[key] = e
-				s.changed(n.row)
-			}
-			s.freed = freed
+			e.node.nominated = append(e.node.nominated, e)
+			s.nominees[key] = e
+			s.changed(e.node.row)
 		}()
 	}
 	if pod.Spec.NodeName != "" {

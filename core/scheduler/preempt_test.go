@@ -1,0 +1,133 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clienttesting "k8s.io/client-go/testing"
+)
+
+func withPriority(pod *v1.Pod, priority int32) *v1.Pod {
+	pod.Spec.Priority = &priority
+	return pod
+}
+
+// endGracefully lets deleted pods go on until the test removes them.
+func (w *world) endGracefully() {
+	w.client.PrependReactor("delete", "pods", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		pod := w.pod(action.(clienttesting.DeleteAction).GetName())
+		pod.DeletionTimestamp = &metav1.Time{Time: w.sched.clock.Now()}
+		pod.Generation++
+		w.put(podResource, pod)
+		return true, nil, nil
+	})
+}
+
+func (w *world) ending(name string) {
+	w.t.Helper()
+	eventually(w.t, name+" is told to end", func() bool { return w.pod(name).DeletionTimestamp != nil })
+	i := slices.IndexFunc(w.pod(name).Status.Conditions, func(c v1.PodCondition) bool { return c.Type == v1.DisruptionTarget })
+	if i < 0 {
+		w.t.Fatalf("%s is not marked as the target of a disruption", name)
+	}
+	if c := w.pod(name).Status.Conditions[i]; c.Status != v1.ConditionTrue || c.Reason != v1.PodReasonPreemptionByScheduler ||
+		c.Message != "default-scheduler: preempting to accommodate a higher priority pod" {
+		w.t.Errorf("%s has the condition %+v", name, c)
+	}
+}
+
+func TestPreemption(t *testing.T) {
+	w := newWorld(t, nil)
+	w.endGracefully()
+	w.put(nodeResource, testNode("n1", "2", nil))
+	for name, priority := range map[string]int32{"a": 0, "b": 5} {
+		w.put(podResource, withPriority(testPod(name, "1"), priority))
+		w.bound(name, "n1")
+	}
+	w.put(podResource, withPriority(testPod("important", "1500m"), 100))
+	w.ending("a")
+	w.ending("b")
+	eventually(t, "the node is nominated", func() bool { return w.pod("important").Status.NominatedNodeName == "n1" })
+	w.refused("important", "0/1 nodes are available: 1 Insufficient cpu.")
+	w.event("Preempted", "Preempted by pod uid-important on node n1")
+
+	// One victim is gone; its place is not for a pod of lower priority.
+	w.remove(podResource, "default", "a")
+	w.put(podResource, withPriority(testPod("sneak", "400m"), 3))
+	w.refused("sneak", "0/1 nodes are available: 1 Insufficient cpu. "+
+		"no new claims to deallocate, preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod.")
+	w.refused("important", "0/1 nodes are available: 1 Insufficient cpu. "+
+		"no new claims to deallocate, preemption: not eligible due to a terminating pod on the nominated node.")
+	w.remove(podResource, "default", "b")
+	w.bound("important", "n1")
+	w.bound("sneak", "n1")
+	if name := w.pod("important").Status.NominatedNodeName; name != "" {
+		t.Errorf("the bound pod still names the node %q", name)
+	}
+	if got := w.sched.Stats(); got.Preemptions != 1 || got.Victims != 2 {
+		t.Errorf("stats %+v", got)
+	}
+}
+
+// TestPreemptionOutranked: a pod of higher priority takes a nominated node, and
+// the one that had it looks for another.
+func TestPreemptionOutranked(t *testing.T) {
+	w := newWorld(t, nil)
+	w.endGracefully()
+	w.put(nodeResource, testNode("n1", "2", nil))
+	w.put(podResource, testPod("old", "2"))
+	w.bound("old", "n1")
+	w.put(podResource, withPriority(testPod("second", "2"), 10))
+	eventually(t, "the node is nominated", func() bool { return w.pod("second").Status.NominatedNodeName == "n1" })
+	w.put(podResource, withPriority(testPod("first", "2"), 20))
+	eventually(t, "the node is nominated to the first", func() bool {
+		return w.pod("first").Status.NominatedNodeName == "n1" && w.pod("second").Status.NominatedNodeName == ""
+	})
+	w.put(nodeResource, testNode("n2", "2", nil)) // for whichever is tried first
+	w.remove(podResource, "default", "old")
+	w.bound("first", "")
+	w.bound("second", "")
+}
+
+func TestPreemptionNever(t *testing.T) {
+	w := newWorld(t, nil)
+	w.put(nodeResource, testNode("n1", "2", nil))
+	w.put(podResource, testPod("old", "2"))
+	w.bound("old", "n1")
+	never := v1.PreemptNever
+	modest := withPriority(testPod("modest", "2"), 10)
+	modest.Spec.PreemptionPolicy = &never
+	w.put(podResource, modest)
+	w.refused("modest", "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: not eligible due to preemptionPolicy=Never.")
+	if w.pod("old").DeletionTimestamp != nil || w.sched.Stats().Preemptions != 0 {
+		t.Error("a pod that never preempts did")
+	}
+}
+
+// TestPreemptionFails: what could not be evicted is tried again.
+func TestPreemptionFails(t *testing.T) {
+	w := newWorld(t, nil)
+	var fails atomic.Int32
+	w.client.PrependReactor("patch", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return fails.Add(1) == 1, nil, errors.New("out of service")
+	})
+	w.put(nodeResource, testNode("n1", "2", nil))
+	w.put(podResource, testPod("old", "2"))
+	w.bound("old", "n1")
+	w.put(podResource, withPriority(testPod("new", "2"), 10))
+	w.bound("new", "n1")
+	if fails.Load() < 2 {
+		t.Error("the first eviction did not fail")
+	}
+	list, err := w.client.CoreV1().Pods("default").List(context.Background(), metav1.ListOptions{})
+	if err != nil || len(list.Items) != 1 || !strings.HasPrefix(list.Items[0].Name, "new") {
+		t.Errorf("%d pods are left, %v", len(list.Items), err)
+	}
+}
