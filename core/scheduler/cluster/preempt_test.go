@@ -99,7 +99,7 @@ func plainVictims(t *testing.T, s *State, profile *Profile, pod *v1.Pod, n *node
 	}
 	p := &Preemption{Node: n.object}
 	if refusedBy() == "" {
-		slices.SortFunc(lower, func(a, b *podEntry) int { return byImportance(a.pod, b.pod, testNow) })
+		slices.SortStableFunc(lower, func(a, b *podEntry) int { return byImportance(a.pod, b.pod, testNow) })
 		violating, others := newBudgets(budgets).split(lower)
 		for i, e := range append(slices.Clone(violating), others...) {
 			s.SetPod(e.pod)
@@ -120,7 +120,7 @@ func plainVictims(t *testing.T, s *State, profile *Profile, pod *v1.Pod, n *node
 	if len(p.Victims) == 0 {
 		return nil
 	}
-	slices.SortFunc(p.Victims, func(a, b *v1.Pod) int { return byImportance(a, b, testNow) })
+	slices.SortStableFunc(p.Victims, func(a, b *v1.Pod) int { return byImportance(a, b, testNow) })
 	return p
 }
 
