@@ -9,6 +9,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 
 	decisionv1alpha1 "github.com/quaymaster/quaymaster/core/api/decision/v1alpha1"
 	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
@@ -72,6 +73,13 @@ func TestPodsRelate(t *testing.T) {
 	shy.Spec.NodeName, shy.Spec.SchedulerName = "n1", "someone-else"
 	shy.Spec.Affinity = &v1.Affinity{PodAntiAffinity: &v1.PodAntiAffinity{RequiredDuringSchedulingIgnoredDuringExecution: termOf("x", v1.LabelHostname)}}
 	w.put(podResource, shy)
+	eventually(t, "the pod is counted: nodes come on a watch of their own", func() bool {
+		placed := make(chan bool, 1)
+		w.sched.inbox.put(message{call: func() {
+			placed <- w.sched.state.Placed(types.NamespacedName{Namespace: "default", Name: "shy"}) != nil
+		}})
+		return <-placed
+	})
 	w.put(nodeResource, testNode("n1", "64", map[string]string{v1.LabelTopologyZone: "a", v1.LabelHostname: "n1"}))
 	w.bound("big-y", "n1")
 	if node := w.pod("big-x").Spec.NodeName; node != "" {
