@@ -38,15 +38,15 @@ func (s *Scheduler) loop(ctx context.Context) {
 		for i := range buffer {
 			s.apply(ctx, &buffer[i])
 		}
+		select {
+		case <-s.changed: // nil without policies; looked at after the inbox: a pod that came after a policy meets it
+			s.policiesChanged()
+		default:
+		}
 		s.wake()
 		s.endBackOff()
 		if len(s.queue.active.list) > 0 && s.inFlight < maxInFlight {
 			s.decide(ctx, s.queue.active.pop())
-			select {
-			case <-s.changed: // nil without policies
-				s.policiesChanged()
-			default:
-			}
 			continue
 		}
 		if len(s.queue.backOff.list) > 0 {

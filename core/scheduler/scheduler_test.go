@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,6 +24,8 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
 	clienttesting "k8s.io/client-go/testing"
+
+	decisionv1alpha1 "github.com/quaymaster/quaymaster/core/api/decision/v1alpha1"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -269,6 +272,12 @@ func TestNotesScenario(t *testing.T) {
 	special := v1.Taint{Key: "for-special-user", Value: "cadmin", Effect: v1.TaintEffectNoSchedule}
 	w.put(nodeResource, testNode("node01", "4", nil, special))
 	w.put(nodeResource, testNode("node02", "4", nil, special))
+	eventually(t, "both taints are seen", func() bool { // pods and nodes come from two informers
+		d, err := w.sched.Explain(context.Background(), "default", "httpserver")
+		return err == nil && !slices.ContainsFunc(d.Nodes, func(n decisionv1alpha1.NodeVerdict) bool {
+			return n.Filter == nil || n.Filter.Plugin != "TaintToleration"
+		})
+	})
 	w.put(podResource, testPod("plain", "100m"))
 	w.refused("plain", "0/3 nodes are available: 3 node(s) had untolerated taint(s). "+
 		"no new claims to deallocate, preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling.")

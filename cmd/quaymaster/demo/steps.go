@@ -158,6 +158,9 @@ func (t *tour) taints(ctx context.Context) error {
 		}
 		t.say("kubectl taint node %s for-special-user=cadmin:NoSchedule", node)
 	}
+	if err := t.taintsSeen(ctx, "httpserver"); err != nil {
+		return err
+	}
 	for _, name := range []string{"plain.yaml", "tolerant.yaml"} {
 		if err := t.apply(ctx, manifest(name)); err != nil {
 			return err
@@ -193,6 +196,27 @@ func (t *tour) taints(ctx context.Context) error {
 	}
 	t.say("both deleted, with their replica sets and pods")
 	return nil
+}
+
+// taintsSeen waits until the scheduler would refuse every node to the app's one
+// pod for its taints.
+func (t *tour) taintsSeen(ctx context.Context, app string) error {
+	return eventually(ctx, "the scheduler to see the taints", func(ctx context.Context) (bool, error) {
+		pods, err := t.pods(ctx, app)
+		if err != nil || len(pods) != 1 {
+			return false, err
+		}
+		decision, err := t.ours.Decisions(pods[0].Namespace).Get(ctx, pods[0].Name, metav1.GetOptions{})
+		if err != nil {
+			return false, err
+		}
+		for _, node := range decision.Nodes {
+			if node.Filter == nil || node.Filter.Plugin != "TaintToleration" {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
 }
 
 // workload runs a WebAssembly program and reads what it said and how it ended.

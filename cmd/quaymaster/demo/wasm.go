@@ -33,6 +33,9 @@ func (t *tour) wasmPolicy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := t.decidesWith(ctx, "without-policy", "prefer-label"); err != nil {
+		return err
+	}
 	with, err := t.place(ctx, "with-policy")
 	if err != nil {
 		return err
@@ -76,6 +79,23 @@ func (t *tour) wasmPolicy(ctx context.Context) error {
 	}
 	t.say("version 2 goes on: the next pod goes to %s", after)
 	return nil
+}
+
+// decidesWith waits until the scheduler would ask the policy about the pod: the
+// policy is in force and its profile has arrived.
+func (t *tour) decidesWith(ctx context.Context, pod, policy string) error {
+	return eventually(ctx, "the scheduler to take the profile with "+policy, func(ctx context.Context) (bool, error) {
+		decision, err := t.ours.Decisions(metav1.NamespaceDefault).Get(ctx, pod, metav1.GetOptions{})
+		if err != nil {
+			return false, err
+		}
+		for _, version := range decision.Policies {
+			if version.Name == policy {
+				return true, nil
+			}
+		}
+		return false, nil
+	})
 }
 
 // replaceWhilePodsArrive creates pods one after the other, swaps the policy's

@@ -255,13 +255,13 @@ func (s *State) leastAllocated(c *Class, row int32) int32 {
 	sum, n := int64(0), int64(0)
 	if capacity := f.Allocatable.MilliCPU[row]; capacity != 0 {
 		n++
-		if requested := f.NonZeroRequested.MilliCPU[row] + c.requests.nonZeroCPU; requested <= capacity {
+		if requested := f.NonZeroRequested.MilliCPU[row] + c.requests.scoredCPU; requested <= capacity {
 			sum += (capacity - requested) * maxScore / capacity
 		}
 	}
 	if capacity := f.Allocatable.Memory[row]; capacity != 0 {
 		n++
-		if requested := f.NonZeroRequested.Memory[row] + c.requests.nonZeroMemory; requested <= capacity {
+		if requested := f.NonZeroRequested.Memory[row] + c.requests.scoredMemory; requested <= capacity {
 			sum += (capacity - requested) * maxScore / capacity
 		}
 	}

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 
 	v1 "k8s.io/api/core/v1"
@@ -21,7 +22,10 @@ type requests struct {
 	milliCPU, memory, ephemeral int64
 	// As above, with the defaults for containers that name none.
 	nonZeroCPU, nonZeroMemory int64
-	extended                  []extendedRequest // by name, without zeros
+	// The same as upstream's least-allocated score counts the pod being decided:
+	// without the resources of the pod as a whole.
+	scoredCPU, scoredMemory int64
+	extended                []extendedRequest // by name, without zeros
 }
 
 type extendedRequest struct {
@@ -31,9 +35,13 @@ type extendedRequest struct {
 }
 
 func (s *State) requestsOf(pod *v1.Pod) requests {
-	options := resourcehelper.PodResourcesOptions{UseStatusResources: len(pod.Status.ContainerStatuses) > 0}
+	options := resourcehelper.PodResourcesOptions{
+		UseStatusResources: len(pod.Status.ContainerStatuses) > 0 || pod.Status.Resources != nil,
+		InPlacePodLevelResourcesVerticalScalingEnabled: true,
+	}
 	var r requests
-	for name, quantity := range resourcehelper.PodRequests(pod, options) {
+	all := resourcehelper.PodRequests(pod, options)
+	for name, quantity := range all {
 		switch name {
 		case v1.ResourceCPU:
 			r.milliCPU = quantity.MilliValue()
@@ -53,7 +61,17 @@ func (s *State) requestsOf(pod *v1.Pod) requests {
 		v1.ResourceCPU:    *resource.NewMilliQuantity(defaultMilliCPU, resource.DecimalSI),
 		v1.ResourceMemory: *resource.NewQuantity(defaultMemory, resource.DecimalSI),
 	}
-	nonZero := resourcehelper.PodRequests(pod, options)
+	scored := options
+	scored.SkipPodLevelResources = true
+	nonZero := resourcehelper.PodRequests(pod, scored)
+	r.scoredCPU, r.scoredMemory = nonZero.Cpu().MilliValue(), nonZero.Memory().Value()
+	if resourcehelper.IsPodLevelRequestsSet(pod) { // the defaults are for what neither the pod nor any container names
+		maps.DeleteFunc(options.NonMissingContainerRequests, func(name v1.ResourceName, _ resource.Quantity) bool {
+			_, named := all[name]
+			return named
+		})
+		nonZero = resourcehelper.PodRequests(pod, options)
+	}
 	r.nonZeroCPU, r.nonZeroMemory = nonZero.Cpu().MilliValue(), nonZero.Memory().Value()
 	return r
 }
@@ -61,10 +79,6 @@ func (s *State) requestsOf(pod *v1.Pod) requests {
 func (r *requests) equal(o *requests) bool {
 	return r.milliCPU == o.milliCPU && r.memory == o.memory && r.ephemeral == o.ephemeral &&
 		r.nonZeroCPU == o.nonZeroCPU && r.nonZeroMemory == o.nonZeroMemory && slices.Equal(r.extended, o.extended)
-}
-
-func (r *requests) none() bool {
-	return r.milliCPU == 0 && r.memory == 0 && r.ephemeral == 0 && len(r.extended) == 0
 }
 
 // hostPort is a port of the node that a pod occupies.

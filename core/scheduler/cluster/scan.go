@@ -217,7 +217,7 @@ func (s *State) scorers(st *static, r *requests, related *relationScan, scan *Sc
 		}
 		used, _ := n.used()
 		cpu, memory := n.object.Status.Allocatable.Cpu().MilliValue(), n.object.Status.Allocatable.Memory().Value()
-		least := meanFree([]int64{used.nonZeroCPU + r.nonZeroCPU, used.nonZeroMemory + r.nonZeroMemory}, []int64{cpu, memory})
+		least := meanFree([]int64{used.nonZeroCPU + r.scoredCPU, used.nonZeroMemory + r.scoredMemory}, []int64{cpu, memory})
 		add(NodeResourcesFit, least, least)
 		if spreads != nil {
 			x := spreads[n.object]
