@@ -22,10 +22,16 @@ func withPriority(pod *v1.Pod, priority int32) *v1.Pod {
 // endGracefully lets deleted pods go on until the test removes them.
 func (w *world) endGracefully() {
 	w.client.PrependReactor("delete", "pods", func(action clienttesting.Action) (bool, runtime.Object, error) {
-		pod := w.pod(action.(clienttesting.DeleteAction).GetName())
+		w.mu.Lock() // the test may remove the pod at this moment
+		defer w.mu.Unlock()
+		object, err := w.client.Tracker().Get(podResource, "default", action.(clienttesting.DeleteAction).GetName())
+		if err != nil {
+			return true, nil, err
+		}
+		pod := object.(*v1.Pod).DeepCopy()
 		pod.DeletionTimestamp = &metav1.Time{Time: w.sched.clock.Now()}
 		pod.Generation++
-		w.put(podResource, pod)
+		w.store(podResource, pod)
 		return true, nil, nil
 	})
 }
