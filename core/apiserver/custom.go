@@ -46,6 +46,7 @@ func (s *Server) newCustom(config genericapiserver.Config) (*custom, error) {
 	config.PostStartHooks = map[string]genericapiserver.PostStartHookConfigEntry{}
 	// The hook waits for what start has waited for, and ends the process when it is told to stop.
 	config.DisabledPostStartHooks = config.DisabledPostStartHooks.Union(sets.NewString("crd-informer-synced"))
+	config.ReadyzChecks = nil // the outer server answers /readyz
 	config.RESTOptionsGetter = definitionOptions{s.options.Storage}
 	config.MergedResourceConfig = extensions.DefaultAPIResourceConfigSource()
 	config.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(
