@@ -150,6 +150,11 @@ func (d *driver) startShim(c *base.Container, dir string) error {
 
 // shimEnded reads how a container's process ended; one without a result was killed.
 func (d *driver) shimEnded(c *base.Container, r *shim, dir string) {
+	d.left.RLock()
+	defer d.left.RUnlock()
+	if d.closed {
+		return
+	}
 	if r != nil {
 		r.mu.Lock()
 		if r.timer != nil {

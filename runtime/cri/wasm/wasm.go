@@ -136,8 +136,12 @@ func takeLock(path string) (*os.File, error) {
 // Images returns the backend's image store.
 func (b *Backend) Images() *Images { return b.images }
 
-// Close ends containers that are goroutines and leaves those that are processes.
+// Close ends containers that are goroutines and leaves those that are processes:
+// what becomes of them is for the next backend to write down.
 func (b *Backend) Close() error {
+	b.d.left.Lock()
+	b.d.closed = true
+	b.d.left.Unlock()
 	for _, c := range b.Containers() {
 		if r, ok := c.Run.(*inProcess); ok {
 			r.cancel()
@@ -154,6 +158,9 @@ type driver struct {
 	images  *Images
 	cache   wazero.CompilationCache
 	wg      sync.WaitGroup
+
+	left   sync.RWMutex // held for reading while the end of a process is written down
+	closed bool         // the folder is another backend's
 }
 
 func (d *driver) SandboxUp(context.Context, *base.Sandbox) ([]string, error) { return nil, nil }
