@@ -19,6 +19,7 @@ import (
 	"net"
 	"sync"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -115,6 +116,10 @@ func (e *Engine) API() *api.Client { return e.parts.ours }
 // RESTConfig is for other clients of this process: dynamic, metadata,
 // controller-runtime. It must not leave the process: its host is no host.
 func (e *Engine) RESTConfig() *rest.Config { return e.parts.config() }
+
+// Metrics of this engine, as /metrics serves them after those that upstream's
+// libraries keep for the whole process.
+func (e *Engine) Metrics() prometheus.Gatherer { return e.parts.metrics }
 
 // Address of the HTTPS port, nil when none is served.
 func (e *Engine) Address() net.Addr {

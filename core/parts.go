@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"path/filepath"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apiserver/pkg/admission"
@@ -36,6 +37,7 @@ import (
 type parts struct {
 	options     *Options
 	transport   *late
+	metrics     *prometheus.Registry // of this engine, served at /metrics: parts register theirs here
 	store       *storage.Store
 	listener    net.Listener
 	client      kubernetes.Interface
@@ -57,7 +59,7 @@ type parts struct {
 // open takes what another process may have, the directory and the port, and
 // makes the clients. After an error nothing is left open.
 func open(options *Options) (_ *parts, err error) {
-	p := &parts{options: options, transport: &late{}}
+	p := &parts{options: options, transport: &late{}, metrics: prometheus.NewRegistry()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.close())
@@ -118,6 +120,7 @@ func (p *parts) assemble() (err error) {
 			return p.scheduler.Explain(ctx, namespace, pod)
 		},
 		Paths:   map[string]http.Handler{BackupPath: http.HandlerFunc(p.backup)},
+		Metrics: p.metrics,
 		Version: options.Version,
 		Clock:   options.Clock,
 		Logger:  log.With("part", "apiserver"),

@@ -85,6 +85,7 @@ func (s *Server) install() error {
 	config.LongRunningFunc = s.longRunning
 	config.MaxRequestsInFlight, config.MaxMutatingRequestsInFlight = maxReading, maxWriting
 	config.EnableProfiling = false
+	config.EnableMetrics = false // see installMetrics
 	config.StorageObjectCountTracker = nil
 	config.SkipOpenAPIInstallation = true // ours is built when it is asked for
 	config.ReadyzChecks = append(config.ReadyzChecks,
@@ -119,6 +120,7 @@ func (s *Server) install() error {
 	if err != nil {
 		return err
 	}
+	s.installMetrics()
 	for path, handler := range s.options.Paths {
 		s.generic.Handler.NonGoRestfulMux.Handle(path, handler)
 	}

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -56,6 +57,9 @@ type Options struct {
 	// authorised as non-resource URLs, may take as long as they need and end with
 	// the server.
 	Paths map[string]http.Handler
+	// Metrics of the engine, served at /metrics after those that upstream's
+	// libraries keep for the whole process. May be nil.
+	Metrics prometheus.Gatherer
 	// Version is appended to the Kubernetes version as build metadata: "v1.36.3+quaymaster-VERSION".
 	Version string
 	// Clock for certificates and tokens; the real one by default.
