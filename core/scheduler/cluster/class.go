@@ -43,13 +43,18 @@ type Class struct {
 	cursor    uint64
 	epoch     uint64  // of the factor
 	imageSum  uint64  // of what image scores depend on beside the row
-	dynamic   []int16 // by row: weighted scores that change with pods; below 0: infeasible
-	feasible  int
-	taints    maximum
-	affinity  maximum
+	dynamic   []int16 // by row: weighted scores that change with pods; below 0: infeasible, gates aside
 	tree      tree
+	gates     []*hardSpread
+	cells     []cell
+	cellOf    []int32 // by row; nil without gates
+	cellIDs   map[[3]int32]int32
 	verdict   *Verdict
 	verdictAt uint64 // position of the log
+
+	gatesEpoch               uint64
+	feasible                 int // rows, with the gates as they are; the largest raw scores among them
+	mostTaints, mostAffinity int32
 }
 
 // maximum is the largest raw score over the feasible rows.
@@ -67,14 +72,11 @@ func (m *maximum) add(value int32, by int32) {
 	}
 }
 
-// settle says whether the maximum moved.
-func (m *maximum) settle() bool {
-	old := m.value
+func (m *maximum) settle() {
 	m.value = 0
 	for value := range m.count {
 		m.value = max(m.value, value)
 	}
-	return m.value != old
 }
 
 // Profile that the class is of.
@@ -150,7 +152,7 @@ func (s *State) sweep() {
 // drop frees what can be derived again.
 func (c *Class) drop() {
 	c.built, c.tree, c.dynamic, c.verdict = false, tree{}, nil, nil
-	c.taints, c.affinity = maximum{}, maximum{}
+	c.cells, c.cellOf, c.cellIDs = nil, nil, nil
 }
 
 func (s *State) factorOf(profile *Profile, pod *v1.Pod) *factor {

@@ -15,8 +15,13 @@ import (
 type topology struct {
 	key    string
 	ids    map[string]int32
+	values []string  // by domain
 	domain []int32   // by row; -1: the node has no such label
 	rows   [][]int32 // by domain
+	free   []int32   // domains that no node is in any more, to be used again
+
+	labelled int  // nodes
+	coarse   bool // see gates.go
 }
 
 func (t *topology) move(row int32, object *v1.Node) {
@@ -26,17 +31,25 @@ func (t *topology) move(row int32, object *v1.Node) {
 		t.rows[d][i] = t.rows[d][last]
 		t.rows[d] = t.rows[d][:last]
 		t.domain[row] = -1
+		t.labelled--
+		if last == 0 {
+			delete(t.ids, t.values[d])
+			t.free = append(t.free, d)
+		}
 	}
 	if object == nil {
 		return
 	}
 	if value, ok := object.Labels[t.key]; ok {
 		d, known := t.ids[value]
-		if !known {
+		if last := len(t.free) - 1; !known && last >= 0 {
+			d, t.free = t.free[last], t.free[:last]
+		} else if !known {
 			d = int32(len(t.rows))
-			t.ids[value] = d
-			t.rows = append(t.rows, nil)
+			t.rows, t.values = append(t.rows, nil), append(t.values, "")
 		}
+		t.ids[value], t.values[d] = d, value
+		t.labelled++
 		t.domain[row] = d
 		t.rows[d] = append(t.rows[d], row)
 	}
@@ -234,10 +247,14 @@ func (t *tally) tell(s *State, d int32) {
 		return
 	}
 	t.freed = s.fleet.Generation + 1
-	for _, row := range t.topology.rows[d] {
+	s.freedTallies = true
+	rows := t.topology.rows[d]
+	if t.byCount != nil && t.topology.coarse { // classes look at the domain themselves
+		rows = rows[:min(len(rows), 1)]
+	}
+	for _, row := range rows {
 		s.changed(row)
 	}
-	s.freedTallies = true
 }
 
 func (t *tally) at(d int32) int32 {
@@ -268,7 +285,9 @@ func (s *State) relocate(row int32, object *v1.Node) {
 		}
 	}
 	for _, t := range s.topologies {
-		t.move(row, object)
+		if t.move(row, object); t.grade(s.cellLimits) {
+			s.gatesEpoch++
+		}
 	}
 	if object == nil {
 		for _, p := range s.sets {
@@ -297,6 +316,7 @@ func (s *State) topologyOf(key string) *topology {
 				t.move(int32(row), n.object)
 			}
 		}
+		t.grade(s.cellLimits)
 		s.topologies[key] = t
 	}
 	return t

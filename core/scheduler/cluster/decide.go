@@ -45,12 +45,12 @@ func (s *State) kth(tie uint64, n int32) int32 {
 func (s *State) Decide(c *Class, tie uint64) Outcome {
 	s.catchUp(c)
 	out := Outcome{Feasible: c.feasible, Evaluated: s.count}
-	if c.scored() {
+	if c.scored() || len(c.cells) > s.cellLimits.cells {
 		s.decideScored(c, tie, &out)
 		return out
 	}
-	if root := c.tree.root(); root.score >= 0 {
-		out.Node, out.Score = s.fleet.Nodes[c.tree.pick(s.kth(tie, root.count))], int64(root.score)
+	if best, cells := s.bestOpen(c); best.score >= 0 {
+		out.Node, out.Score = s.fleet.Nodes[c.tree.pick(best.score, s.kth(tie, best.count), cells)], int64(best.score)
 	}
 	return out
 }
@@ -58,7 +58,7 @@ func (s *State) Decide(c *Class, tie uint64) Outcome {
 // Feasible says whether some node takes a pod of the class, policies aside.
 func (s *State) Feasible(c *Class) bool {
 	s.catchUp(c)
-	return c.tree.root().score >= 0
+	return c.feasible > 0
 }
 
 // FeasibleOn says that of one row.
@@ -76,7 +76,7 @@ func (s *State) catchUp(c *Class) {
 	}
 	end, images := s.fleet.Generation, s.imageSum(c)
 	behind := end - c.cursor
-	if !c.built || c.cursor < s.logStart || c.epoch != c.factor.epoch || c.imageSum != images ||
+	if !c.built || c.cursor < s.logStart || c.epoch != c.factor.epoch || c.gatesEpoch != s.gatesEpoch || c.imageSum != images ||
 		len(s.byRow) > len(c.dynamic) || behind > uint64(len(s.byRow)) {
 		c.imageSum = images
 		s.rebuild(c)
@@ -91,11 +91,21 @@ func (s *State) catchUp(c *Class) {
 		return
 	}
 	for _, row := range s.log[c.cursor-s.logStart:] {
+		if c.moved(row) {
+			s.rebuild(c)
+			return
+		}
 		settle = s.refresh(c, row) || settle
 	}
 	c.cursor = end
 	if settle {
-		s.settle(c)
+		for i := range c.cells {
+			c.cells[i].taints.settle()
+			c.cells[i].affinity.settle()
+		}
+	}
+	if c.admit() {
+		s.total(c)
 	}
 }
 
@@ -105,34 +115,39 @@ func (s *State) rebuild(c *Class) {
 		c.dynamic = make([]int16, rows, rows+rows/4)
 	}
 	c.dynamic = c.dynamic[:rows]
-	c.built, c.cursor, c.epoch, c.feasible = true, s.fleet.Generation, c.factor.epoch, 0
-	c.taints, c.affinity = maximum{}, maximum{}
+	c.built, c.cursor, c.epoch = true, s.fleet.Generation, c.factor.epoch
+	s.gate(c, rows)
 	for row := range int32(rows) {
 		c.dynamic[row] = s.dynamic(c, row)
 		if c.dynamic[row] >= 0 {
-			c.feasible++
-			if c.factor.scored {
-				c.taints.add(c.factor.taints[row], 1)
-				c.affinity.add(c.factor.affinity[row], 1)
-			}
+			s.countFeasible(c, row, 1)
 		}
 	}
-	c.taints.settle()
-	c.affinity.settle()
+	for i := range c.cells {
+		c.cells[i].taints.settle()
+		c.cells[i].affinity.settle()
+	}
+	c.admit()
 	s.total(c)
 }
 
-// settle scales anew when a largest raw score moved.
-func (s *State) settle(c *Class) {
-	taints, affinity := c.taints.settle(), c.affinity.settle()
-	if taints || affinity {
-		s.total(c)
+func (s *State) countFeasible(c *Class, row int32, by int) (x *cell) {
+	x = c.cellOfRow(row)
+	x.feasible += by
+	if f := c.factor; f.scored {
+		x.taints.add(f.taints[row], int32(by))
+		x.affinity.add(f.affinity[row], int32(by))
 	}
+	return x
 }
 
 // total fills the tree from the dynamic scores.
 func (s *State) total(c *Class) {
-	c.tree.reset(len(c.dynamic))
+	cells := len(c.cells)
+	if cells > s.cellLimits.cells {
+		cells = 0
+	}
+	c.tree.reset(len(c.dynamic), c.cellOf, cells)
 	for row, dynamic := range c.dynamic {
 		c.tree.scores[row] = c.totalOf(int32(row), dynamic)
 	}
@@ -146,10 +161,10 @@ func (c *Class) totalOf(row int32, dynamic int16) int32 {
 	p, f := c.factor.profile, c.factor
 	total := int32(dynamic)
 	if w := p.weights.taints; w > 0 {
-		total += w * normalizedTaints(f.taints[row], c.taints.value)
+		total += w * normalizedTaints(f.taints[row], c.mostTaints)
 	}
 	if w := p.weights.affinity; w > 0 && f.affinity[row] > 0 {
-		total += w * normalizedAffinity(f.affinity[row], c.affinity.value)
+		total += w * normalizedAffinity(f.affinity[row], c.mostAffinity)
 	}
 	return total
 }
@@ -182,12 +197,8 @@ func (s *State) refresh(c *Class, row int32) bool {
 		if old >= 0 {
 			by = -1
 		}
-		c.feasible += by
-		if f := c.factor; f.scored {
-			c.taints.add(f.taints[row], int32(by))
-			c.affinity.add(f.affinity[row], int32(by))
-			settle = f.taints[row] >= c.taints.value && f.taints[row] > 0 || f.affinity[row] >= c.affinity.value && f.affinity[row] > 0
-		}
+		x, f := s.countFeasible(c, row, by), c.factor
+		settle = f.taints[row] >= x.taints.value && f.taints[row] > 0 || f.affinity[row] >= x.affinity.value && f.affinity[row] > 0
 	}
 	c.tree.set(row, c.totalOf(row, dynamic))
 	return settle
@@ -196,7 +207,7 @@ func (s *State) refresh(c *Class, row int32) bool {
 // dynamic is the weighted sum of the scores that change with pods, or below 0
 // when a filter refuses the row.
 func (s *State) dynamic(c *Class, row int32) int16 {
-	if c.factor.reason[row] != refusedNot || !s.accepts(c, row) {
+	if c.factor.reason[row] != refusedNot || !s.passes(c, row) {
 		return -1
 	}
 	w := &c.profile.weights

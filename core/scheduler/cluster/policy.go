@@ -111,7 +111,7 @@ func (run *policyRun) total(profile *Profile, row int32) (sum int32) {
 func (s *State) DecideWithPolicies(ctx context.Context, c *Class, pod *v1.Pod, tie uint64, p Policies) (Outcome, *Verdict, error) {
 	s.catchUp(c)
 	out := Outcome{Evaluated: s.count}
-	run, err := s.runPolicies(ctx, c.profile, pod, p, func(row int32) bool { return c.dynamic[row] >= 0 })
+	run, err := s.runPolicies(ctx, c.profile, pod, p, func(row int32) bool { return c.takes(row) })
 	if err != nil {
 		return out, nil, err
 	}
@@ -120,8 +120,8 @@ func (s *State) DecideWithPolicies(ctx context.Context, c *Class, pod *v1.Pod, t
 	for row, verdict := range run.verdicts {
 		if verdict == 0 {
 			out.Feasible++
-			narrowed.taints.value = max(narrowed.taints.value, c.factor.taints[row])
-			narrowed.affinity.value = max(narrowed.affinity.value, c.factor.affinity[row])
+			narrowed.mostTaints = max(narrowed.mostTaints, c.factor.taints[row])
+			narrowed.mostAffinity = max(narrowed.mostAffinity, c.factor.affinity[row])
 		}
 	}
 	if out.Feasible == 0 {

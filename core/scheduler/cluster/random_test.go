@@ -158,11 +158,12 @@ func TestDecisionsEqualScan(t *testing.T) {
 		t.Fatal(err)
 	}
 	profiles := []*Profile{DefaultProfile(), heavy}
-	decided, refused := 0, 0
+	decided, refused, gated := 0, 0, 0
 	seen, preempted := reasons{}, 0
 	for seed := range clusters {
 		g := generator{rand.New(rand.NewPCG(uint64(seed), 1))}
 		s := New(uint64(seed))
+		s.cellLimits = pickOne(g, defaultCellLimits, cellLimits{nodes: 1, cells: 256}, cellLimits{nodes: 1, cells: 3})
 		shapes := make([]*v1.Pod, 12)
 		for i := range shapes {
 			shapes[i] = g.pod(fmt.Sprintf("shape%d", i))
@@ -203,6 +204,9 @@ func TestDecisionsEqualScan(t *testing.T) {
 			profile := pickOne(g, profiles...)
 			c := s.ClassOf(profile, pod)
 			out := s.Decide(c, Tie(pod))
+			if len(c.gates) > 0 {
+				gated++
+			}
 			want, err := s.Scan(context.Background(), profile, pod, Tie(pod), Policies{})
 			if err != nil {
 				t.Fatal(err)
@@ -236,8 +240,8 @@ func TestDecisionsEqualScan(t *testing.T) {
 		}
 		checkColumns(t, s)
 	}
-	if decided < clusters*20 || refused < clusters || preempted < clusters {
-		t.Fatalf("too tame: %d decided, %d refused, %d of them preempt", decided, refused, preempted)
+	if decided < clusters*20 || refused < clusters || preempted < clusters || gated < clusters {
+		t.Fatalf("too tame: %d decided, %d refused, %d of them preempt, %d with gates", decided, refused, preempted, gated)
 	}
 	for _, refusal := range relatedRefusals[1:] {
 		if seen[refusal.reason] < clusters {

@@ -47,6 +47,7 @@ type relations struct {
 type hardSpread struct {
 	tally *tally
 	limit *limit
+	gated bool // see gates.go
 }
 
 type weightedTally struct {
@@ -88,7 +89,7 @@ func (s *State) relationsOf(profile *Profile, pod *v1.Pod, terms *podTerms) *rel
 		for i := range list {
 			c := &list[i]
 			t := s.tallyOf(spreadSet(s, pod.Namespace, c.selector), c.topologyKey, inclusionOf(pod, list, c, true), true)
-			r.spreads = append(r.spreads, hardSpread{t, t.limitOf(c.maxSkew, c.minDomains, c.self(pod))})
+			r.spreads = append(r.spreads, hardSpread{tally: t, limit: t.limitOf(c.maxSkew, c.minDomains, c.self(pod))})
 		}
 	}
 	if profile.scores[PodTopologySpread] > 0 {
@@ -277,18 +278,40 @@ func (s *State) unrelate(c *Class) {
 	c.related.tallies(s.dropTally)
 }
 
-// unrelated gives the first relation that refuses the row.
+// refuses gives the first relation that refuses the row.
 func (r *relations) refuses(row int32) uint8 {
 	for i := range r.spreads {
-		x := &r.spreads[i]
-		d := x.tally.topology.domain[row]
-		if d < 0 {
-			return noSpreadLabel
-		}
-		if x.tally.at(d) > x.limit.most {
-			return skewed
+		if reason := r.spreads[i].refuses(row); reason != relatedNot {
+			return reason
 		}
 	}
+	return r.affinityRefuses(row)
+}
+
+// refusesUngated is refuses without the constraints that are gates.
+func (r *relations) refusesUngated(row int32) uint8 {
+	for i := range r.spreads {
+		if x := &r.spreads[i]; !x.gated {
+			if reason := x.refuses(row); reason != relatedNot {
+				return reason
+			}
+		}
+	}
+	return r.affinityRefuses(row)
+}
+
+func (x *hardSpread) refuses(row int32) uint8 {
+	d := x.tally.topology.domain[row]
+	if d < 0 {
+		return noSpreadLabel
+	}
+	if x.tally.at(d) > x.limit.most {
+		return skewed
+	}
+	return relatedNot
+}
+
+func (r *relations) affinityRefuses(row int32) uint8 {
 	there, none := true, true
 	for _, t := range r.affinity {
 		d := t.topology.domain[row]

@@ -7,13 +7,14 @@ func (c *Class) scored() bool {
 	return c.related != nil && len(c.related.preferred)+len(c.related.soft) > 0
 }
 
-// decideScored is Decide for a class whose relations rate nodes: their raw
-// scores scale by the least and the largest of all feasible nodes, which any
-// pod may move, so that it passes over all rows.
+// decideScored is Decide by a pass over all rows. The relations that rate nodes
+// need it: their raw scores scale by the least and the largest of all feasible
+// nodes, which any pod may move.
 func (s *State) decideScored(c *Class, tie uint64, out *Outcome) {
-	totals := append(s.scratch[:0], c.tree.scores[:len(c.dynamic)]...)
-	s.scratch = totals
-	s.addRelated(c, totals)
+	totals := s.openTotals(c)
+	if c.scored() {
+		s.addRelated(c, totals)
+	}
 	best, count := infeasible, int32(0)
 	for _, total := range totals {
 		if total > best {

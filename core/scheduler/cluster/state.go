@@ -55,7 +55,11 @@ type State struct {
 	freedTallies      bool
 	quiet             bool // while trying what will be undone
 
+	cellLimits cellLimits
+	gatesEpoch uint64 // rises when other constraints are gates than before
+
 	scratch []int32
+	cells   []int32
 	raw     []int64
 	seen    []bool
 }
@@ -95,13 +99,14 @@ type image struct {
 // New returns an empty state. The seed takes part in every tie-break.
 func New(seed uint64) *State {
 	s := &State{
-		seed:     seed,
-		nodes:    map[string]*node{},
-		extended: map[v1.ResourceName]*extendedColumn{},
-		images:   map[string]*image{},
-		pods:     map[types.NamespacedName]*podEntry{},
-		classes:  map[string]*Class{},
-		factors:  map[string]*factor{},
+		seed:       seed,
+		cellLimits: defaultCellLimits,
+		nodes:      map[string]*node{},
+		extended:   map[v1.ResourceName]*extendedColumn{},
+		images:     map[string]*image{},
+		pods:       map[types.NamespacedName]*podEntry{},
+		classes:    map[string]*Class{},
+		factors:    map[string]*factor{},
 
 		namespaces: map[string]labels.Set{},
 		owners:     owners{map[string]map[string]labels.Set{}, map[controllerKey]labels.Selector{}},

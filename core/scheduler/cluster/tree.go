@@ -1,11 +1,12 @@
 package cluster
 
-// tree is a tournament over rows: the best score and how many rows have it.
-// Rows are leaves in blocks, so that one update touches a cache line or two of
-// leaves and the path of its block to the root.
+// tree is a tournament over rows: the best score and how many rows have it, for
+// each cell of rows (see gates.go). Rows are leaves in blocks, so that one update
+// touches a cache line or two of leaves and the path of its block to the root.
 type tree struct {
 	scores []int32 // by row; infeasible below 0
-	best   []top   // heap order: best[1] is the root, the blocks are the last half
+	cell   []int32 // by row; nil: all are of cell 0
+	best   [][]top // by cell, in heap order: best[c][1] is the root, the blocks are the last half
 }
 
 type top struct{ score, count int32 }
@@ -15,40 +16,53 @@ const (
 	infeasible = int32(-1)
 )
 
-// reset makes a tree of that many rows; the caller fills scores and calls build.
-func (t *tree) reset(rows int) {
+// reset makes a tree of that many rows and cells; the caller fills scores and
+// calls build.
+func (t *tree) reset(rows int, cell []int32, cells int) {
 	blocks := 1
 	for blocks*blockSize < rows {
 		blocks *= 2
 	}
 	if cap(t.scores) < blocks*blockSize {
-		t.scores = make([]int32, blocks*blockSize)
-		t.best = make([]top, 2*blocks)
+		t.scores, t.best = make([]int32, blocks*blockSize), nil
 	}
-	t.scores, t.best = t.scores[:blocks*blockSize], t.best[:2*blocks]
+	t.scores = t.scores[:blocks*blockSize]
 	for i := rows; i < len(t.scores); i++ {
 		t.scores[i] = infeasible
+	}
+	t.cell, t.best = cell, t.best[:min(len(t.best), cells)]
+	for len(t.best) < cells {
+		t.best = append(t.best, make([]top, 2*blocks))
+	}
+	for i, best := range t.best {
+		if len(best) != 2*blocks {
+			t.best[i] = make([]top, 2*blocks)
+		}
 	}
 }
 
 func (t *tree) build() {
-	blocks := len(t.best) / 2
-	for b := range blocks {
-		t.best[blocks+b] = t.block(b)
-	}
-	for i := blocks - 1; i > 0; i-- {
-		t.best[i] = join(t.best[2*i], t.best[2*i+1])
+	for cell, best := range t.best {
+		blocks := len(best) / 2
+		for b := range blocks {
+			best[blocks+b] = t.block(b, int32(cell))
+		}
+		for i := blocks - 1; i > 0; i-- {
+			best[i] = join(best[2*i], best[2*i+1])
+		}
 	}
 }
 
-func (t *tree) block(b int) top {
+func (t *tree) block(b int, cell int32) top {
 	best := top{infeasible, 0}
-	for _, score := range t.scores[b*blockSize : (b+1)*blockSize] {
-		if score > best.score {
-			best = top{score, 1}
-		} else if score == best.score && score >= 0 {
-			best.count++
+	for i, score := range t.scores[b*blockSize : (b+1)*blockSize] {
+		if score < best.score || score < 0 || t.cell != nil && t.cell[b*blockSize+i] != cell {
+			continue
 		}
+		if score > best.score {
+			best = top{score, 0}
+		}
+		best.count++
 	}
 	return best
 }
@@ -68,40 +82,63 @@ func (t *tree) set(row int32, score int32) {
 		return
 	}
 	t.scores[row] = score
-	i := len(t.best)/2 + int(row)/blockSize
-	next := t.block(int(row) / blockSize)
-	for t.best[i] != next {
-		t.best[i] = next
+	if len(t.best) == 0 {
+		return
+	}
+	cell := int32(0)
+	if t.cell != nil {
+		cell = t.cell[row]
+	}
+	best := t.best[cell]
+	i := len(best)/2 + int(row)/blockSize
+	next := t.block(int(row)/blockSize, cell)
+	for best[i] != next {
+		best[i] = next
 		if i >>= 1; i == 0 {
 			return
 		}
-		next = join(t.best[2*i], t.best[2*i+1])
+		next = join(best[2*i], best[2*i+1])
 	}
 }
 
-// root is the best score of all, below 0 when no row is feasible.
-func (t *tree) root() top { return t.best[1] }
+// root is the best score of a cell, below 0 when no row of it is feasible.
+func (t *tree) root(cell int32) top { return t.best[cell][1] }
 
-// pick returns the k-th row, from 0 in order of rows, of those with the best score.
-func (t *tree) pick(k int32) int32 {
-	best := t.best[1].score
-	i, blocks := 1, len(t.best)/2
+// pick returns the k-th row, from 0 in order of rows, of those of the cells with
+// the score, which is the best of each of the cells.
+func (t *tree) pick(score, k int32, cells []int32) int32 {
+	i, blocks := 1, len(t.best[cells[0]])/2
 	for i < blocks {
 		i *= 2
-		if left := t.best[i]; left.score != best {
-			i++
-		} else if k >= left.count {
-			k -= left.count
+		left := int32(0)
+		for _, cell := range cells {
+			if at := t.best[cell][i]; at.score == score {
+				left += at.count
+			}
+		}
+		if k >= left {
+			k -= left
 			i++
 		}
 	}
-	row := int32(i-blocks) * blockSize
-	for ; ; row++ {
-		if t.scores[row] == best {
+	for row := int32(i-blocks) * blockSize; ; row++ {
+		if t.scores[row] == score && t.in(row, cells) {
 			if k == 0 {
 				return row
 			}
 			k--
 		}
 	}
+}
+
+func (t *tree) in(row int32, cells []int32) bool {
+	if t.cell == nil {
+		return true
+	}
+	for _, cell := range cells {
+		if t.cell[row] == cell {
+			return true
+		}
+	}
+	return false
 }
