@@ -94,7 +94,10 @@ func (h *Host) Admit(ctx context.Context, point policyv1alpha1.ExtensionPoint, r
 func (g *generation) admit(ctx context.Context, point policyv1alpha1.ExtensionPoint, request *admissionv1.AdmissionRequest) (response *admissionv1.AdmissionResponse, err error) {
 	session := g.program.Session()
 	defer session.Close()
-	cycle := Cycle{Time: g.host.options.Clock.Now().Truncate(time.Microsecond)}
+	cycle := g.reads(Cycle{Time: g.host.options.Clock.Now().Truncate(time.Microsecond)})
+	if cycle.Reads != nil {
+		cycle.Revision = cycle.Reads.Revision()
+	}
 	_, err = g.call(ctx, point, func() (cost Cost, err error) {
 		response, cost, err = session.Admit(ctx, cycle, point, request)
 		return cost, err

@@ -52,6 +52,8 @@ var (
 	ErrDeadline = errors.New("deadline exceeded")
 	// ErrResult: its answer makes no sense.
 	ErrResult = errors.New("malformed result")
+	// ErrRead: the store did not answer a read. The program is not to blame.
+	ErrRead = errors.New("read failed")
 	// ErrBreaker: it was not called, because it failed too often of late.
 	ErrBreaker = errors.New("breaker is open")
 )
@@ -67,6 +69,8 @@ type Load struct {
 	// Config is JSON; empty for none.
 	Config []byte
 	Limits policyv1alpha1.PolicyLimits
+	// Grants of the policy. nil grants what the program asks for: tools do that.
+	Grants *policyv1alpha1.PolicyGrants
 }
 
 // Engine runs the policies of one EngineType. It is safe for concurrent use.

@@ -109,10 +109,18 @@ func (g *generation) call(ctx context.Context, point policyv1alpha1.ExtensionPoi
 		return cost, nil
 	}
 	err = fmt.Errorf("policy %q: %s: %w", g.name, point, err)
-	if cause := ctx.Err(); cause == nil || !errors.Is(err, cause) {
+	if cause := ctx.Err(); !errors.Is(err, ErrRead) && (cause == nil || !errors.Is(err, cause)) {
 		g.failed(err)
 	}
 	return cost, err
+}
+
+// reads completes a cycle with the host's store.
+func (g *generation) reads(c Cycle) Cycle {
+	if c.Reads == nil {
+		c.Reads = g.host.options.Reads
+	}
+	return c
 }
 
 // mayRetry lets one caller through each breakerWindow while the breaker is open.
@@ -189,7 +197,7 @@ func (p *pinned) Filter(ctx context.Context, c Cycle, pod *corev1.Pod, fleet *ab
 		return Cost{}, fmt.Errorf("policy %q: %d verdicts for %d rows", p.name, len(verdicts), fleet.Len())
 	}
 	return p.call(ctx, policyv1alpha1.ExtensionFilter, func() (Cost, error) {
-		return p.use().Filter(ctx, c, pod, fleet, verdicts)
+		return p.use().Filter(ctx, p.reads(c), pod, fleet, verdicts)
 	})
 }
 
@@ -205,7 +213,7 @@ func (p *pinned) Score(ctx context.Context, c Cycle, pod *corev1.Pod, fleet *abi
 		return Cost{}, fmt.Errorf("policy %q: %d verdicts and %d scores for %d rows", p.name, len(verdicts), len(scores), fleet.Len())
 	}
 	return p.call(ctx, policyv1alpha1.ExtensionScore, func() (Cost, error) {
-		return p.use().Score(ctx, c, pod, fleet, verdicts, scores)
+		return p.use().Score(ctx, p.reads(c), pod, fleet, verdicts, scores)
 	})
 }
 

@@ -22,8 +22,10 @@ import (
 // Options of a Host. The engines must outlive it.
 type Options struct {
 	Engines map[policyv1alpha1.EngineType]Engine
-	Clock   clock.PassiveClock // nil: the real one
-	Logger  *slog.Logger       // nil: discard
+	// Reads serves the policies that may read the store. nil: none may.
+	Reads  Reader
+	Clock  clock.PassiveClock // nil: the real one
+	Logger *slog.Logger       // nil: discard
 }
 
 // Status is what the Host has in force for a policy.
@@ -120,7 +122,10 @@ func (h *Host) Apply(ctx context.Context, name string, spec *policyv1alpha1.Poli
 			return Status{}, LoadErrorf(StepConfigure, "config: %w", err)
 		}
 	}
-	program, err := engine.Load(ctx, Load{Policy: name, File: file, Source: source, Digest: digest, Config: config, Limits: spec.Limits})
+	if len(spec.Grants.Reads) > 0 && h.options.Reads == nil {
+		return Status{}, LoadErrorf(StepImports, "grants.reads: this server has no store that policies may read")
+	}
+	program, err := engine.Load(ctx, Load{Policy: name, File: file, Source: source, Digest: digest, Config: config, Limits: spec.Limits, Grants: &spec.Grants})
 	if err != nil {
 		return Status{}, err
 	}

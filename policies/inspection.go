@@ -23,8 +23,12 @@ type Inspection struct {
 	RawPod          bool                            `json:"rawPod,omitempty"`
 	Reasons         []string                        `json:"reasons,omitempty"`
 	// Grants that it asks for.
-	Grants  []string `json:"grants,omitempty"`
-	Imports []Import `json:"imports,omitempty"`
+	Grants []string `json:"grants,omitempty"`
+	// Reads are the resources that its Policy has to grant.
+	Reads    []string `json:"reads,omitempty"`
+	Encoding string   `json:"encoding,omitempty"`
+	Stateful bool     `json:"stateful,omitempty"`
+	Imports  []Import `json:"imports,omitempty"`
 	// Limits in force where the Policy sets none.
 	Limits policyv1alpha1.PolicyLimits `json:"limits"`
 	// SelfTests in the manifest.

@@ -10,6 +10,8 @@ import (
 
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
 	"github.com/quaymaster/quaymaster/policies/abi"
@@ -32,12 +34,24 @@ type Cost struct {
 	Wall time.Duration
 }
 
+// Reader is the store as policies see it.
+type Reader interface {
+	// Revision is the newest.
+	Revision() int64
+	// Get returns an object as it was at a revision, 0 for the newest, with its
+	// apiVersion and kind. The namespace is "" for what has none. The error of
+	// an object that is not there is apierrors.IsNotFound.
+	Get(ctx context.Context, revision int64, resource schema.GroupResource, namespace, name string) (runtime.Object, error)
+}
+
 // Cycle is what a policy may depend on besides the pod and the fleet: with it,
 // a call can be repeated exactly.
 type Cycle struct {
 	Time     time.Time
 	Seed     uint64
 	Revision int64
+	// Reads serves the programs that may read, at Revision. nil: the host's.
+	Reads Reader
 }
 
 // Scheduling is what the scheduler knows of policies.

@@ -101,6 +101,9 @@ func inspectionTable(w io.Writer, i *policies.Inspection) {
 	if len(i.Grants) > 0 {
 		row("grants asked for", strings.Join(i.Grants, ", "))
 	}
+	if len(i.Reads) > 0 {
+		row("reads", strings.Join(i.Reads, ", ")+": spec.grants.reads of its Policy has to name them")
+	}
 	for _, m := range i.Imports {
 		text := m.Name + " " + m.Type
 		if m.Grant != "" {

@@ -2,6 +2,8 @@
 // beside Kubernetes' types, and a typed client for them.
 package api
 
+//go:generate go run k8s.io/code-generator/cmd/deepcopy-gen@v0.36.3 --go-header-file /dev/null --output-file zz_generated.deepcopy.go ./policy/v1alpha1 ./scheduling/v1alpha1 ./decision/v1alpha1
+
 import (
 	"fmt"
 

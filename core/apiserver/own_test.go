@@ -56,6 +56,8 @@ func TestInvalidFields(t *testing.T) {
 			`spec.source.digest: Invalid value: "sha256:1": must be "sha256:" and 64 lower-case hexadecimal digits`},
 		{policies, `{apiVersion: policy.quaymaster.dev/v1alpha1, kind: Policy, metadata: {name: a}, spec: {engine: Wasm, source: {file: x}, extensionPoints: [Filter, Sort, Filter]}}`,
 			`[spec.extensionPoints[1]: Unsupported value: "Sort": supported values: "Filter", "Mutate", "Score", "Validate", spec.extensionPoints[2]: Duplicate value: "Filter"]`},
+		{policies, `{apiVersion: policy.quaymaster.dev/v1alpha1, kind: Policy, metadata: {name: a}, spec: {engine: Wasm, source: {file: x}, grants: {reads: [Pod, pods, pods]}}}`,
+			`[spec.grants.reads[0]: Invalid value: "Pod": must be a resource in plural with its group, such as "configmaps" or "deployments.apps", spec.grants.reads[2]: Duplicate value: "pods"]`},
 		{policies, `{apiVersion: policy.quaymaster.dev/v1alpha1, kind: Policy, metadata: {name: a}, spec: {engine: Wasm, source: {file: x}, limits: {fuel: 0, memory: "-1", deadline: 0s}}}`,
 			`spec.limits.memory: Invalid value: "-1": must be greater than zero`},
 		{policies, `{apiVersion: policy.quaymaster.dev/v1alpha1, kind: Policy, metadata: {name: a}, spec: {engine: Wasm, source: {configMap: {name: x, key: k}}, failurePolicy: Panic}}`,

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/apiserver/pkg/registry/rest"
@@ -113,8 +114,24 @@ func validatePolicySpec(spec *policyv1alpha1.PolicySpec, path *field.Path) (all 
 	if failure := spec.FailurePolicy; failure != nil && !failurePolicies.Has(*failure) {
 		all = append(all, field.NotSupported(path.Child("failurePolicy"), *failure, sets.List(failurePolicies)))
 	}
+	all = append(all, validateGrants(&spec.Grants, path.Child("grants"))...)
 	if spec.Match != nil {
 		all = append(all, validateMatch(spec.Match, path.Child("match"))...)
+	}
+	return all
+}
+
+func validateGrants(grants *policyv1alpha1.PolicyGrants, path *field.Path) (all field.ErrorList) {
+	seen := sets.New[string]()
+	for i, read := range grants.Reads {
+		at := path.Child("reads").Index(i)
+		switch resource := schema.ParseGroupResource(read); {
+		case resource.Resource == "" || strings.ToLower(read) != read:
+			all = append(all, field.Invalid(at, read, `must be a resource in plural with its group, such as "configmaps" or "deployments.apps"`))
+		case seen.Has(read):
+			all = append(all, field.Duplicate(at, read))
+		}
+		seen.Insert(read)
 	}
 	return all
 }

@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -118,6 +119,49 @@ func TestInformersShowWhatIsCommitted(t *testing.T) {
 	listed, err := factory.Core().V1().ConfigMaps().Lister().ConfigMaps("default").Get("after")
 	if err != nil || listed.Data["text"] != "two" {
 		t.Errorf("lister: %v, %v", listed, err)
+	}
+}
+
+// Get reads the past and the present, and tells what is not there from what
+// cannot be known.
+func TestGet(t *testing.T) {
+	opened, err := storage.Open(storage.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	s := store{opened, t}
+	first := s.put("m", "one", 0)
+	second := s.put("m", "two", first)
+	deleted := s.write(storage.Write{Key: configMaps.Prefix + "default/m", Expect: second})
+	factory, err := informer.New(s.Etcd(), fake.NewClientset(), []informer.Resource{configMaps})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resource := configMaps.GroupResource()
+	for revision, want := range map[int64]string{first: "one", second: "two"} {
+		object, err := factory.Get(t.Context(), revision, resource, "default", "m")
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := object.(*corev1.ConfigMap)
+		if m.Data["text"] != want || m.Kind != "ConfigMap" || m.APIVersion != "v1" || m.ResourceVersion != fmt.Sprint(revision) {
+			t.Errorf("at %d: %+v, want %q", revision, m, want)
+		}
+	}
+	for _, tt := range []struct {
+		revision        int64
+		namespace, name string
+	}{{deleted, "default", "m"}, {0, "default", "m"}, {first, "default", "n"}, {first, "", "m"}, {first, "default", ""}} {
+		if _, err := factory.Get(t.Context(), tt.revision, resource, tt.namespace, tt.name); !apierrors.IsNotFound(err) {
+			t.Errorf("%+v: error %v, want not found", tt, err)
+		}
+	}
+	if _, err := factory.Get(t.Context(), 0, schema.GroupResource{Resource: "pods"}, "default", "m"); err == nil || apierrors.IsNotFound(err) {
+		t.Errorf("a resource that is not stored: %v", err)
+	}
+	if _, err := factory.Get(t.Context(), deleted+100, resource, "default", "m"); err == nil || apierrors.IsNotFound(err) {
+		t.Errorf("a revision to come: %v", err)
 	}
 }
 

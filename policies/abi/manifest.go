@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
 )
@@ -31,7 +33,17 @@ const (
 const (
 	GrantLog   = "log"   // qm.log
 	GrantClock = "clock" // qm.now
+	GrantRead  = "read"  // qm.get
 )
+
+// Encodings of whole objects that a guest is handed.
+const (
+	EncodingProtobuf = "protobuf"
+	EncodingJSON     = "json"
+)
+
+// MaxReads is how many resources a manifest may name.
+const MaxReads = 32
 
 // Manifest is what a guest says of itself.
 type Manifest struct {
@@ -48,6 +60,15 @@ type Manifest struct {
 	Reasons []string `json:"reasons,omitempty"`
 	// Grants asked for.
 	Grants []string `json:"grants,omitempty"`
+	// Reads are the resources that qm.get may be asked for: "configmaps",
+	// "deployments.apps". They need the grant "read".
+	Reads []string `json:"reads,omitempty"`
+	// Encoding of the pods and nodes of the row tier and of what qm.get gives:
+	// EncodingProtobuf, the default, or EncodingJSON.
+	Encoding string `json:"encoding,omitempty"`
+	// Stateful says that answers may depend on former calls: they are neither
+	// kept nor asked for twice to compare.
+	Stateful bool `json:"stateful,omitempty"`
 	// Limits asked for; the host caps them.
 	Limits ManifestLimits `json:"limits,omitempty"`
 	// SelfTest vectors run before the guest is put in force.
@@ -113,9 +134,27 @@ func ParseManifest(data []byte) (*Manifest, []Column, error) {
 		}
 	}
 	for _, g := range m.Grants {
-		if !slices.Contains([]string{GrantLog, GrantClock}, g) {
+		if !slices.Contains([]string{GrantLog, GrantClock, GrantRead}, g) {
 			return nil, nil, fmt.Errorf("manifest asks for unknown grant %q", g)
 		}
+	}
+	if len(m.Reads) > MaxReads {
+		return nil, nil, fmt.Errorf("manifest names %d reads, at most %d are allowed", len(m.Reads), MaxReads)
+	}
+	for _, r := range m.Reads {
+		if g := schema.ParseGroupResource(r); g.Resource == "" || g.String() != r || strings.ToLower(r) != r {
+			return nil, nil, fmt.Errorf("manifest: reads: %q is no resource: name it in plural, and its group after a dot, as in \"deployments.apps\"", r)
+		}
+	}
+	if slices.Contains(m.Grants, GrantRead) != (len(m.Reads) > 0) {
+		return nil, nil, errors.New("manifest: the grant \"read\" and the resources in \"reads\" go together")
+	}
+	switch m.Encoding {
+	case "":
+		m.Encoding = EncodingProtobuf
+	case EncodingProtobuf, EncodingJSON:
+	default:
+		return nil, nil, fmt.Errorf("manifest: encoding %q is neither %q nor %q", m.Encoding, EncodingProtobuf, EncodingJSON)
 	}
 	if l := m.Limits; l.Fuel != nil && *l.Fuel <= 0 || l.Memory != nil && l.Memory.Sign() <= 0 || l.Deadline != nil && l.Deadline.Duration <= 0 {
 		return nil, nil, errors.New("manifest: limits must be positive")

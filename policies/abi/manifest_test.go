@@ -20,7 +20,7 @@ func TestParseManifest(t *testing.T) {
 	for _, c := range columns {
 		ids = append(ids, c.ID)
 	}
-	if !reflect.DeepEqual(ids, []uint16{64, 256, 32}) || m.Limits.Memory.Value() != 1<<20 {
+	if !reflect.DeepEqual(ids, []uint16{64, 256, 32}) || m.Limits.Memory.Value() != 1<<20 || m.Encoding != EncodingProtobuf {
 		t.Errorf("columns %v, memory %v", ids, m.Limits.Memory)
 	}
 	for _, tt := range []struct{ from, to, want string }{
@@ -33,6 +33,12 @@ func TestParseManifest(t *testing.T) {
 		{`["no"]`, `[""]`, "reason 1 has 0 bytes"},
 		{`["no"]`, `["` + strings.Repeat(`a","`, 250) + `a"]`, "251 reasons"},
 		{`["log"]`, `["root"]`, `unknown grant "root"`},
+		{`["log"]`, `["read"]`, "go together"},
+		{`"grants":["log"]`, `"reads":["pods"]`, "go together"},
+		{`["log"]`, `["read"],"reads":["Pod"]`, `"Pod" is no resource`},
+		{`["log"]`, `["read"],"reads":["deployments."]`, `"deployments." is no resource`},
+		{`["log"]`, `["read"],"reads":[` + strings.Repeat(`"pods",`, 32) + `"pods"]`, "33 reads"},
+		{`["log"]`, `["log"],"encoding":"yaml"`, `encoding "yaml"`},
 		{`"fuel":5`, `"fuel":0`, "must be positive"},
 		{`"verdicts":[0]`, `"verdicts":[0,0]`, "2 verdicts"},
 		{`[{"metadata":{"name":"a"}}]`, `[null]`, "null node"},
@@ -48,6 +54,7 @@ func TestParseManifest(t *testing.T) {
 // FuzzParseManifest: what is accepted survives a round trip.
 func FuzzParseManifest(f *testing.F) {
 	f.Add([]byte(goodManifest))
+	f.Add([]byte(strings.Replace(goodManifest, `["log"]`, `["read"],"reads":["deployments.apps"],"encoding":"json","stateful":true`, 1)))
 	f.Add([]byte(`{"abi":"qm/1"}`))
 	f.Add([]byte(`[]`))
 	f.Fuzz(func(t *testing.T, data []byte) {

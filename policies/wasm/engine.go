@@ -54,7 +54,7 @@ type Options struct {
 	MaxModule int
 	MaxMemory int64
 	MaxFuel   int64
-	// Grants that guests may be given. nil: log and clock.
+	// Grants that guests may be given. nil: all.
 	Grants []string
 	// Idle instances that are kept of each program.
 	Idle int
@@ -82,7 +82,7 @@ func New(options Options) *Engine {
 		options.MaxFuel = DefaultMaxFuel
 	}
 	if options.Grants == nil {
-		options.Grants = []string{abi.GrantLog, abi.GrantClock}
+		options.Grants = []string{abi.GrantLog, abi.GrantClock, abi.GrantRead}
 	}
 	if options.Idle == 0 {
 		options.Idle = max(DefaultIdle, 2*runtime.GOMAXPROCS(0))
@@ -120,6 +120,9 @@ func (e *Engine) Load(ctx context.Context, l policies.Load) (_ policies.Program,
 		return nil, err
 	}
 	if err := e.checkImports(module, p.manifest.Grants); err != nil {
+		return nil, &policies.LoadError{Step: policies.StepImports, Err: err}
+	}
+	if err := checkReads(p.manifest.Reads, l.Grants); err != nil {
 		return nil, &policies.LoadError{Step: policies.StepImports, Err: err}
 	}
 	if err := p.checkExports(module); err != nil {

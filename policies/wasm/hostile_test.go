@@ -71,7 +71,7 @@ func TestRefused(t *testing.T) {
 		{"no entry point", with(func(m *module) { delete(m.exports, "filter_batch") }), "Manifest", []string{"does not export the function filter_batch"}},
 		{"wrong type", with(func(m *module) { m.exports["filter_batch"] = 1 }), "Manifest", []string{"filter_batch as (i32) → (i32), not as (i32, i32, i32) → (i32)"}},
 		{"unknown module", withImport(imported{"env", "system", t32, t32}), "Imports", []string{"env.system", "no grant provides"}},
-		{"read is not granted", withImport(imported{"qm", "get", t32, t32}), "Imports", []string{"qm.get", `the grant "read"`, "log, clock"}},
+		{"read is not asked for", withImport(imported{"qm", "get", t32, t32}), "Imports", []string{"qm.get", `the grant "read"`, "manifest's grants"}},
 		{"network", withImport(imported{"wasi_snapshot_preview1", "sock_accept", t32 + t32 + t32, t32}), "Imports", []string{"sock_accept", `the grant "network"`}},
 		{"log is not asked for", withImport(imported{"qm", "log", t32 + t32 + t32, ""}), "Imports", []string{"qm.log", `the grant "log"`, "manifest's grants"}},
 		{"wrong import type", withImport(imported{"qm", "sym", t32, t32}), "Imports", []string{"qm.sym as (i32) → (i32), it is (i32, i32) → (i32)"}},

@@ -11,6 +11,7 @@ import (
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
 
+	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
 	"github.com/quaymaster/quaymaster/policies"
 	"github.com/quaymaster/quaymaster/policies/abi"
 	"github.com/quaymaster/quaymaster/policies/wasm/binary"
@@ -24,6 +25,13 @@ const (
 	maxText       = 256
 	maxLogs       = 16
 	maxNewSymbols = 4096
+	maxReads      = 64
+)
+
+// Results of get that are no length.
+const (
+	getNotFound   = -1
+	getNotGranted = -2
 )
 
 // hostFunc is one import of module "qm". grant is "" for what every guest has.
@@ -69,10 +77,18 @@ var hostFuncs = []hostFunc{
 	{"now", abi.GrantClock, nil, []api.ValueType{t64}, func(in *instance, _ api.Memory, s []uint64) {
 		s[0] = uint64(in.cycle.Time.UnixNano())
 	}},
+	{"get", abi.GrantRead, []api.ValueType{t32, t32, t32, t32, t32, t32, t32, t32}, []api.ValueType{t32}, func(in *instance, mem api.Memory, s []uint64) {
+		data, code := in.get(text(mem, s[0], s[1]), text(mem, s[2], s[3]), text(mem, s[4], s[5]))
+		if code < 0 {
+			s[0] = uint64(uint32(code))
+			return
+		}
+		if n := min(uint32(s[7]), uint32(len(data))); n > 0 && !mem.Write(uint32(s[6]), data[:n]) {
+			panic(fmt.Errorf("%w: get: buffer outside of memory", policies.ErrTrap))
+		}
+		s[0] = uint64(len(data))
+	}},
 }
-
-// known grants of the ABI that this host never gives, by import.
-var ungiven = map[string]string{"get": "read"}
 
 // text reads at most maxText bytes of what the guest points at.
 func text(mem api.Memory, ptr, size uint64) string {
@@ -84,6 +100,19 @@ func text(mem api.Memory, ptr, size uint64) string {
 		panic(fmt.Errorf("%w: text at %#x+%d is outside of memory", policies.ErrTrap, uint32(ptr), uint32(size)))
 	}
 	return strings.ToValidUTF8(string(b), "?")
+}
+
+// checkReads compares what a manifest asks for with what its policy grants.
+func checkReads(asked []string, grants *policyv1alpha1.PolicyGrants) error {
+	if grants == nil {
+		return nil
+	}
+	for _, r := range asked {
+		if !slices.Contains(grants.Reads, r) {
+			return fmt.Errorf("the manifest asks to read %s, the policy grants %s: name it in spec.grants.reads", r, list(grants.Reads))
+		}
+	}
+	return nil
 }
 
 // checkImports allows what is granted, and of WASI what reaches nothing.
@@ -116,8 +145,6 @@ func grantOf(i binary.Import) string {
 		return "network"
 	case i.Module == qmModule && at >= 0:
 		return hostFuncs[at].grant
-	case i.Module == qmModule:
-		return ungiven[i.Name]
 	}
 	return ""
 }
@@ -127,9 +154,6 @@ func (e *Engine) checkImport(i binary.Import, asked []string) error {
 	switch i.Module {
 	case qmModule:
 		at := slices.IndexFunc(hostFuncs, func(f hostFunc) bool { return f.name == i.Name })
-		if at < 0 && grant != "" {
-			return fmt.Errorf("imports %s, which needs the grant %q; this server gives %s", name, grant, list(e.options.Grants))
-		}
 		if at < 0 {
 			return fmt.Errorf("imports %s, which no grant of ABI qm/1 provides", name)
 		}

@@ -28,6 +28,7 @@ func (e *Engine) Inspect(l policies.Load) (*policies.Inspection, error) {
 		Engine: policyv1alpha1.EngineWasm, Name: m.Name, Version: m.Version,
 		Size: len(l.Source), Digest: policies.Digest(l.Source),
 		ExtensionPoints: m.ExtensionPoints, Columns: m.Columns, RawPod: m.RawPod, Reasons: m.Reasons, Grants: m.Grants,
+		Reads: m.Reads, Encoding: m.Encoding, Stateful: m.Stateful,
 		SelfTests: len(m.SelfTest), Static: p.Static(),
 	}
 	problem := func(err error) {
@@ -39,6 +40,7 @@ func (e *Engine) Inspect(l policies.Load) (*policies.Inspection, error) {
 		problem(policies.LoadErrorf(policies.StepParse, "the module has %d bytes, at most %d are allowed", len(l.Source), e.options.MaxModule))
 	}
 	problem(e.checkGrants(m.Grants))
+	problem(checkReads(m.Reads, l.Grants))
 	for _, i := range module.Imports {
 		out.Imports = append(out.Imports, policies.Import{Name: i.Module + "." + i.Name, Type: describe(i.Type), Grant: grantOf(i)})
 		problem(e.checkImport(i, m.Grants))

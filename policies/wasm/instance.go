@@ -42,6 +42,8 @@ type instance struct {
 	reasons    map[int]string
 	logs       int
 	spent      int64 // fuel since begin
+	reads      int   // of the store since begin
+	read       read  // the last one
 
 	snapshot            *abi.Snapshot
 	snapshotAt          uint32
@@ -150,7 +152,8 @@ func (in *instance) symbol(s string) uint32 {
 
 // begin sets what one decision may see.
 func (in *instance) begin(c policies.Cycle) {
-	in.cycle, in.ticks, in.random, in.logs, in.spent = c, 0, c.Seed, 0, 0
+	in.cycle, in.ticks, in.random, in.logs, in.spent, in.reads = c, 0, c.Seed, 0, 0, 0
+	in.read = read{}
 }
 
 // call runs f with the program's limits; arguments and results are in stack.
@@ -175,7 +178,7 @@ func (in *instance) callWith(ctx context.Context, name string, f api.Function, f
 
 // failure tells a trap from what the meter or an import reported.
 func (in *instance) failure(name string, err error) error {
-	for _, known := range []error{policies.ErrFuel, policies.ErrDeadline, policies.ErrTrap} {
+	for _, known := range []error{policies.ErrFuel, policies.ErrDeadline, policies.ErrRead, policies.ErrTrap} {
 		if errors.Is(err, known) {
 			return fmt.Errorf("%s: %w", name, firstLine(err))
 		}

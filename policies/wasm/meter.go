@@ -60,8 +60,10 @@ func (m *meter) check() {
 }
 
 // hostCall charges for a call of an import.
-func (m *meter) hostCall() {
-	if m.left -= hostCallCost; m.left < -slice {
+func (m *meter) hostCall() { m.charge(hostCallCost) }
+
+func (m *meter) charge(fuel int64) {
+	if m.left -= fuel; m.left < -slice {
 		panic(fmt.Errorf("%w: used %d", policies.ErrFuel, m.fuel))
 	}
 }

@@ -198,9 +198,11 @@ func (p *program) give(in *instance) {
 func (p *program) Points() []policyv1alpha1.ExtensionPoint { return p.manifest.ExtensionPoints }
 
 // Static implements policies.Program: a guest sees nothing but its columns, the
-// pod and, when granted, the time; of the row tier, whole nodes.
+// pod and, when granted, the time and the store; of the row tier, whole nodes.
 func (p *program) Static() bool {
-	return !p.filterRows && !p.scoreRows && abi.Static(p.columns) && !slices.Contains(p.manifest.Grants, abi.GrantClock)
+	grants := p.manifest.Grants
+	return !p.manifest.Stateful && !p.filterRows && !p.scoreRows && abi.Static(p.columns) &&
+		!slices.Contains(grants, abi.GrantClock) && !slices.Contains(grants, abi.GrantRead)
 }
 
 // Session implements policies.Program.

@@ -2,6 +2,7 @@ package wasm
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -21,6 +22,18 @@ type encodedNode struct {
 	data []byte
 }
 
+// message is an API object with a protobuf form of its own.
+type message interface{ Marshal() ([]byte, error) }
+
+// encode makes what the guest is handed of an object. Kinds that have no
+// protobuf are JSON for every guest.
+func (p *program) encode(object any) ([]byte, error) {
+	if m, ok := object.(message); ok && p.manifest.Encoding != abi.EncodingJSON {
+		return m.Marshal()
+	}
+	return json.Marshal(object)
+}
+
 // encoded returns the nodes by row, nil for those that are vacant, and the
 // length of the longest.
 func (p *program) encoded(nodes []*corev1.Node) (out [][]byte, longest int, err error) {
@@ -38,7 +51,7 @@ func (p *program) encoded(nodes []*corev1.Node) (out [][]byte, longest int, err 
 		case node == nil:
 			p.nodes[i] = encodedNode{}
 		case p.nodes[i].node != node:
-			data, err := node.Marshal()
+			data, err := p.encode(node)
 			if err != nil {
 				return nil, 0, fmt.Errorf("encode node %s: %w", node.Name, err)
 			}
@@ -102,7 +115,7 @@ func (in *instance) eachRow(ctx context.Context, name string, f api.Function, po
 	b := in.budget()
 	if again || in.prefiltered != pod {
 		in.prefiltered = nil
-		data, err := pod.Marshal()
+		data, err := in.program.encode(pod)
 		if err != nil {
 			return fmt.Errorf("encode pod %s/%s: %w", pod.Namespace, pod.Name, err)
 		}

@@ -25,6 +25,7 @@ func GetOpenAPIDefinitions(ref common.ReferenceCallback) map[string]common.OpenA
 		policyv1alpha1.MatchRule{}.OpenAPIModelName():                schema_core_api_policy_v1alpha1_MatchRule(ref),
 		policyv1alpha1.Policy{}.OpenAPIModelName():                   schema_core_api_policy_v1alpha1_Policy(ref),
 		policyv1alpha1.PolicyError{}.OpenAPIModelName():              schema_core_api_policy_v1alpha1_PolicyError(ref),
+		policyv1alpha1.PolicyGrants{}.OpenAPIModelName():             schema_core_api_policy_v1alpha1_PolicyGrants(ref),
 		policyv1alpha1.PolicyLimits{}.OpenAPIModelName():             schema_core_api_policy_v1alpha1_PolicyLimits(ref),
 		policyv1alpha1.PolicyList{}.OpenAPIModelName():               schema_core_api_policy_v1alpha1_PolicyList(ref),
 		policyv1alpha1.PolicyMatch{}.OpenAPIModelName():              schema_core_api_policy_v1alpha1_PolicyMatch(ref),
@@ -580,6 +581,39 @@ func schema_core_api_policy_v1alpha1_PolicyError(ref common.ReferenceCallback) c
 	}
 }
 
+func schema_core_api_policy_v1alpha1_PolicyGrants(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "PolicyGrants is what a policy may reach.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"reads": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "set",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "Reads are the resources that the program may read from the store at the revision of a decision: \"configmaps\", \"deployments.apps\".",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Default: "",
+										Type:    []string{"string"},
+										Format:  "",
+									},
+								},
+							},
+						},
+					},
+				},
+			},
+		},
+	}
+}
+
 func schema_core_api_policy_v1alpha1_PolicyLimits(ref common.ReferenceCallback) common.OpenAPIDefinition {
 	return common.OpenAPIDefinition{
 		Schema: spec.Schema{
@@ -602,7 +636,7 @@ func schema_core_api_policy_v1alpha1_PolicyLimits(ref common.ReferenceCallback) 
 					},
 					"deadline": {
 						SchemaProps: spec.SchemaProps{
-							Description: "Deadline of a call on the wall clock. Default 50ms.",
+							Description: "Deadline of a call on the wall clock. Default 50ms for Wasm; for Rego 250ms in admission and 1s over all nodes.",
 							Ref:         ref("k8s.io/apimachinery/pkg/apis/meta/v1.Duration"),
 						},
 					},
@@ -815,6 +849,13 @@ func schema_core_api_policy_v1alpha1_PolicySpec(ref common.ReferenceCallback) co
 							Ref:         ref(policyv1alpha1.PolicyLimits{}.OpenAPIModelName()),
 						},
 					},
+					"grants": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Grants of what the program may reach beyond its input. Empty: nothing.",
+							Default:     map[string]interface{}{},
+							Ref:         ref(policyv1alpha1.PolicyGrants{}.OpenAPIModelName()),
+						},
+					},
 					"failurePolicy": {
 						SchemaProps: spec.SchemaProps{
 							Description: "FailurePolicy applies when the program fails. Default: Fail for Filter, Validate and Mutate; Ignore for Score.\n\nPossible enum values:\n - `\"Fail\"`\n - `\"Ignore\"`",
@@ -834,7 +875,7 @@ func schema_core_api_policy_v1alpha1_PolicySpec(ref common.ReferenceCallback) co
 			},
 		},
 		Dependencies: []string{
-			policyv1alpha1.PolicyLimits{}.OpenAPIModelName(), policyv1alpha1.PolicyMatch{}.OpenAPIModelName(), policyv1alpha1.PolicySource{}.OpenAPIModelName(), "k8s.io/apimachinery/pkg/runtime.RawExtension"},
+			policyv1alpha1.PolicyGrants{}.OpenAPIModelName(), policyv1alpha1.PolicyLimits{}.OpenAPIModelName(), policyv1alpha1.PolicyMatch{}.OpenAPIModelName(), policyv1alpha1.PolicySource{}.OpenAPIModelName(), "k8s.io/apimachinery/pkg/runtime.RawExtension"},
 	}
 }
 

@@ -71,6 +71,8 @@ type PolicySpec struct {
 	Config *runtime.RawExtension `json:"config,omitempty"`
 	// Limits bound what one call may use. Zero members take the host's defaults.
 	Limits PolicyLimits `json:"limits,omitempty"`
+	// Grants of what the program may reach beyond its input. Empty: nothing.
+	Grants PolicyGrants `json:"grants,omitempty"`
 	// FailurePolicy applies when the program fails. Default: Fail for
 	// Filter, Validate and Mutate; Ignore for Score.
 	FailurePolicy *FailurePolicy `json:"failurePolicy,omitempty"`
@@ -116,6 +118,16 @@ type PolicyLimits struct {
 	// Deadline of a call on the wall clock. Default 50ms for Wasm; for Rego
 	// 250ms in admission and 1s over all nodes.
 	Deadline *metav1.Duration `json:"deadline,omitempty"`
+}
+
+// +k8s:openapi-gen=true
+
+// PolicyGrants is what a policy may reach.
+type PolicyGrants struct {
+	// Reads are the resources that the program may read from the store at the
+	// revision of a decision: "configmaps", "deployments.apps".
+	// +listType=set
+	Reads []string `json:"reads,omitempty"`
 }
 
 // +k8s:openapi-gen=true

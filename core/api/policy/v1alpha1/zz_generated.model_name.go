@@ -26,6 +26,11 @@ func (in PolicyError) OpenAPIModelName() string {
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
+func (in PolicyGrants) OpenAPIModelName() string {
+	return "dev.quaymaster.policy.v1alpha1.PolicyGrants"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
 func (in PolicyLimits) OpenAPIModelName() string {
 	return "dev.quaymaster.policy.v1alpha1.PolicyLimits"
 }

@@ -1,0 +1,18 @@
+package core
+
+import (
+	"github.com/quaymaster/quaymaster/core/informer"
+	"github.com/quaymaster/quaymaster/core/storage"
+	"github.com/quaymaster/quaymaster/policies"
+)
+
+// reads is the store as policies see it: at the revision of a decision, past
+// the informers, which have only the newest states.
+type reads struct {
+	*informer.Factory
+	store *storage.Store
+}
+
+var _ policies.Reader = reads{}
+
+func (r reads) Revision() int64 { return r.store.Revision() }
