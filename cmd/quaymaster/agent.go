@@ -5,23 +5,22 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/quaymaster/quaymaster/core/api"
-	"github.com/quaymaster/quaymaster/runtime/agent"
 	"github.com/quaymaster/quaymaster/runtime/agent/remote"
+	"github.com/quaymaster/quaymaster/runtime/cri/containerd"
 	"github.com/quaymaster/quaymaster/runtime/plugin"
 )
 
 type agentFlags struct {
-	server, token, name, data, listen, runtime string
-	labels                                     map[string]string
-	taints                                     []string
-	verbose                                    bool
+	server, token, name, data, listen, runtime, address string
+	labels                                              map[string]string
+	taints                                              []string
+	verbose                                             bool
 }
 
 func newAgent() *cobra.Command {
@@ -43,7 +42,8 @@ certificate that it was given. The container runtime is a process of its own.`,
 	f.StringVar(&flags.name, "name", strings.ToLower(hostname), "name of the node")
 	f.StringVar(&flags.data, "data", "", "directory of certificates, logs, volumes and images (default: quaymaster-NAME)")
 	f.StringVar(&flags.listen, "listen", "127.0.0.1:0", "address of the kubelet API, which the server must reach; port 0 picks a free one")
-	f.StringVar(&flags.runtime, "runtime", "auto", "wasm: WebAssembly programs; sim: pods that only seem to run; auto: wasm")
+	f.StringVar(&flags.runtime, "runtime", "auto", "containerd; cri: another CRI runtime, at --runtime-address; wasm: WebAssembly programs; sim: pods that only seem to run; auto: the first of these that is there")
+	f.StringVar(&flags.address, "runtime-address", "", "socket of the container runtime, unix:///PATH (default for containerd: "+containerd.DefaultAddress+")")
 	f.StringToStringVar(&flags.labels, "label", nil, "label of the node, key=value; may be repeated")
 	f.StringArrayVar(&flags.taints, "taint", nil, "taint of the node, key[=value]:effect; may be repeated")
 	f.BoolVarP(&flags.verbose, "verbose", "v", false, "log what the parts do, to standard error")
@@ -70,37 +70,27 @@ func (f *agentFlags) run(cmd *cobra.Command) (err error) {
 	if err != nil {
 		return err
 	}
-	labels, capacity := f.labels, agent.DefaultCapacity()
-	var backend []string
-	switch f.runtime {
-	case "auto", "wasm":
-		backend = []string{executable, "backend", "wasm", filepath.Join(dir, "wasm"), "--", executable, "backend", "wasm-shim"}
-		if capacity, err = agent.MachineCapacity(); err != nil {
-			return err
-		}
-		labels = map[string]string{corev1.LabelArchStable: "wasm", corev1.LabelOSStable: "wasi"}
-		for key, value := range f.labels {
-			labels[key] = value
-		}
-	case "sim":
-		backend = []string{executable, "backend", "sim"}
-	default:
-		return fmt.Errorf("--runtime %q: it is auto, wasm or sim", f.runtime)
+	runtime, err := chooseRuntime(cmd.Context(), executable, f.runtime, f.address, dir)
+	if err != nil {
+		return err
+	}
+	if runtime.taken != "" {
+		fmt.Fprintln(cmd.OutOrStdout(), "runtime:", runtime.taken)
 	}
 	listener, err := net.Listen("tcp", f.listen)
 	if err != nil {
 		return fmt.Errorf("listen on %s: %w; choose another --listen", f.listen, err)
 	}
 	defer listener.Close()
-	supervisor, err := plugin.Start(plugin.Options{Command: backend, Logger: log.With("part", "backend")})
+	supervisor, err := plugin.Start(plugin.Options{Command: runtime.command, Logger: log.With("part", "backend")})
 	if err != nil {
-		return fmt.Errorf("start the %s backend: %w", f.runtime, err)
+		return fmt.Errorf("start the %s backend: %w", runtime.name, err)
 	}
 	defer func() { err = errors.Join(err, supervisor.Close()) }()
 	return remote.Run(cmd.Context(), remote.Options{
 		Server: f.server, Token: f.token, NodeName: f.name, Dir: dir,
 		Backend: supervisor.Backend(), Listener: listener,
-		Labels: labels, Taints: taints, Capacity: capacity, Version: api.Version(version),
+		Labels: runtime.withLabels(f.labels), Taints: taints, Capacity: runtime.capacity, Version: api.Version(version),
 		Joined: func() { fmt.Fprintf(cmd.OutOrStdout(), "ready: node %s has joined %s\n", f.name, f.server) },
 		Logger: log,
 	})

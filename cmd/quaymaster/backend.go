@@ -5,7 +5,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/quaymaster/quaymaster/runtime/cri/containerd"
 	"github.com/quaymaster/quaymaster/runtime/cri/sim"
+	"github.com/quaymaster/quaymaster/runtime/cri/socket"
 	"github.com/quaymaster/quaymaster/runtime/cri/wasm"
 	"github.com/quaymaster/quaymaster/runtime/plugin"
 )
@@ -20,6 +22,30 @@ func newBackend() *cobra.Command {
 			Args: cobra.NoArgs,
 			RunE: func(*cobra.Command, []string) error {
 				b, err := sim.New(sim.Options{})
+				if err != nil {
+					return err
+				}
+				defer b.Close()
+				return plugin.Serve(b)
+			},
+		},
+		&cobra.Command{
+			Use:  "containerd ADDRESS",
+			Args: cobra.ExactArgs(1),
+			RunE: func(_ *cobra.Command, args []string) error {
+				b, err := containerd.New(containerd.Options{Address: args[0], Logger: plugin.Logger(slog.LevelInfo)})
+				if err != nil {
+					return err
+				}
+				defer b.Close()
+				return plugin.Serve(b)
+			},
+		},
+		&cobra.Command{
+			Use:  "cri ADDRESS",
+			Args: cobra.ExactArgs(1),
+			RunE: func(_ *cobra.Command, args []string) error {
+				b, err := socket.New(args[0])
 				if err != nil {
 					return err
 				}

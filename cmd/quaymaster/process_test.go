@@ -122,7 +122,7 @@ func TestAgentJoinsServerAndRunsPod(t *testing.T) {
 	if out, err := command(t.Context(), t, "image", "import", program, "localhost/hello:1", "--data", data).CombinedOutput(); err != nil {
 		t.Fatalf("image import: %v\n%s", err, out)
 	}
-	start(t, "agent", "--server", url, "--token", strings.TrimSpace(string(token)), "--name", "one", "--data", data, "--label", "a=b")
+	start(t, "agent", "--server", url, "--token", strings.TrimSpace(string(token)), "--name", "one", "--data", data, "--label", "a=b", "--runtime", "wasm")
 
 	pods := client.CoreV1().Pods("default")
 	coretest.Eventually(t, "the service account", func(context.Context) (bool, error) {

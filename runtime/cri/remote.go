@@ -164,11 +164,14 @@ func (r *remote) GetContainerEvents(in *runtimeapi.GetEventsRequest, out grpc.Se
 	if err != nil {
 		return err
 	}
-	if _, err := stream.Header(); err != nil {
+	header, err := stream.Header()
+	if err != nil {
 		return err
 	}
-	if err := out.SendHeader(metadata.MD{}); err != nil {
-		return err
+	if header != nil { // without one the stream is at its end
+		if err := out.SendHeader(metadata.MD{}); err != nil {
+			return err
+		}
 	}
 	for {
 		event, err := stream.Recv()

@@ -65,12 +65,15 @@ func Run(t *testing.T, target Target) {
 	}
 }
 
+// podUID is the label by which an agent marks all that is of a pod.
+const podUID = "io.kubernetes.pod.uid"
+
 func (s *suite) podConfig() *runtimeapi.PodSandboxConfig {
 	s.n++
 	name := fmt.Sprintf("%s-%d", strings.ToLower(filepath.Base(s.t.Name())), s.n)
 	return &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "conformance", Uid: "uid-" + name},
-		Hostname: name, LogDirectory: filepath.Join(s.dir, name), Labels: map[string]string{"pod": name, "suite": "conformance"},
+		Hostname: name, LogDirectory: filepath.Join(s.dir, name), Labels: map[string]string{"pod": name, "suite": "conformance", podUID: "uid-" + name},
 		Annotations: map[string]string{"note": name},
 		Linux:       &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{}}},
 	}

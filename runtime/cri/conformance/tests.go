@@ -26,6 +26,7 @@ const (
 // container makes one in a sandbox, from an image that is there.
 func (s *suite) container(id string, pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) string {
 	s.t.Helper()
+	c.Labels[podUID] = pod.Metadata.Uid
 	r, err := s.Backend.CreateContainer(s.ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: id, Config: c, SandboxConfig: pod})
 	if err != nil {
 		s.t.Fatal(err)

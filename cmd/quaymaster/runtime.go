@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/quaymaster/quaymaster/runtime/agent"
+	"github.com/quaymaster/quaymaster/runtime/cri"
+	"github.com/quaymaster/quaymaster/runtime/cri/containerd"
+	"github.com/quaymaster/quaymaster/runtime/cri/socket"
+)
+
+// Names of --runtime.
+const (
+	runtimeAuto       = "auto"
+	runtimeContainerd = "containerd"
+	runtimeCRI        = "cri"
+	runtimeWasm       = "wasm"
+	runtimeSim        = "sim"
+)
+
+// sockets are where auto looks, in this order.
+var sockets = []struct{ runtime, address string }{
+	{runtimeContainerd, containerd.DefaultAddress},
+	{runtimeCRI, "unix:///run/crio/crio.sock"},
+	{runtimeCRI, "unix:///run/cri-dockerd.sock"},
+}
+
+// nodeRuntime is what an agent runs containers with.
+type nodeRuntime struct {
+	name    string
+	command []string // of the backend's process
+	taken   string   // what auto took and why, for people; "" if it was asked for
+	// containers tells that the machine's own kernel runs the containers.
+	containers bool
+	labels     map[string]string
+	capacity   corev1.ResourceList
+}
+
+// chooseRuntime resolves --runtime and --runtime-address for a node whose data is in dir.
+func chooseRuntime(ctx context.Context, executable, name, address, dir string) (r nodeRuntime, err error) {
+	if name == runtimeAuto {
+		if address != "" {
+			return r, fmt.Errorf("--runtime-address is for --runtime %s or %s", runtimeContainerd, runtimeCRI)
+		}
+		name, address, r.taken = detectRuntime(ctx)
+	}
+	r.name, r.labels = name, map[string]string{}
+	if r.capacity, err = agent.MachineCapacity(); err != nil {
+		return r, err
+	}
+	switch name {
+	case runtimeContainerd, runtimeCRI:
+		if address == "" && name == runtimeContainerd {
+			address = containerd.DefaultAddress
+		}
+		if _, err := cri.SocketPath(address); err != nil {
+			return r, fmt.Errorf("--runtime-address: %w", err)
+		}
+		r.containers, r.command = true, []string{executable, "backend", name, address}
+	case runtimeWasm:
+		r.command = []string{executable, "backend", "wasm", filepath.Join(dir, "wasm"), "--", executable, "backend", "wasm-shim"}
+		r.labels = map[string]string{corev1.LabelArchStable: "wasm", corev1.LabelOSStable: "wasi"}
+	case runtimeSim:
+		r.command, r.capacity = []string{executable, "backend", "sim"}, agent.DefaultCapacity()
+	default:
+		return r, fmt.Errorf("--runtime %q: it is auto, containerd, cri, wasm or sim", name)
+	}
+	return r, nil
+}
+
+// detectRuntime takes the first container runtime that answers, or WebAssembly.
+func detectRuntime(ctx context.Context) (name, address, taken string) {
+	var missed []string
+	for _, s := range sockets {
+		if !cri.IsSocket(s.address) {
+			continue
+		}
+		version, err := runtimeVersion(ctx, s.address)
+		if err != nil {
+			missed = append(missed, fmt.Sprintf("; %s does not serve CRI: %v", s.address, err))
+			continue
+		}
+		return s.runtime, s.address, fmt.Sprintf("%s at %s", version, s.address)
+	}
+	return runtimeWasm, "", "WebAssembly only: there is no containerd or other CRI runtime" + strings.Join(missed, "")
+}
+
+func runtimeVersion(ctx context.Context, address string) (string, error) {
+	b, err := socket.New(address)
+	if err != nil {
+		return "", err
+	}
+	defer b.Close()
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	v, err := b.Version(ctx, &runtimeapi.VersionRequest{})
+	if err != nil {
+		return "", err
+	}
+	return v.RuntimeName + " " + v.RuntimeVersion, nil
+}
+
+// withLabels returns the runtime's labels and, over them, those that were asked for.
+func (r nodeRuntime) withLabels(more map[string]string) map[string]string {
+	labels := maps.Clone(r.labels)
+	maps.Copy(labels, more)
+	return labels
+}

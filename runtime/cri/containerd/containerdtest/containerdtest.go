@@ -1,0 +1,338 @@
+// Package containerdtest gives tests a containerd of their own: its root, state
+// and socket are in the test's folder, and mounts, networks and processes in
+// namespaces of the test binary, so that nothing outlives it or touches the machine's.
+//
+//	func TestMain(m *testing.M) { os.Exit(containerdtest.Main(m)) }
+//
+//	func TestX(t *testing.T) {
+//		d := containerdtest.Start(t) // skips, and says why, where it cannot run
+//		b, err := containerd.New(containerd.Options{Address: d.Address()})
+package containerdtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// Required is the variable that makes a test fail where it would skip: CI sets it.
+	Required = "QUAYMASTER_REQUIRE_CONTAINERD"
+	inside   = "QUAYMASTER_CONTAINERD_TEST"
+)
+
+// Missing says why no containerd can be started here, "" for nothing.
+func Missing() string {
+	if os.Geteuid() != 0 {
+		return "this test starts containers and needs root"
+	}
+	for _, program := range []string{"containerd", "runc", "containerd-shim-runc-v2", "busybox"} {
+		if _, err := exec.LookPath(program); err != nil {
+			return "this test needs " + program + ": apt-get install containerd runc containernetworking-plugins busybox-static"
+		}
+	}
+	if CNIPlugins() == "" {
+		return "this test needs CNI plugins: apt-get install containernetworking-plugins"
+	}
+	return ""
+}
+
+// CNIPlugins is the folder of the standard CNI plugins, "" where there is none.
+func CNIPlugins() string {
+	for _, dir := range []string{"/usr/lib/cni", "/opt/cni/bin"} {
+		if _, err := os.Stat(filepath.Join(dir, "bridge")); err == nil {
+			return dir
+		}
+	}
+	return ""
+}
+
+// Main runs a package's tests in namespaces of their own: mounts, network and
+// processes. Where no containerd can be started it runs them as they are.
+func Main(m *testing.M) int {
+	if os.Getenv(inside) != "" {
+		if err := enter(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return m.Run()
+	}
+	if Missing() != "" {
+		return m.Run()
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	cmd := exec.Command(exe, os.Args[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), inside+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC, Pdeathsig: syscall.SIGKILL,
+	}
+	if err := cmd.Run(); err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			return exit.ExitCode()
+		}
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// enter furnishes the namespaces.
+func enter() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
+	}
+	for _, dir := range []string{"/run/containerd", "/run/netns", "/var/lib/cni", "/etc/cni"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
+			return fmt.Errorf("mount over %s: %w", dir, err)
+		}
+	}
+	if err := up("lo"); err != nil {
+		return err
+	}
+	// Bridges need it; /proc/sys is that of the new network namespace.
+	return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644)
+}
+
+func up(name string) error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	r, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	r.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	if err := unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, r); err != nil {
+		return fmt.Errorf("set interface %s up: %w", name, err)
+	}
+	return nil
+}
+
+// Daemon is a containerd.
+type Daemon struct {
+	// Dir holds everything of it.
+	Dir string
+	// Registry is the address of a registry that has Busybox.
+	Registry string
+	// Busybox is an image with a shell in that registry; None is one that is not there.
+	Busybox, None string
+
+	t   testing.TB
+	cmd *exec.Cmd
+}
+
+// Pause is the name of the sandbox image, which is imported.
+const Pause = "registry.k8s.io/pause:3.10.1"
+
+// Start starts a containerd with the sandbox image and a registry; it ends with the test. Where
+// that cannot be, the test is skipped with the reason, or fails where Required is set.
+func Start(t testing.TB) *Daemon {
+	t.Helper()
+	if why := Missing(); why != "" {
+		if os.Getenv(Required) != "" {
+			t.Fatal(why)
+		}
+		t.Skip(why)
+	}
+	if os.Getenv(inside) == "" {
+		t.Fatal("TestMain must call containerdtest.Main")
+	}
+	dir, err := os.MkdirTemp("", "ctd") // a short path: a socket's has 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &Daemon{Dir: dir, t: t}
+	t.Cleanup(d.remove)
+	if err := os.MkdirAll(filepath.Join(dir, "net.d"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d.write("config.toml", fmt.Sprintf(`version = 2
+root = %[1]q
+state = %[2]q
+disabled_plugins = ["io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.snapshotter.v1.aufs", "io.containerd.internal.v1.opt", "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing"]
+[grpc]
+  address = %[3]q
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = %[4]q
+  restrict_oom_score_adj = true
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "0"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = %[5]q
+    conf_dir = %[6]q
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+`, filepath.Join(dir, "root"), filepath.Join(dir, "state"), d.Socket(), Pause, CNIPlugins(), filepath.Join(dir, "net.d")))
+	d.Run()
+	d.images()
+	return d
+}
+
+// Network gives the daemon a bridge network for pods, for which it waits.
+func (d *Daemon) Network(conflist string) {
+	d.t.Helper()
+	d.write("net.d/10-test.conflist", conflist)
+}
+
+// Bridge is a network configuration whose pods have addresses of a prefix like 10.88.0.0/24.
+func (d *Daemon) Bridge(subnet string) string {
+	return fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "test", "plugins": [
+  {"type": "bridge", "bridge": "qmtest0", "isGateway": true, "ipMasq": false, "hairpinMode": true,
+   "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": %q}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+  {"type": "portmap", "capabilities": {"portMappings": true}}]}`, filepath.Join(d.Dir, "ipam"), subnet)
+}
+
+func (d *Daemon) write(name, content string) {
+	d.t.Helper()
+	path := filepath.Join(d.Dir, name)
+	if err := os.WriteFile(path+".new", []byte(content), 0o600); err != nil {
+		d.t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// Socket is the path of the daemon's socket.
+func (d *Daemon) Socket() string { return filepath.Join(d.Dir, "s.sock") }
+
+// Address is the socket as a backend takes it.
+func (d *Daemon) Address() string { return "unix://" + d.Socket() }
+
+// PID is the daemon's process.
+func (d *Daemon) PID() int { return d.cmd.Process.Pid }
+
+// Run starts the daemon, at first and after Kill, and waits for its socket.
+func (d *Daemon) Run() {
+	d.t.Helper()
+	log, err := os.OpenFile(filepath.Join(d.Dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer log.Close()
+	d.cmd = exec.Command("containerd", "--config", filepath.Join(d.Dir, "config.toml"))
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	d.cmd.Dir = d.Dir
+	if err := d.cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		conn, err := net.Dial("unix", d.Socket())
+		if err == nil {
+			_ = conn.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			d.t.Fatalf("containerd does not listen: %v\n%s", err, d.Log())
+		}
+	}
+}
+
+// Kill ends the daemon by SIGKILL; its containers go on.
+func (d *Daemon) Kill() {
+	d.t.Helper()
+	if err := d.cmd.Process.Kill(); err != nil {
+		d.t.Fatal(err)
+	}
+	_ = d.cmd.Wait()
+}
+
+// Log is what the daemon wrote.
+func (d *Daemon) Log() string {
+	data, _ := os.ReadFile(filepath.Join(d.Dir, "log"))
+	return string(data)
+}
+
+// remove ends the daemon and what runs below it, and removes its folder.
+func (d *Daemon) remove() {
+	if d.cmd != nil && d.cmd.ProcessState == nil {
+		_ = d.cmd.Process.Signal(syscall.SIGTERM)
+		_ = d.cmd.Wait()
+	}
+	for _, shim := range Processes("containerd-shim") {
+		_ = syscall.Kill(shim, syscall.SIGKILL)
+	}
+	for _, m := range Mounts(d.Dir) {
+		_ = unix.Unmount(m, unix.MNT_DETACH)
+	}
+	if err := os.RemoveAll(d.Dir); err != nil {
+		d.t.Error(err)
+	}
+}
+
+// Processes returns the processes of a program in this namespace that have not ended.
+func Processes(program string) []int {
+	var out []int
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		cmdline, err := os.ReadFile(dir + "/cmdline") // empty for a zombie
+		if err != nil || !strings.Contains(strings.SplitN(string(cmdline), "\x00", 2)[0], program) {
+			continue
+		}
+		var pid int
+		if _, err := fmt.Sscanf(filepath.Base(dir), "%d", &pid); err == nil {
+			out = append(out, pid)
+		}
+	}
+	return out
+}
+
+// Mounts returns the mount points below a folder, the innermost first.
+func Mounts(dir string) []string {
+	data, _ := os.ReadFile("/proc/self/mountinfo")
+	var out []string
+	for line := range strings.Lines(string(data)) {
+		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], dir+"/") {
+			out = append([]string{fields[4]}, out...)
+		}
+	}
+	return out
+}
+
+// Cgroups returns the control groups of all hierarchies whose path holds a name.
+func Cgroups(name string) []string {
+	var out []string
+	_ = filepath.WalkDir("/sys/fs/cgroup", func(path string, entry os.DirEntry, err error) error {
+		if err == nil && entry.IsDir() && strings.Contains(entry.Name(), name) {
+			out = append(out, path)
+			return filepath.SkipDir
+		}
+		return nil
+	})
+	return out
+}
+
+// Namespaces returns the network namespaces that are left of pods.
+func Namespaces() []string {
+	out, _ := filepath.Glob("/run/netns/cni-*")
+	return out
+}
+
+func (d *Daemon) context() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), time.Minute)
+}
