@@ -15,29 +15,42 @@ import (
 
 func GetOpenAPIDefinitions(ref common.ReferenceCallback) map[string]common.OpenAPIDefinition {
 	return map[string]common.OpenAPIDefinition{
-		v1alpha1.Decision{}.OpenAPIModelName():                       schema_core_api_decision_v1alpha1_Decision(ref),
-		v1alpha1.FilterVerdict{}.OpenAPIModelName():                  schema_core_api_decision_v1alpha1_FilterVerdict(ref),
-		v1alpha1.NodeVerdict{}.OpenAPIModelName():                    schema_core_api_decision_v1alpha1_NodeVerdict(ref),
-		v1alpha1.PluginScore{}.OpenAPIModelName():                    schema_core_api_decision_v1alpha1_PluginScore(ref),
-		v1alpha1.PolicyVersion{}.OpenAPIModelName():                  schema_core_api_decision_v1alpha1_PolicyVersion(ref),
-		v1alpha1.TakenDecision{}.OpenAPIModelName():                  schema_core_api_decision_v1alpha1_TakenDecision(ref),
-		policyv1alpha1.ConfigMapKey{}.OpenAPIModelName():             schema_core_api_policy_v1alpha1_ConfigMapKey(ref),
-		policyv1alpha1.MatchRule{}.OpenAPIModelName():                schema_core_api_policy_v1alpha1_MatchRule(ref),
-		policyv1alpha1.Policy{}.OpenAPIModelName():                   schema_core_api_policy_v1alpha1_Policy(ref),
-		policyv1alpha1.PolicyError{}.OpenAPIModelName():              schema_core_api_policy_v1alpha1_PolicyError(ref),
-		policyv1alpha1.PolicyGrants{}.OpenAPIModelName():             schema_core_api_policy_v1alpha1_PolicyGrants(ref),
-		policyv1alpha1.PolicyLimits{}.OpenAPIModelName():             schema_core_api_policy_v1alpha1_PolicyLimits(ref),
-		policyv1alpha1.PolicyList{}.OpenAPIModelName():               schema_core_api_policy_v1alpha1_PolicyList(ref),
-		policyv1alpha1.PolicyMatch{}.OpenAPIModelName():              schema_core_api_policy_v1alpha1_PolicyMatch(ref),
-		policyv1alpha1.PolicySource{}.OpenAPIModelName():             schema_core_api_policy_v1alpha1_PolicySource(ref),
-		policyv1alpha1.PolicySpec{}.OpenAPIModelName():               schema_core_api_policy_v1alpha1_PolicySpec(ref),
-		policyv1alpha1.PolicyStatus{}.OpenAPIModelName():             schema_core_api_policy_v1alpha1_PolicyStatus(ref),
-		schedulingv1alpha1.PluginRef{}.OpenAPIModelName():            schema_core_api_scheduling_v1alpha1_PluginRef(ref),
-		schedulingv1alpha1.PluginSet{}.OpenAPIModelName():            schema_core_api_scheduling_v1alpha1_PluginSet(ref),
-		schedulingv1alpha1.Plugins{}.OpenAPIModelName():              schema_core_api_scheduling_v1alpha1_Plugins(ref),
-		schedulingv1alpha1.SchedulerProfile{}.OpenAPIModelName():     schema_core_api_scheduling_v1alpha1_SchedulerProfile(ref),
-		schedulingv1alpha1.SchedulerProfileList{}.OpenAPIModelName(): schema_core_api_scheduling_v1alpha1_SchedulerProfileList(ref),
-		schedulingv1alpha1.SchedulerProfileSpec{}.OpenAPIModelName(): schema_core_api_scheduling_v1alpha1_SchedulerProfileSpec(ref),
+		v1alpha1.Decision{}.OpenAPIModelName():                                      schema_core_api_decision_v1alpha1_Decision(ref),
+		v1alpha1.FilterVerdict{}.OpenAPIModelName():                                 schema_core_api_decision_v1alpha1_FilterVerdict(ref),
+		v1alpha1.NodeVerdict{}.OpenAPIModelName():                                   schema_core_api_decision_v1alpha1_NodeVerdict(ref),
+		v1alpha1.PluginScore{}.OpenAPIModelName():                                   schema_core_api_decision_v1alpha1_PluginScore(ref),
+		v1alpha1.PolicyVersion{}.OpenAPIModelName():                                 schema_core_api_decision_v1alpha1_PolicyVersion(ref),
+		v1alpha1.TakenDecision{}.OpenAPIModelName():                                 schema_core_api_decision_v1alpha1_TakenDecision(ref),
+		policyv1alpha1.ConfigMapKey{}.OpenAPIModelName():                            schema_core_api_policy_v1alpha1_ConfigMapKey(ref),
+		policyv1alpha1.MatchRule{}.OpenAPIModelName():                               schema_core_api_policy_v1alpha1_MatchRule(ref),
+		policyv1alpha1.Policy{}.OpenAPIModelName():                                  schema_core_api_policy_v1alpha1_Policy(ref),
+		policyv1alpha1.PolicyError{}.OpenAPIModelName():                             schema_core_api_policy_v1alpha1_PolicyError(ref),
+		policyv1alpha1.PolicyGrants{}.OpenAPIModelName():                            schema_core_api_policy_v1alpha1_PolicyGrants(ref),
+		policyv1alpha1.PolicyLimits{}.OpenAPIModelName():                            schema_core_api_policy_v1alpha1_PolicyLimits(ref),
+		policyv1alpha1.PolicyList{}.OpenAPIModelName():                              schema_core_api_policy_v1alpha1_PolicyList(ref),
+		policyv1alpha1.PolicyMatch{}.OpenAPIModelName():                             schema_core_api_policy_v1alpha1_PolicyMatch(ref),
+		policyv1alpha1.PolicySource{}.OpenAPIModelName():                            schema_core_api_policy_v1alpha1_PolicySource(ref),
+		policyv1alpha1.PolicySpec{}.OpenAPIModelName():                              schema_core_api_policy_v1alpha1_PolicySpec(ref),
+		policyv1alpha1.PolicyStatus{}.OpenAPIModelName():                            schema_core_api_policy_v1alpha1_PolicyStatus(ref),
+		schedulingv1alpha1.DefaultPreemptionArgs{}.OpenAPIModelName():               schema_core_api_scheduling_v1alpha1_DefaultPreemptionArgs(ref),
+		schedulingv1alpha1.InterPodAffinityArgs{}.OpenAPIModelName():                schema_core_api_scheduling_v1alpha1_InterPodAffinityArgs(ref),
+		schedulingv1alpha1.NodeAffinityArgs{}.OpenAPIModelName():                    schema_core_api_scheduling_v1alpha1_NodeAffinityArgs(ref),
+		schedulingv1alpha1.NodeResourcesBalancedAllocationArgs{}.OpenAPIModelName(): schema_core_api_scheduling_v1alpha1_NodeResourcesBalancedAllocationArgs(ref),
+		schedulingv1alpha1.NodeResourcesFitArgs{}.OpenAPIModelName():                schema_core_api_scheduling_v1alpha1_NodeResourcesFitArgs(ref),
+		schedulingv1alpha1.PluginArgs{}.OpenAPIModelName():                          schema_core_api_scheduling_v1alpha1_PluginArgs(ref),
+		schedulingv1alpha1.PluginRef{}.OpenAPIModelName():                           schema_core_api_scheduling_v1alpha1_PluginRef(ref),
+		schedulingv1alpha1.PluginSet{}.OpenAPIModelName():                           schema_core_api_scheduling_v1alpha1_PluginSet(ref),
+		schedulingv1alpha1.Plugins{}.OpenAPIModelName():                             schema_core_api_scheduling_v1alpha1_Plugins(ref),
+		schedulingv1alpha1.PodTopologySpreadArgs{}.OpenAPIModelName():               schema_core_api_scheduling_v1alpha1_PodTopologySpreadArgs(ref),
+		schedulingv1alpha1.Queue{}.OpenAPIModelName():                               schema_core_api_scheduling_v1alpha1_Queue(ref),
+		schedulingv1alpha1.RequestedToCapacityRatioParam{}.OpenAPIModelName():       schema_core_api_scheduling_v1alpha1_RequestedToCapacityRatioParam(ref),
+		schedulingv1alpha1.ResourceSpec{}.OpenAPIModelName():                        schema_core_api_scheduling_v1alpha1_ResourceSpec(ref),
+		schedulingv1alpha1.SchedulerProfile{}.OpenAPIModelName():                    schema_core_api_scheduling_v1alpha1_SchedulerProfile(ref),
+		schedulingv1alpha1.SchedulerProfileList{}.OpenAPIModelName():                schema_core_api_scheduling_v1alpha1_SchedulerProfileList(ref),
+		schedulingv1alpha1.SchedulerProfileSpec{}.OpenAPIModelName():                schema_core_api_scheduling_v1alpha1_SchedulerProfileSpec(ref),
+		schedulingv1alpha1.ScoringStrategy{}.OpenAPIModelName():                     schema_core_api_scheduling_v1alpha1_ScoringStrategy(ref),
+		schedulingv1alpha1.UtilizationShapePoint{}.OpenAPIModelName():               schema_core_api_scheduling_v1alpha1_UtilizationShapePoint(ref),
+		schedulingv1alpha1.VolumeBindingArgs{}.OpenAPIModelName():                   schema_core_api_scheduling_v1alpha1_VolumeBindingArgs(ref),
 	}
 }
 
@@ -964,6 +977,226 @@ func schema_core_api_policy_v1alpha1_PolicyStatus(ref common.ReferenceCallback) 
 	}
 }
 
+func schema_core_api_scheduling_v1alpha1_DefaultPreemptionArgs(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "DefaultPreemptionArgs say how many nodes are looked at: the larger of the two.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"minCandidateNodesPercentage": {
+						SchemaProps: spec.SchemaProps{
+							Description: "MinCandidateNodesPercentage of the nodes, 0 to 100. Default 10.",
+							Type:        []string{"integer"},
+							Format:      "int32",
+						},
+					},
+					"minCandidateNodesAbsolute": {
+						SchemaProps: spec.SchemaProps{
+							Description: "MinCandidateNodesAbsolute number of nodes. Default 100.",
+							Type:        []string{"integer"},
+							Format:      "int32",
+						},
+					},
+				},
+			},
+		},
+	}
+}
+
+func schema_core_api_scheduling_v1alpha1_InterPodAffinityArgs(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "InterPodAffinityArgs are for the score.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"hardPodAffinityWeight": {
+						SchemaProps: spec.SchemaProps{
+							Description: "HardPodAffinityWeight is what a required affinity term of a pod on a node counts for pods that it selects, 0 to 100. Default 1.",
+							Type:        []string{"integer"},
+							Format:      "int32",
+						},
+					},
+					"ignorePreferredTermsOfExistingPods": {
+						SchemaProps: spec.SchemaProps{
+							Description: "IgnorePreferredTermsOfExistingPods rates no node for pods that prefer nothing themselves.",
+							Type:        []string{"boolean"},
+							Format:      "",
+						},
+					},
+				},
+			},
+		},
+	}
+}
+
+func schema_core_api_scheduling_v1alpha1_NodeAffinityArgs(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "NodeAffinityArgs add to what pods ask for.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"addedAffinity": {
+						SchemaProps: spec.SchemaProps{
+							Description: "AddedAffinity is asked of nodes beside what a pod itself asks for.",
+							Ref:         ref("k8s.io/api/core/v1.NodeAffinity"),
+						},
+					},
+				},
+			},
+		},
+		Dependencies: []string{
+			"k8s.io/api/core/v1.NodeAffinity"},
+	}
+}
+
+func schema_core_api_scheduling_v1alpha1_NodeResourcesBalancedAllocationArgs(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "NodeResourcesBalancedAllocationArgs say which resources are to be even.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"resources": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "Resources, each with the weight 1. Default: cpu and memory.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Default: map[string]interface{}{},
+										Ref:     ref(schedulingv1alpha1.ResourceSpec{}.OpenAPIModelName()),
+									},
+								},
+							},
+						},
+					},
+				},
+			},
+		},
+		Dependencies: []string{
+			schedulingv1alpha1.ResourceSpec{}.OpenAPIModelName()},
+	}
+}
+
+func schema_core_api_scheduling_v1alpha1_NodeResourcesFitArgs(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "NodeResourcesFitArgs say what the filter ignores and how the score rates.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"ignoredResources": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "IgnoredResources are extended resources that the filter does not look at.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Default: "",
+										Type:    []string{"string"},
+										Format:  "",
+									},
+								},
+							},
+						},
+					},
+					"ignoredResourceGroups": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "IgnoredResourceGroups are the prefixes, up to \"/\", of such resources.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Default: "",
+										Type:    []string{"string"},
+										Format:  "",
+									},
+								},
+							},
+						},
+					},
+					"scoringStrategy": {
+						SchemaProps: spec.SchemaProps{
+							Description: "ScoringStrategy of the score. Default: LeastAllocated.",
+							Ref:         ref(schedulingv1alpha1.ScoringStrategy{}.OpenAPIModelName()),
+						},
+					},
+				},
+			},
+		},
+		Dependencies: []string{
+			schedulingv1alpha1.ScoringStrategy{}.OpenAPIModelName()},
+	}
+}
+
+func schema_core_api_scheduling_v1alpha1_PluginArgs(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "PluginArgs are arguments of built-in plugins. Each has the fields, defaults and limits of upstream's type of the same name.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"nodeResourcesFit": {
+						SchemaProps: spec.SchemaProps{
+							Ref: ref(schedulingv1alpha1.NodeResourcesFitArgs{}.OpenAPIModelName()),
+						},
+					},
+					"nodeResourcesBalancedAllocation": {
+						SchemaProps: spec.SchemaProps{
+							Ref: ref(schedulingv1alpha1.NodeResourcesBalancedAllocationArgs{}.OpenAPIModelName()),
+						},
+					},
+					"nodeAffinity": {
+						SchemaProps: spec.SchemaProps{
+							Ref: ref(schedulingv1alpha1.NodeAffinityArgs{}.OpenAPIModelName()),
+						},
+					},
+					"podTopologySpread": {
+						SchemaProps: spec.SchemaProps{
+							Ref: ref(schedulingv1alpha1.PodTopologySpreadArgs{}.OpenAPIModelName()),
+						},
+					},
+					"interPodAffinity": {
+						SchemaProps: spec.SchemaProps{
+							Ref: ref(schedulingv1alpha1.InterPodAffinityArgs{}.OpenAPIModelName()),
+						},
+					},
+					"volumeBinding": {
+						SchemaProps: spec.SchemaProps{
+							Ref: ref(schedulingv1alpha1.VolumeBindingArgs{}.OpenAPIModelName()),
+						},
+					},
+					"defaultPreemption": {
+						SchemaProps: spec.SchemaProps{
+							Ref: ref(schedulingv1alpha1.DefaultPreemptionArgs{}.OpenAPIModelName()),
+						},
+					},
+				},
+			},
+		},
+		Dependencies: []string{
+			schedulingv1alpha1.DefaultPreemptionArgs{}.OpenAPIModelName(), schedulingv1alpha1.InterPodAffinityArgs{}.OpenAPIModelName(), schedulingv1alpha1.NodeAffinityArgs{}.OpenAPIModelName(), schedulingv1alpha1.NodeResourcesBalancedAllocationArgs{}.OpenAPIModelName(), schedulingv1alpha1.NodeResourcesFitArgs{}.OpenAPIModelName(), schedulingv1alpha1.PodTopologySpreadArgs{}.OpenAPIModelName(), schedulingv1alpha1.VolumeBindingArgs{}.OpenAPIModelName()},
+	}
+}
+
 func schema_core_api_scheduling_v1alpha1_PluginRef(ref common.ReferenceCallback) common.OpenAPIDefinition {
 	return common.OpenAPIDefinition{
 		Schema: spec.Schema{
@@ -973,7 +1206,7 @@ func schema_core_api_scheduling_v1alpha1_PluginRef(ref common.ReferenceCallback)
 				Properties: map[string]spec.Schema{
 					"name": {
 						SchemaProps: spec.SchemaProps{
-							Description: "Name of a built-in plugin.",
+							Description: "Name of a built-in plugin, today's or the classic one.",
 							Type:        []string{"string"},
 							Format:      "",
 						},
@@ -987,7 +1220,7 @@ func schema_core_api_scheduling_v1alpha1_PluginRef(ref common.ReferenceCallback)
 					},
 					"weight": {
 						SchemaProps: spec.SchemaProps{
-							Description: "Weight of a score, 1 to 100. Default 1.",
+							Description: "Weight of a score, 1 to 100. Default 1 (NodePreferAvoidPods: 10,000).",
 							Type:        []string{"integer"},
 							Format:      "int32",
 						},
@@ -1075,6 +1308,151 @@ func schema_core_api_scheduling_v1alpha1_Plugins(ref common.ReferenceCallback) c
 		},
 		Dependencies: []string{
 			schedulingv1alpha1.PluginSet{}.OpenAPIModelName()},
+	}
+}
+
+func schema_core_api_scheduling_v1alpha1_PodTopologySpreadArgs(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "PodTopologySpreadArgs are for pods that name no constraints.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"defaultConstraints": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "DefaultConstraints, without a labelSelector: it is that of the pod's services and of its controller. With defaultingType List only.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Default: map[string]interface{}{},
+										Ref:     ref("k8s.io/api/core/v1.TopologySpreadConstraint"),
+									},
+								},
+							},
+						},
+					},
+					"defaultingType": {
+						SchemaProps: spec.SchemaProps{
+							Description: "DefaultingType is System (spread over zones and nodes, as a preference) or List (the default constraints). Default: System.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+				},
+			},
+		},
+		Dependencies: []string{
+			"k8s.io/api/core/v1.TopologySpreadConstraint"},
+	}
+}
+
+func schema_core_api_scheduling_v1alpha1_Queue(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "Queue says in which order the profile's pods have their turn.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"order": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Order is Priority (first come, first served within a priority) or FairShare (within a priority, the namespace first whose pods have the smallest dominant share of the cluster, divided by its weight). Default: Priority.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"weights": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Weights of namespaces in FairShare, 1 to 1000. Default 1.",
+							Type:        []string{"object"},
+							AdditionalProperties: &spec.SchemaOrBool{
+								Allows: true,
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Default: 0,
+										Type:    []string{"integer"},
+										Format:  "int32",
+									},
+								},
+							},
+						},
+					},
+					"deadlineSeconds": {
+						SchemaProps: spec.SchemaProps{
+							Description: "DeadlineSeconds from a pod's creation until it must have a node; later it is not tried any more. Default: none. The annotation scheduling.quaymaster.dev/deadline-seconds of a pod says it for that pod.",
+							Type:        []string{"integer"},
+							Format:      "int64",
+						},
+					},
+				},
+			},
+		},
+	}
+}
+
+func schema_core_api_scheduling_v1alpha1_RequestedToCapacityRatioParam(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "RequestedToCapacityRatioParam is a broken line from utilization to score.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"shape": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "Shape are the points of the line, by rising utilization.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Default: map[string]interface{}{},
+										Ref:     ref(schedulingv1alpha1.UtilizationShapePoint{}.OpenAPIModelName()),
+									},
+								},
+							},
+						},
+					},
+				},
+			},
+		},
+		Dependencies: []string{
+			schedulingv1alpha1.UtilizationShapePoint{}.OpenAPIModelName()},
+	}
+}
+
+func schema_core_api_scheduling_v1alpha1_ResourceSpec(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "ResourceSpec is a resource with its weight, 1 to 100. Default 1.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"name": {
+						SchemaProps: spec.SchemaProps{
+							Default: "",
+							Type:    []string{"string"},
+							Format:  "",
+						},
+					},
+					"weight": {
+						SchemaProps: spec.SchemaProps{
+							Type:   []string{"integer"},
+							Format: "int64",
+						},
+					},
+				},
+				Required: []string{"name"},
+			},
+		},
 	}
 }
 
@@ -1190,10 +1568,119 @@ func schema_core_api_scheduling_v1alpha1_SchedulerProfileSpec(ref common.Referen
 							Ref:         ref(schedulingv1alpha1.Plugins{}.OpenAPIModelName()),
 						},
 					},
+					"args": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Args of the built-in plugins.",
+							Ref:         ref(schedulingv1alpha1.PluginArgs{}.OpenAPIModelName()),
+						},
+					},
+					"queue": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Queue of the profile's pods.",
+							Ref:         ref(schedulingv1alpha1.Queue{}.OpenAPIModelName()),
+						},
+					},
 				},
 			},
 		},
 		Dependencies: []string{
-			schedulingv1alpha1.Plugins{}.OpenAPIModelName()},
+			schedulingv1alpha1.PluginArgs{}.OpenAPIModelName(), schedulingv1alpha1.Plugins{}.OpenAPIModelName(), schedulingv1alpha1.Queue{}.OpenAPIModelName()},
+	}
+}
+
+func schema_core_api_scheduling_v1alpha1_ScoringStrategy(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "ScoringStrategy rates nodes by how much of their resources is requested.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"type": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Type is LeastAllocated, MostAllocated or RequestedToCapacityRatio.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"resources": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "Resources that count. Default: cpu and memory, alike.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Default: map[string]interface{}{},
+										Ref:     ref(schedulingv1alpha1.ResourceSpec{}.OpenAPIModelName()),
+									},
+								},
+							},
+						},
+					},
+					"requestedToCapacityRatio": {
+						SchemaProps: spec.SchemaProps{
+							Description: "RequestedToCapacityRatio is set with that type only.",
+							Ref:         ref(schedulingv1alpha1.RequestedToCapacityRatioParam{}.OpenAPIModelName()),
+						},
+					},
+				},
+			},
+		},
+		Dependencies: []string{
+			schedulingv1alpha1.RequestedToCapacityRatioParam{}.OpenAPIModelName(), schedulingv1alpha1.ResourceSpec{}.OpenAPIModelName()},
+	}
+}
+
+func schema_core_api_scheduling_v1alpha1_UtilizationShapePoint(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "UtilizationShapePoint is one point of the line.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"utilization": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Utilization in percent, 0 to 100.",
+							Default:     0,
+							Type:        []string{"integer"},
+							Format:      "int32",
+						},
+					},
+					"score": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Score, 0 to 10.",
+							Default:     0,
+							Type:        []string{"integer"},
+							Format:      "int32",
+						},
+					},
+				},
+				Required: []string{"utilization", "score"},
+			},
+		},
+	}
+}
+
+func schema_core_api_scheduling_v1alpha1_VolumeBindingArgs(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "VolumeBindingArgs are for what comes between a decision and the bind.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"bindTimeoutSeconds": {
+						SchemaProps: spec.SchemaProps{
+							Description: "BindTimeoutSeconds until claims must be bound. Default 600.",
+							Type:        []string{"integer"},
+							Format:      "int64",
+						},
+					},
+				},
+			},
+		},
 	}
 }

@@ -18,6 +18,11 @@ type Class struct {
 	key        string
 	factor     *factor
 	requests   requests
+	wanted     []extendedRequest // of requests, those that the filter looks at
+	rated      []scoredRequest   // for NodeResourcesFit's score; nil: its default
+	even       []scoredRequest   // for NodeResourcesBalancedAllocation; nil: its default
+	bestEffort bool              // asks for nothing that is to be even; that score is skipped, as upstream's
+	controller controller        // for NodePreferAvoidPods
 	ports      []hostPort
 	images     []uint32 // symbols of the normalised names, one for each use
 	containers int
@@ -43,7 +48,7 @@ type Class struct {
 	cursor    uint64
 	epoch     uint64  // of the factor
 	imageSum  uint64  // of what image scores depend on beside the row
-	dynamic   []int16 // by row: weighted scores that change with pods; below 0: infeasible, gates aside
+	dynamic   []int32 // by row: weighted scores that change with pods; below 0: infeasible, gates aside
 	tree      tree
 	gates     []*hardSpread
 	cells     []cell
@@ -87,10 +92,17 @@ const maxClasses = 1024
 
 // ClassOf returns the class of a pod, which the caller holds until Release.
 func (s *State) ClassOf(profile *Profile, pod *v1.Pod) *Class {
-	buffer := s.relationKey(appendKey(make([]byte, 0, 512), pod), pod)
+	buffer := s.relationKey(appendKey(make([]byte, 0, 512), pod), profile, pod)
+	if profile.weights.avoid > 0 {
+		of := avoidedController(pod)
+		buffer = appendString(appendString(append(buffer, 'C'), of.kind), string(of.uid))
+	}
 	key := profile.Name + "\x00" + string(buffer)
 	c := s.classes[key]
 	if c == nil || c.profile != profile {
+		if c != nil && c.uses == 0 {
+			s.forget(c)
+		}
 		s.sweep()
 		c = &Class{
 			profile:    profile,
@@ -99,6 +111,16 @@ func (s *State) ClassOf(profile *Profile, pod *v1.Pod) *Class {
 			containers: len(pod.Spec.InitContainers) + len(pod.Spec.Containers),
 			priority:   corev1helpers.PodPriority(pod),
 			never:      pod.Spec.PreemptionPolicy != nil && *pod.Spec.PreemptionPolicy == v1.PreemptNever,
+			controller: avoidedController(pod),
+		}
+		c.wanted = c.requests.without(&profile.ignored)
+		c.bestEffort = c.requests.milliCPU == 0 && c.requests.memory == 0
+		if profile.allocation != nil {
+			c.rated = s.scoredRequests(profile.allocation.resources, pod)
+		}
+		if profile.balance != nil {
+			c.even = s.evenRequests(profile.balance, pod)
+			c.bestEffort = !slices.ContainsFunc(c.even, func(x scoredRequest) bool { return x.amount != 0 })
 		}
 		if profile.filters[NodePorts] {
 			c.ports = hostPortsOf(pod)
@@ -122,7 +144,22 @@ func (s *State) ClassOf(profile *Profile, pod *v1.Pod) *Class {
 }
 
 // Release lets go of a class.
-func (s *State) Release(c *Class) { c.uses-- }
+func (s *State) Release(c *Class) {
+	if c.uses--; c.uses == 0 && s.classes[c.key] != c { // of a profile that has changed
+		s.forget(c)
+	}
+}
+
+// forget lets go of what a class shares with others.
+func (s *State) forget(c *Class) {
+	if s.classes[c.key] == c {
+		delete(s.classes, c.key)
+	}
+	s.unrelate(c)
+	if c.factor.users--; c.factor.users == 0 && s.factors[c.factor.key] == c.factor {
+		delete(s.factors, c.factor.key)
+	}
+}
 
 // sweep forgets the classes longest unused, when there are many.
 func (s *State) sweep() {
@@ -139,11 +176,7 @@ func (s *State) sweep() {
 	}
 	slices.SortFunc(idle, func(a, b *Class) int { return int(int64(a.usedAt - b.usedAt)) })
 	for _, c := range idle[:(len(idle)+1)/2] {
-		delete(s.classes, c.key)
-		s.unrelate(c)
-		if c.factor.users--; c.factor.users == 0 && s.factors[c.factor.key] == c.factor {
-			delete(s.factors, c.factor.key)
-		}
+		s.forget(c)
 	}
 	s.forgetCarriers()
 	s.sweepAt = 2 * len(s.classes) // so that sweeping stays cheap when most are held

@@ -400,11 +400,15 @@ func (s *State) dropTally(t *tally) {
 	if t.users--; t.users == 0 {
 		t.set.tallies = slices.DeleteFunc(t.set.tallies, func(x *tally) bool { return x == t })
 	}
-	if t.set.users--; t.set.users == 0 && s.sets[t.set.key] == t.set {
-		delete(s.sets, t.set.key)
-		t.set.dead = true
-		if t.set.selects != nil {
-			s.selecting[t.set.namespace] = slices.DeleteFunc(s.selecting[t.set.namespace], func(x *podSet) bool { return x == t.set })
+	s.dropSet(t.set)
+}
+
+func (s *State) dropSet(p *podSet) {
+	if p.users--; p.users == 0 && s.sets[p.key] == p {
+		delete(s.sets, p.key)
+		p.dead = true
+		if p.selects != nil {
+			s.selecting[p.namespace] = slices.DeleteFunc(s.selecting[p.namespace], func(x *podSet) bool { return x == p })
 		}
 		s.setsEpoch++
 	}

@@ -112,7 +112,7 @@ func (s *State) catchUp(c *Class) {
 func (s *State) rebuild(c *Class) {
 	rows := len(s.byRow)
 	if cap(c.dynamic) < rows {
-		c.dynamic = make([]int16, rows, rows+rows/4)
+		c.dynamic = make([]int32, rows, rows+rows/4)
 	}
 	c.dynamic = c.dynamic[:rows]
 	c.built, c.cursor, c.epoch = true, s.fleet.Generation, c.factor.epoch
@@ -154,12 +154,12 @@ func (s *State) total(c *Class) {
 	c.tree.build()
 }
 
-func (c *Class) totalOf(row int32, dynamic int16) int32 {
+func (c *Class) totalOf(row int32, dynamic int32) int32 {
 	if dynamic < 0 {
 		return infeasible
 	}
 	p, f := c.factor.profile, c.factor
-	total := int32(dynamic)
+	total := dynamic
 	if w := p.weights.taints; w > 0 {
 		total += w * normalizedTaints(f.taints[row], c.mostTaints)
 	}
@@ -206,16 +206,28 @@ func (s *State) refresh(c *Class, row int32) bool {
 
 // dynamic is the weighted sum of the scores that change with pods, or below 0
 // when a filter refuses the row.
-func (s *State) dynamic(c *Class, row int32) int16 {
+func (s *State) dynamic(c *Class, row int32) int32 {
 	if c.factor.reason[row] != refusedNot || !s.passes(c, row) {
 		return -1
 	}
 	w := &c.profile.weights
-	score := w.fit*s.leastAllocated(c, row) + w.image*s.imageLocality(c, row)
-	if w.balanced > 0 && !c.bestEffort() {
-		score += w.balanced * s.balanced(c, row)
+	score := w.image*s.imageLocality(c, row) + w.equal*equalScore
+	if c.rated != nil {
+		score += w.fit * s.allocated(c, row)
+	} else {
+		score += w.fit * s.leastAllocated(c, row)
 	}
-	return int16(score)
+	if w.balanced > 0 && !c.bestEffort {
+		if c.even != nil {
+			score += w.balanced * s.balancedOf(c, row)
+		} else {
+			score += w.balanced * s.balanced(c, row)
+		}
+	}
+	if w.avoid > 0 {
+		score += w.avoid * unavoided(s.byRow[row].avoids, c.controller)
+	}
+	return score
 }
 
 func (s *State) fits(c *Class, row int32) bool {
@@ -227,7 +239,7 @@ func (s *State) fits(c *Class, row int32) bool {
 			r.ephemeral > 0 && r.ephemeral > allocatable.EphemeralStorage[row]-requested.EphemeralStorage[row] {
 			return false
 		}
-		for _, x := range r.extended {
+		for _, x := range c.wanted {
 			if x.amount > x.column.allocatable[row]-x.column.requested[row] {
 				return false
 			}
@@ -255,9 +267,6 @@ func (s *State) portsFree(ports []hostPort, n *node) bool {
 	}
 	return true
 }
-
-// bestEffort pods skip balanced allocation, as upstream's do.
-func (c *Class) bestEffort() bool { return c.requests.milliCPU == 0 && c.requests.memory == 0 }
 
 // leastAllocated is NodeResourcesFit's default score: the free share of CPU and
 // memory after the pod, in percent.

@@ -16,6 +16,7 @@ const (
 	refusedByNodeNames // a required node affinity lists names, this one not among them
 	refusedUnschedulable
 	refusedTaint
+	refusedEnforced
 	refusedAffinity
 )
 
@@ -25,6 +26,7 @@ var refusals = [...]refusal{
 	refusedByNodeNames:   {NodeAffinity, "node(s) didn't satisfy plugin(s) [NodeAffinity]"},
 	refusedUnschedulable: {NodeUnschedulable, "node(s) were unschedulable"},
 	refusedTaint:         {TaintToleration, "node(s) had untolerated taint(s)"},
+	refusedEnforced:      {NodeAffinity, "node(s) didn't match scheduler-enforced node affinity"},
 	refusedAffinity:      {NodeAffinity, "node(s) didn't match Pod's node affinity/selector"},
 }
 
@@ -123,6 +125,9 @@ func (st *static) refuses(object *v1.Node) uint8 {
 			return refusedTaint
 		}
 	}
+	if filters[NodeAffinity] && st.profile.addedRequired != nil && !st.profile.addedRequired.Match(object) {
+		return refusedEnforced
+	}
 	if filters[NodeAffinity] && st.required != nil {
 		if match, _ := st.required.Match(object); !match { // as upstream, a term that does not parse matches nothing
 			return refusedAffinity
@@ -143,11 +148,14 @@ func (st *static) rawTaints(object *v1.Node) (count int32) {
 }
 
 // rawAffinity sums the weights of the preferred terms that match.
-func (st *static) rawAffinity(object *v1.Node) int32 {
-	if st.preferred == nil {
-		return 0
+func (st *static) rawAffinity(object *v1.Node) (sum int32) {
+	if st.profile.addedPreferred != nil {
+		sum = int32(st.profile.addedPreferred.Score(object))
 	}
-	return int32(st.preferred.Score(object))
+	if st.preferred != nil {
+		sum += int32(st.preferred.Score(object))
+	}
+	return sum
 }
 
 func (s *State) newFactor(st static) *factor {

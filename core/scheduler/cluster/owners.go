@@ -68,10 +68,8 @@ func ownerKey(kind string, object metav1.Object) controllerKey {
 	return controllerKey{kind, types.NamespacedName{Namespace: object.GetNamespace(), Name: object.GetName()}}
 }
 
-// selector joins the selectors of the pod's services and of its controller; it
-// is empty when there is none.
-func (o *owners) selector(pod *v1.Pod) labels.Selector {
-	var merged labels.Set
+// serviceSelector joins the selectors of the pod's services.
+func (o *owners) serviceSelector(pod *v1.Pod) (merged labels.Set) {
 	of := o.services[pod.Namespace]
 	names := make([]string, 0, 4)
 	for name, set := range of {
@@ -83,7 +81,13 @@ func (o *owners) selector(pod *v1.Pod) labels.Selector {
 	for _, name := range names {
 		merged = labels.Merge(merged, of[name])
 	}
-	selector := merged.AsSelector()
+	return merged
+}
+
+// selector joins the selectors of the pod's services and of its controller; it
+// is empty when there is none.
+func (o *owners) selector(pod *v1.Pod) labels.Selector {
+	selector := o.serviceSelector(pod).AsSelector()
 	if owner := metav1.GetControllerOfNoCopy(pod); owner != nil {
 		key := controllerKey{owner.APIVersion + "/" + owner.Kind, types.NamespacedName{Namespace: pod.Namespace, Name: owner.Name}}
 		if other := o.controllers[key]; other != nil {

@@ -150,27 +150,6 @@ func TestPolicyFailures(t *testing.T) {
 	}
 }
 
-func TestProfileErrors(t *testing.T) {
-	set := func(enabled ...schedulingv1alpha1.PluginRef) schedulingv1alpha1.PluginSet {
-		return schedulingv1alpha1.PluginSet{Enabled: enabled}
-	}
-	for _, x := range []struct {
-		plugins schedulingv1alpha1.Plugins
-		want    string
-	}{
-		{schedulingv1alpha1.Plugins{Filter: set(schedulingv1alpha1.PluginRef{Name: "Nonsense"})}, `unknown filter "Nonsense"`},
-		{schedulingv1alpha1.Plugins{Score: set(schedulingv1alpha1.PluginRef{Name: NodePorts})}, `unknown score "NodePorts"`},
-		{schedulingv1alpha1.Plugins{Score: set(schedulingv1alpha1.PluginRef{Name: ImageLocality, Weight: ptr[int32](101)})}, "weight 101"},
-		{schedulingv1alpha1.Plugins{Filter: set(schedulingv1alpha1.PluginRef{Name: NodePorts, Policy: "p"})}, "exactly one"},
-		{schedulingv1alpha1.Plugins{Score: set(schedulingv1alpha1.PluginRef{})}, "exactly one"},
-		{schedulingv1alpha1.Plugins{Filter: schedulingv1alpha1.PluginSet{Disabled: []schedulingv1alpha1.PluginRef{{Name: "Nope"}}}}, `unknown filter "Nope"`},
-	} {
-		if _, err := NewProfile("x", schedulingv1alpha1.SchedulerProfileSpec{Plugins: x.plugins}); err == nil || !strings.Contains(err.Error(), x.want) {
-			t.Errorf("%+v: error %v, want %q", x.plugins, err, x.want)
-		}
-	}
-}
-
 func TestUnsupportedNamesTheField(t *testing.T) {
 	none, err := NewProfile("none", schedulingv1alpha1.SchedulerProfileSpec{Plugins: schedulingv1alpha1.Plugins{
 		Filter: schedulingv1alpha1.PluginSet{Disabled: []schedulingv1alpha1.PluginRef{{Name: "*"}}},

@@ -21,8 +21,8 @@ type Preemption struct {
 	Violations int
 }
 
-// Of the nodes where evictions may help, at least as many are looked at as
-// upstream's defaults say.
+// Of the nodes where evictions may help, at least so many are looked at, unless
+// the profile says otherwise.
 const (
 	minCandidates        = 100
 	minCandidatesPercent = 10
@@ -51,7 +51,7 @@ func (s *State) Preempt(c *Class, verdict *Verdict, tie uint64, budgets []*polic
 	if len(rows) == 0 {
 		return nil
 	}
-	wanted := min(max(len(rows)*minCandidatesPercent/100, minCandidates), len(rows))
+	wanted := min(max(len(rows)*c.profile.minCandidatesPercent/100, c.profile.minCandidates), len(rows))
 	offset := int(s.kth(tie, int32(len(rows))))
 	limits := newBudgets(budgets)
 	var best *Preemption

@@ -33,6 +33,9 @@ func (g generator) node(name string) *v1.Node {
 		n.Labels[v1.LabelTopologyZone] = pickOne(g, "a", "b", "c")
 	}
 	n.Spec.Unschedulable = g.chance(5)
+	if g.chance(10) {
+		n.Annotations = map[string]string{v1.PreferAvoidPodsAnnotationKey: `{"preferAvoidPods":[{"podSignature":{"podController":{"kind":"ReplicaSet","uid":"` + pickOne(g, "rs0", "rs1") + `"}}}]}`}
+	}
 	for _, effect := range []v1.TaintEffect{v1.TaintEffectNoSchedule, v1.TaintEffectNoExecute, v1.TaintEffectPreferNoSchedule, v1.TaintEffectPreferNoSchedule} {
 		if g.chance(15) {
 			n.Spec.Taints = append(n.Spec.Taints, v1.Taint{Key: pickOne(g, "user", "gpu"), Value: pickOne(g, "x", "y"), Effect: effect})
@@ -157,7 +160,8 @@ func TestDecisionsEqualScan(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	profiles := []*Profile{DefaultProfile(), heavy}
+	usual := DefaultProfile()
+	profiles := []*Profile{usual, usual, heavy, profileOf(t, classicProfile), profileOf(t, argsProfile)}
 	decided, refused, gated := 0, 0, 0
 	seen, preempted := reasons{}, 0
 	for seed := range clusters {
@@ -249,7 +253,7 @@ func TestDecisionsEqualScan(t *testing.T) {
 		}
 	}
 	for plugin := range DefaultProfile().scores {
-		if seen[plugin] < clusters && plugin != volumeBinding && plugin != dynamicResources {
+		if seen[plugin] < clusters && plugin != VolumeBinding && plugin != dynamicResources {
 			t.Errorf("too tame: a score of %s between the extremes %d times", plugin, seen[plugin])
 		}
 	}

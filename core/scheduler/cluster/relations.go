@@ -41,7 +41,8 @@ type relations struct {
 
 	preferred []weightedTally // own preferred terms, and placed pods' terms
 	soft      []softSpread
-	allKeys   bool // soft spread counts only nodes with all topology keys
+	allKeys   bool       // soft spread counts only nodes with all topology keys
+	selectors [2]*podSet // of SelectorSpread and ServiceSpreading
 }
 
 type hardSpread struct {
@@ -85,7 +86,7 @@ func (r *relations) tallies(yield func(*tally)) {
 func (s *State) relationsOf(profile *Profile, pod *v1.Pod, terms *podTerms) *relations {
 	r := &relations{}
 	if profile.filters[PodTopologySpread] {
-		list := spreadsOf(pod, v1.DoNotSchedule)
+		list := s.hardSpreadsOf(profile, pod)
 		for i := range list {
 			c := &list[i]
 			t := s.tallyOf(spreadSet(s, pod.Namespace, c.selector), c.topologyKey, inclusionOf(pod, list, c, true), true)
@@ -94,7 +95,7 @@ func (s *State) relationsOf(profile *Profile, pod *v1.Pod, terms *podTerms) *rel
 	}
 	if profile.scores[PodTopologySpread] > 0 {
 		var list []spread
-		list, r.allKeys = s.softSpreadsOf(pod)
+		list, r.allKeys = s.softSpreadsOf(profile, pod)
 		for i := range list {
 			c := &list[i]
 			t := s.tallyOf(spreadSet(s, pod.Namespace, c.selector), c.topologyKey, inclusionOf(pod, list, c, r.allKeys), false)
@@ -119,7 +120,14 @@ func (s *State) relationsOf(profile *Profile, pod *v1.Pod, terms *podTerms) *rel
 			r.preferred = append(r.preferred, weightedTally{s.tallyOf(s.selected(terms.preferred[i:i+1]), t.topologyKey, nil, false), t.weight})
 		}
 	}
-	if len(r.spreads)+len(r.soft)+len(r.affinity)+len(r.anti)+len(r.preferred) == 0 {
+	selects := false
+	for i, selector := range s.spreadSelectors(profile, pod) {
+		if selector != nil {
+			r.selectors[i], selects = spreadSet(s, pod.Namespace, selector), true
+			r.selectors[i].users++
+		}
+	}
+	if len(r.spreads)+len(r.soft)+len(r.affinity)+len(r.anti)+len(r.preferred) == 0 && !selects {
 		return nil
 	}
 	return r
@@ -175,31 +183,36 @@ func (s *State) selected(terms []term) *podSet {
 
 // carrier is a term of placed pods, with those pods by domain.
 type carrier struct {
-	term     term
-	required bool // anti-affinity; else a preferred term or, with weight 1, a required affinity
-	tally    *tally
+	term  term
+	kind  carried
+	tally *tally
 }
 
-// hardAffinityWeight is what a placed pod's required affinity term weighs in
-// the score of the pods that it selects.
-const hardAffinityWeight = 1
+// carried is what a carried term means to the pods that it selects.
+type carried uint8
+
+const (
+	carriedAnti      carried = iota // required anti-affinity
+	carriedAffinity                 // required affinity; weighs what their profile says
+	carriedPreferred                // weighs what it says
+)
 
 // carriedBy appends the sets of those that carry the terms.
 func (s *State) carriedBy(terms *podTerms, list []*podSet) []*podSet {
 	for i := range terms.anti {
-		list = append(list, s.carrierOf(&terms.anti[i], true, 0))
+		list = append(list, s.carrierOf(&terms.anti[i], carriedAnti))
 	}
 	for i := range terms.affinity {
-		list = append(list, s.carrierOf(&terms.affinity[i], false, hardAffinityWeight))
+		list = append(list, s.carrierOf(&terms.affinity[i], carriedAffinity))
 	}
 	for i := range terms.preferred {
-		list = append(list, s.carrierOf(&terms.preferred[i], false, terms.preferred[i].weight))
+		list = append(list, s.carrierOf(&terms.preferred[i], carriedPreferred))
 	}
 	return list
 }
 
-func (s *State) carrierOf(t *term, required bool, weight int64) *podSet {
-	key := fmt.Sprintf("c%t%d\x00%s\x00%s", required, weight, t.topologyKey, t.selection())
+func (s *State) carrierOf(t *term, kind carried) *podSet {
+	key := fmt.Sprintf("c%d,%d\x00%s\x00%s", kind, t.weight, t.topologyKey, t.selection())
 	if p := s.sets[key]; p != nil {
 		return p
 	}
@@ -211,9 +224,7 @@ func (s *State) carrierOf(t *term, required bool, weight int64) *podSet {
 		s.selectsNamespaces = true
 	}
 	p := s.setOf(key, "", nil)
-	carried := *t
-	carried.weight = weight
-	s.carriers = append(s.carriers, &carrier{carried, required, s.tallyOf(p, t.topologyKey, nil, false)})
+	s.carriers = append(s.carriers, &carrier{*t, kind, s.tallyOf(p, t.topologyKey, nil, false)})
 	return p
 }
 
@@ -226,17 +237,24 @@ func (s *State) meet(c *Class) {
 		}
 	}
 	filter, score := c.profile.filters[InterPodAffinity], c.profile.scores[InterPodAffinity] > 0
+	if c.profile.ignoreExisting && (c.terms == nil || len(c.terms.preferred) == 0) {
+		score = false
+	}
 	for _, x := range s.carriers[c.met:] {
-		if x.required && !filter || !x.required && !score || !x.term.concerns(s, c.namespace, c.labels) {
+		weight := x.term.weight
+		if x.kind == carriedAffinity {
+			weight = c.profile.hardAffinity
+		}
+		if x.kind == carriedAnti && !filter || x.kind != carriedAnti && (!score || weight == 0) || !x.term.concerns(s, c.namespace, c.labels) {
 			continue
 		}
 		if c.related == nil {
 			c.related = &relations{}
 		}
-		if x.required {
+		if x.kind == carriedAnti {
 			c.related.others, c.built = append(c.related.others, x.tally), false
 		} else {
-			c.related.preferred = append(c.related.preferred, weightedTally{x.tally, x.term.weight})
+			c.related.preferred = append(c.related.preferred, weightedTally{x.tally, weight})
 		}
 	}
 	c.met = len(s.carriers)
@@ -276,6 +294,11 @@ func (s *State) unrelate(c *Class) {
 	}
 	c.related.others, c.related.preferred = nil, c.related.preferred[:c.ownPreferred]
 	c.related.tallies(s.dropTally)
+	for _, set := range c.related.selectors {
+		if set != nil {
+			s.dropSet(set)
+		}
+	}
 }
 
 // refuses gives the first relation that refuses the row.

@@ -76,6 +76,14 @@ func (s *State) requestsOf(pod *v1.Pod) requests {
 	return r
 }
 
+// without lists the extended requests that are not ignored.
+func (r *requests) without(ignored *ignoredResources) []extendedRequest {
+	if !slices.ContainsFunc(r.extended, func(x extendedRequest) bool { return ignored.has(x.name) }) {
+		return r.extended
+	}
+	return slices.DeleteFunc(slices.Clone(r.extended), func(x extendedRequest) bool { return ignored.has(x.name) })
+}
+
 func (r *requests) equal(o *requests) bool {
 	return r.milliCPU == o.milliCPU && r.memory == o.memory && r.ephemeral == o.ephemeral &&
 		r.nonZeroCPU == o.nonZeroCPU && r.nonZeroMemory == o.nonZeroMemory && slices.Equal(r.extended, o.extended)

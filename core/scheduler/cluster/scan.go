@@ -36,6 +36,8 @@ type PluginScore struct {
 // Scan decides for a pod, without regard to any class.
 func (s *State) Scan(ctx context.Context, profile *Profile, pod *v1.Pod, tie uint64, p Policies) (*Scan, error) {
 	st, r := newStatic(profile, pod), s.requestsOf(pod)
+	wanted := r
+	wanted.extended = r.without(&profile.ignored)
 	var ports []hostPort
 	if profile.filters[NodePorts] {
 		ports = hostPortsOf(pod)
@@ -64,13 +66,13 @@ func (s *State) Scan(ctx context.Context, profile *Profile, pod *v1.Pod, tie uin
 			}
 			reserved := n.pods[len(placed):]
 			if len(reserved) > 0 {
-				result.Plugin, result.Reasons = s.scanNode(n, ports, &r, related)
+				result.Plugin, result.Reasons = s.scanNode(n, ports, &wanted, related)
 			}
 			for _, e := range reserved {
 				related.count(e, n.object, -1)
 			}
 			if n.pods, n.ports = placed, occupied; result.Plugin == "" {
-				result.Plugin, result.Reasons = s.scanNode(n, ports, &r, related)
+				result.Plugin, result.Reasons = s.scanNode(n, ports, &wanted, related)
 			}
 		}
 		scan.Nodes = append(scan.Nodes, result)
@@ -192,11 +194,13 @@ func (s *State) scorers(st *static, r *requests, related *relationScan, scan *Sc
 	}
 	first := true
 	var mostTaints, mostAffinity int32
-	var spreads, relations map[*v1.Node][2]int64
+	var spreads, relations, selected map[*v1.Node][2]int64
+	rated, even := s.scanRequests(profile, pod)
 	return func(n *node) (scores []PluginScore) {
 		if first {
 			first = false
 			spreads, relations = related.scores(scan)
+			selected = s.scanSelectors(profile, pod, scan)
 			for i := range scan.Nodes {
 				if scan.Nodes[i].Plugin == "" {
 					mostTaints = max(mostTaints, st.rawTaints(scan.Nodes[i].Node))
@@ -211,13 +215,19 @@ func (s *State) scorers(st *static, r *requests, related *relationScan, scan *Sc
 		}
 		taints := st.rawTaints(n.object)
 		add(TaintToleration, int64(taints), int64(normalizedTaints(taints, mostTaints)))
-		if st.preferred != nil {
+		if st.preferred != nil || profile.addedPreferred != nil {
 			affinity := st.rawAffinity(n.object)
 			add(NodeAffinity, int64(affinity), int64(normalizedAffinity(affinity, mostAffinity)))
 		}
-		used, _ := n.used()
+		used, extended := n.used()
 		cpu, memory := n.object.Status.Allocatable.Cpu().MilliValue(), n.object.Status.Allocatable.Memory().Value()
 		least := meanFree([]int64{used.nonZeroCPU + r.scoredCPU, used.nonZeroMemory + r.scoredMemory}, []int64{cpu, memory})
+		if rated != nil {
+			least = profile.allocation.mean(func(i int) (int64, int64) {
+				requested, capacity := n.usage(&rated[i], used.nonZeroCPU, used.nonZeroMemory, &used, extended)
+				return requested + rated[i].amount, capacity
+			})
+		}
 		add(NodeResourcesFit, least, least)
 		if spreads != nil {
 			x := spreads[n.object]
@@ -225,7 +235,15 @@ func (s *State) scorers(st *static, r *requests, related *relationScan, scan *Sc
 		}
 		x := relations[n.object]
 		add(InterPodAffinity, x[0], x[1])
-		if r.milliCPU != 0 || r.memory != 0 {
+		if even != nil {
+			if slices.ContainsFunc(even, func(x scoredRequest) bool { return x.amount != 0 }) {
+				balanced := evened(len(even), func(i int) (int64, int64, int64) {
+					requested, capacity := n.usage(&even[i], used.milliCPU, used.memory, &used, extended)
+					return requested, even[i].amount, capacity
+				})
+				add(NodeResourcesBalancedAllocation, balanced, balanced)
+			}
+		} else if r.milliCPU != 0 || r.memory != 0 {
 			balanced := int64(75)
 			if cpu != 0 && memory != 0 {
 				with := evenness(used.milliCPU+r.milliCPU, cpu, used.memory+r.memory, memory)
@@ -243,8 +261,81 @@ func (s *State) scorers(st *static, r *requests, related *relationScan, scan *Sc
 		}
 		locality := int64(imagePriority(sum, len(pod.Spec.InitContainers)+len(pod.Spec.Containers)))
 		add(ImageLocality, locality, locality)
+		for i, plugin := range spreadScores {
+			if x, counted := selected[n.object]; counted && s.spreadSelectors(profile, pod)[i] != nil {
+				add(plugin, x[i], x[i])
+			}
+		}
+		avoid := int64(unavoided(avoidedBy(n.object), avoidedController(pod)))
+		add(NodePreferAvoidPods, avoid, avoid)
+		add(EqualPriority, equalScore, equalScore)
 		return scores
 	}
+}
+
+// scanRequests are the pod's requests for the scores of resources that a profile
+// names; nil where it names none.
+func (s *State) scanRequests(profile *Profile, pod *v1.Pod) (rated, even []scoredRequest) {
+	if profile.allocation != nil {
+		rated = s.scoredRequests(profile.allocation.resources, pod)
+	}
+	if profile.balance != nil {
+		even = s.evenRequests(profile.balance, pod)
+	}
+	return rated, even
+}
+
+// usage is what the node's pods use of a resource, and how much it has.
+func (n *node) usage(x *scoredRequest, cpu, memory int64, used *requests, extended map[v1.ResourceName]int64) (requested, capacity int64) {
+	list := n.object.Status.Allocatable
+	switch {
+	case x.name == v1.ResourceCPU:
+		return cpu, list.Cpu().MilliValue()
+	case x.name == v1.ResourceMemory:
+		return memory, list.Memory().Value()
+	case x.name == v1.ResourceEphemeralStorage:
+		return used.ephemeral, list.StorageEphemeral().Value()
+	case x.amount == 0:
+		return 0, 0 // an extended resource that the pod does not ask for is left out
+	}
+	have := list[x.name]
+	return extended[x.name], have.Value()
+}
+
+// scanSelectors returns SelectorSpread's and ServiceSpreading's scores of the
+// nodes of the scan that are feasible.
+func (s *State) scanSelectors(profile *Profile, pod *v1.Pod, scan *Scan) map[*v1.Node][2]int64 {
+	scores := map[*v1.Node][2]int64{}
+	for i, selector := range s.spreadSelectors(profile, pod) {
+		if selector == nil {
+			continue
+		}
+		c := spread{selector: selector}
+		counts := make([]int64, len(s.byRow))
+		for row := range counts {
+			counts[row] = -1
+		}
+		for j := range scan.Nodes {
+			if x := &scan.Nodes[j]; x.Plugin == "" {
+				n := s.nodes[x.Node.Name]
+				counts[n.row] = int64(0)
+				for _, e := range n.pods {
+					if c.counts(pod, e.pod) {
+						counts[n.row]++
+					}
+				}
+			}
+		}
+		s.selectorSpread(counts)
+		for row, score := range counts {
+			if score >= 0 {
+				x := scores[s.byRow[row].object]
+				x[i] = score
+				scores[s.byRow[row].object] = x
+			}
+		}
+	}
+	return scores
 }
 
 // meanFree is the mean of what is left of each capacity, in percent.

@@ -28,7 +28,7 @@ func (s *State) scanRelations(profile *Profile, pod *v1.Pod) *relationScan {
 	if t := podTermsOf(pod); t != nil {
 		r.terms = *t
 	}
-	r.hard = spreadsOf(pod, v1.DoNotSchedule)
+	r.hard = s.hardSpreadsOf(profile, pod)
 	for i := range r.hard {
 		counts := map[string]int64{}
 		for _, n := range s.byRow {
@@ -176,7 +176,7 @@ func (r *relationScan) scores(scan *Scan) (spreads, affinity map[*v1.Node][2]int
 		affinity[object] = [2]int64{x[0], normalizedRelation(x[0], least, most)}
 	}
 
-	soft, allKeys := r.s.softSpreadsOf(r.pod)
+	soft, allKeys := r.s.softSpreadsOf(r.profile, r.pod)
 	if len(soft) == 0 {
 		return nil, affinity
 	}
@@ -250,6 +250,9 @@ func (r *relationScan) softCounts(list []spread, c *spread, allKeys bool) map[st
 // affinityScores sums the weights of the terms that match, by domain.
 func (r *relationScan) affinityScores() map[domainKey]int64 {
 	raw := map[domainKey]int64{}
+	if r.profile.ignoreExisting && len(r.terms.preferred) == 0 {
+		return raw
+	}
 	for _, n := range r.s.byRow {
 		if n == nil {
 			continue
@@ -275,7 +278,7 @@ func (r *relationScan) affinityScores() map[domainKey]int64 {
 			}
 			for i := range e.terms.affinity {
 				if t := &e.terms.affinity[i]; t.concerns(r.s, r.pod.Namespace, r.pod.Labels) {
-					add(t, hardAffinityWeight)
+					add(t, r.profile.hardAffinity)
 				}
 			}
 		}

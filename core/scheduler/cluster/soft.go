@@ -4,7 +4,8 @@ import "math"
 
 // scored says that relations rate nodes, by more than their own pods' changes.
 func (c *Class) scored() bool {
-	return c.related != nil && len(c.related.preferred)+len(c.related.soft) > 0
+	r := c.related
+	return r != nil && (len(r.preferred)+len(r.soft) > 0 || r.selectors != [2]*podSet{})
 }
 
 // decideScored is Decide by a pass over all rows. The relations that rate nodes
@@ -64,6 +65,9 @@ func (s *State) addRelated(c *Class, totals []int32) {
 	}
 	if len(r.soft) > 0 {
 		s.addSpread(c, totals)
+	}
+	if r.selectors != [2]*podSet{} {
+		s.addSelectorSpread(c, totals)
 	}
 }
 

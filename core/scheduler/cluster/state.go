@@ -70,7 +70,9 @@ type node struct {
 	row    int32 // -1: the node is not (yet, or any more) there
 	object *v1.Node
 	pods   []*podEntry
-	ports  int // pods with host ports
+	ports  int          // pods with host ports
+	zone   nodeZone     // of the object
+	avoids []controller // of the object
 
 	nominated []*podEntry // not bound; see Nominate
 }
@@ -156,7 +158,8 @@ func (s *State) SetNode(object *v1.Node) {
 	row := n.row
 	s.fleet.Nodes[row] = object
 	flags := nodeFlags(object)
-	static := old == nil || !maps.Equal(old.Labels, object.Labels) || old.Spec.Unschedulable != object.Spec.Unschedulable ||
+	n.zone, n.avoids = zoneOf(object), avoidedBy(object)
+	static := old == nil || old.Annotations[v1.PreferAvoidPodsAnnotationKey] != object.Annotations[v1.PreferAvoidPodsAnnotationKey] || !maps.Equal(old.Labels, object.Labels) || old.Spec.Unschedulable != object.Spec.Unschedulable ||
 		!slices.EqualFunc(old.Spec.Taints, object.Spec.Taints, func(a, b v1.Taint) bool {
 			return a.Key == b.Key && a.Value == b.Value && a.Effect == b.Effect
 		})

@@ -124,10 +124,10 @@ var defaultSpread = []spread{
 	{topologyKey: v1.LabelTopologyZone, maxSkew: 5, minDomains: 1, honorAffinity: true},
 }
 
-// spreadsOf parses the pod's constraints of one kind.
-func spreadsOf(pod *v1.Pod, action v1.UnsatisfiableConstraintAction) (list []spread) {
-	for i := range pod.Spec.TopologySpreadConstraints {
-		c := &pod.Spec.TopologySpreadConstraints[i]
+// spreadsOf parses the constraints of one kind, for the pod.
+func spreadsOf(constraints []v1.TopologySpreadConstraint, pod *v1.Pod, action v1.UnsatisfiableConstraintAction) (list []spread) {
+	for i := range constraints {
+		c := &constraints[i]
 		if c.WhenUnsatisfiable != action {
 			continue
 		}
@@ -154,19 +154,39 @@ func spreadsOf(pod *v1.Pod, action v1.UnsatisfiableConstraintAction) (list []spr
 
 // softSpreadsOf lists the constraints that rate nodes; all says that only nodes
 // with every topology key count.
-func (s *State) softSpreadsOf(pod *v1.Pod) (list []spread, all bool) {
+func (s *State) softSpreadsOf(profile *Profile, pod *v1.Pod) (list []spread, all bool) {
 	if len(pod.Spec.TopologySpreadConstraints) > 0 {
-		return spreadsOf(pod, v1.ScheduleAnyway), true
+		return spreadsOf(pod.Spec.TopologySpreadConstraints, pod, v1.ScheduleAnyway), true
+	}
+	if profile.defaultSpread != nil {
+		return s.ownSelector(spreadsOf(profile.defaultSpread, pod, v1.ScheduleAnyway), pod), true
+	}
+	return s.ownSelector(defaultSpread, pod), false
+}
+
+// hardSpreadsOf lists the constraints that refuse nodes.
+func (s *State) hardSpreadsOf(profile *Profile, pod *v1.Pod) []spread {
+	if len(pod.Spec.TopologySpreadConstraints) > 0 {
+		return spreadsOf(pod.Spec.TopologySpreadConstraints, pod, v1.DoNotSchedule)
+	}
+	return s.ownSelector(spreadsOf(profile.defaultSpread, pod, v1.DoNotSchedule), pod)
+}
+
+// ownSelector gives default constraints the selector of what owns the pod; without
+// one there are none.
+func (s *State) ownSelector(list []spread, pod *v1.Pod) []spread {
+	if len(list) == 0 {
+		return nil
 	}
 	selector := s.owners.selector(pod)
 	if selector.Empty() {
-		return nil, false
+		return nil
 	}
-	for _, c := range defaultSpread {
-		c.selector = selector
-		list = append(list, c)
+	list = slices.Clone(list)
+	for i := range list {
+		list[i].selector = selector
 	}
-	return list, false
+	return list
 }
 
 // selectedKeys yields the pod label keys that the pod's terms and constraints read.
@@ -184,18 +204,19 @@ func (s *State) selectedKeys(pod *v1.Pod, yield func(string)) {
 			}
 		}
 	}
-	for _, c := range spreadsOf(pod, v1.DoNotSchedule) {
-		of(c.selector)
+	for _, action := range [...]v1.UnsatisfiableConstraintAction{v1.DoNotSchedule, v1.ScheduleAnyway} {
+		for _, c := range spreadsOf(pod.Spec.TopologySpreadConstraints, pod, action) {
+			of(c.selector)
+		}
 	}
-	soft, _ := s.softSpreadsOf(pod)
-	for _, c := range soft {
-		of(c.selector)
+	if len(pod.Spec.TopologySpreadConstraints) == 0 {
+		of(s.owners.selector(pod))
 	}
 }
 
 // relationKey appends what the pod's terms and constraints say, if it has any,
 // and the labels that any term or constraint so far reads.
-func (s *State) relationKey(b []byte, pod *v1.Pod) []byte {
+func (s *State) relationKey(b []byte, profile *Profile, pod *v1.Pod) []byte {
 	start := len(b)
 	if a := pod.Spec.Affinity; a != nil {
 		if a.PodAffinity != nil {
@@ -211,6 +232,9 @@ func (s *State) relationKey(b []byte, pod *v1.Pod) []byte {
 	if len(pod.Spec.TopologySpreadConstraints) == 0 {
 		if selector := s.owners.selector(pod); !selector.Empty() {
 			b = appendString(append(b, 'D'), selectorKey(selector))
+			if profile.scores[ServiceSpreading] > 0 {
+				b = appendString(b, s.owners.serviceSelector(pod).String())
+			}
 		}
 	}
 	if len(b) > start {

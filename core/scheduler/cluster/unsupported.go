@@ -12,7 +12,7 @@ import (
 // otherwise be placed against its wishes.
 func (p *Profile) Unsupported(pod *v1.Pod) string {
 	spec := &pod.Spec
-	if p.filters[volumeBinding] {
+	if p.filters[VolumeBinding] {
 		for i := range spec.Volumes {
 			if source := placedVolume(&spec.Volumes[i]); source != "" {
 				return fmt.Sprintf("spec.volumes[%d].%s", i, source)

@@ -156,7 +156,7 @@ func (s *State) lacks(c *Class, row int32) (why []string, resolvable bool) {
 		visit(v1.ResourceCPU, f.Requested.MilliCPU[row], f.Allocatable.MilliCPU[row], r.milliCPU)
 		visit(v1.ResourceMemory, f.Requested.Memory[row], f.Allocatable.Memory[row], r.memory)
 		visit(v1.ResourceEphemeralStorage, f.Requested.EphemeralStorage[row], f.Allocatable.EphemeralStorage[row], r.ephemeral)
-		for _, x := range r.extended {
+		for _, x := range c.wanted {
 			visit(x.name, x.column.requested[row], x.column.allocatable[row], x.amount)
 		}
 	})

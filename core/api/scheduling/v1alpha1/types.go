@@ -26,6 +26,10 @@ type SchedulerProfileSpec struct {
 	SchedulerName string `json:"schedulerName,omitempty"`
 	// Plugins change the default set.
 	Plugins Plugins `json:"plugins,omitempty"`
+	// Args of the built-in plugins.
+	Args *PluginArgs `json:"args,omitempty"`
+	// Queue of the profile's pods.
+	Queue *Queue `json:"queue,omitempty"`
 }
 
 // +k8s:openapi-gen=true
@@ -52,11 +56,11 @@ type PluginSet struct {
 
 // PluginRef names a built-in plugin or a Policy; exactly one is set.
 type PluginRef struct {
-	// Name of a built-in plugin.
+	// Name of a built-in plugin, today's or the classic one.
 	Name string `json:"name,omitempty"`
 	// Policy is the name of a Policy object.
 	Policy string `json:"policy,omitempty"`
-	// Weight of a score, 1 to 100. Default 1.
+	// Weight of a score, 1 to 100. Default 1 (NodePreferAvoidPods: 10,000).
 	Weight *int32 `json:"weight,omitempty"`
 }
 

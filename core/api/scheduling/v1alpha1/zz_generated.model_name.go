@@ -6,6 +6,36 @@
 package v1alpha1
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
+func (in DefaultPreemptionArgs) OpenAPIModelName() string {
+	return "dev.quaymaster.scheduling.v1alpha1.DefaultPreemptionArgs"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in InterPodAffinityArgs) OpenAPIModelName() string {
+	return "dev.quaymaster.scheduling.v1alpha1.InterPodAffinityArgs"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in NodeAffinityArgs) OpenAPIModelName() string {
+	return "dev.quaymaster.scheduling.v1alpha1.NodeAffinityArgs"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in NodeResourcesBalancedAllocationArgs) OpenAPIModelName() string {
+	return "dev.quaymaster.scheduling.v1alpha1.NodeResourcesBalancedAllocationArgs"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in NodeResourcesFitArgs) OpenAPIModelName() string {
+	return "dev.quaymaster.scheduling.v1alpha1.NodeResourcesFitArgs"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in PluginArgs) OpenAPIModelName() string {
+	return "dev.quaymaster.scheduling.v1alpha1.PluginArgs"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
 func (in PluginRef) OpenAPIModelName() string {
 	return "dev.quaymaster.scheduling.v1alpha1.PluginRef"
 }
@@ -21,6 +51,26 @@ func (in Plugins) OpenAPIModelName() string {
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
+func (in PodTopologySpreadArgs) OpenAPIModelName() string {
+	return "dev.quaymaster.scheduling.v1alpha1.PodTopologySpreadArgs"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in Queue) OpenAPIModelName() string {
+	return "dev.quaymaster.scheduling.v1alpha1.Queue"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in RequestedToCapacityRatioParam) OpenAPIModelName() string {
+	return "dev.quaymaster.scheduling.v1alpha1.RequestedToCapacityRatioParam"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in ResourceSpec) OpenAPIModelName() string {
+	return "dev.quaymaster.scheduling.v1alpha1.ResourceSpec"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
 func (in SchedulerProfile) OpenAPIModelName() string {
 	return "dev.quaymaster.scheduling.v1alpha1.SchedulerProfile"
 }
@@ -33,4 +83,19 @@ func (in SchedulerProfileList) OpenAPIModelName() string {
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in SchedulerProfileSpec) OpenAPIModelName() string {
 	return "dev.quaymaster.scheduling.v1alpha1.SchedulerProfileSpec"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in ScoringStrategy) OpenAPIModelName() string {
+	return "dev.quaymaster.scheduling.v1alpha1.ScoringStrategy"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in UtilizationShapePoint) OpenAPIModelName() string {
+	return "dev.quaymaster.scheduling.v1alpha1.UtilizationShapePoint"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in VolumeBindingArgs) OpenAPIModelName() string {
+	return "dev.quaymaster.scheduling.v1alpha1.VolumeBindingArgs"
 }
