@@ -22,7 +22,6 @@ type Class struct {
 	rated      []scoredRequest   // for NodeResourcesFit's score; nil: its default
 	even       []scoredRequest   // for NodeResourcesBalancedAllocation; nil: its default
 	bestEffort bool              // asks for nothing that is to be even; that score is skipped, as upstream's
-	controller controller        // for NodePreferAvoidPods
 	ports      []hostPort
 	images     []uint32 // symbols of the normalised names, one for each use
 	containers int
@@ -48,7 +47,7 @@ type Class struct {
 	cursor    uint64
 	epoch     uint64  // of the factor
 	imageSum  uint64  // of what image scores depend on beside the row
-	dynamic   []int32 // by row: weighted scores that change with pods; below 0: infeasible, gates aside
+	dynamic   []int16 // by row: weighted scores that change with pods, at most 3 of them; below 0: infeasible, gates aside
 	tree      tree
 	gates     []*hardSpread
 	cells     []cell
@@ -92,11 +91,7 @@ const maxClasses = 1024
 
 // ClassOf returns the class of a pod, which the caller holds until Release.
 func (s *State) ClassOf(profile *Profile, pod *v1.Pod) *Class {
-	buffer := s.relationKey(appendKey(make([]byte, 0, 512), pod), profile, pod)
-	if profile.weights.avoid > 0 {
-		of := avoidedController(pod)
-		buffer = appendString(appendString(append(buffer, 'C'), of.kind), string(of.uid))
-	}
+	buffer := s.relationKey(appendKey(make([]byte, 0, 512), profile, pod), profile, pod)
 	key := profile.Name + "\x00" + string(buffer)
 	c := s.classes[key]
 	if c == nil || c.profile != profile {
@@ -111,7 +106,6 @@ func (s *State) ClassOf(profile *Profile, pod *v1.Pod) *Class {
 			containers: len(pod.Spec.InitContainers) + len(pod.Spec.Containers),
 			priority:   corev1helpers.PodPriority(pod),
 			never:      pod.Spec.PreemptionPolicy != nil && *pod.Spec.PreemptionPolicy == v1.PreemptNever,
-			controller: avoidedController(pod),
 		}
 		c.wanted = c.requests.without(&profile.ignored)
 		c.bestEffort = c.requests.milliCPU == 0 && c.requests.memory == 0
@@ -189,7 +183,7 @@ func (c *Class) drop() {
 }
 
 func (s *State) factorOf(profile *Profile, pod *v1.Pod) *factor {
-	key := profile.Name + "\x00" + string(appendStaticKey(nil, pod))
+	key := profile.Name + "\x00" + string(appendFactorKey(nil, profile, pod))
 	f := s.factors[key]
 	if f == nil || f.profile != profile {
 		f = s.newFactor(newStatic(profile, pod))
@@ -201,9 +195,9 @@ func (s *State) factorOf(profile *Profile, pod *v1.Pod) *factor {
 }
 
 // appendKey appends all that scheduling reads of a pod, in one canonical form.
-func appendKey(b []byte, pod *v1.Pod) []byte {
+func appendKey(b []byte, profile *Profile, pod *v1.Pod) []byte {
 	spec := &pod.Spec
-	b = appendStaticKey(b, pod)
+	b = appendFactorKey(b, profile, pod)
 	b = binary.AppendVarint(b, int64(corev1helpers.PodPriority(pod)))
 	if spec.PreemptionPolicy != nil {
 		b = appendString(b, string(*spec.PreemptionPolicy))
@@ -233,6 +227,15 @@ func appendKey(b []byte, pod *v1.Pod) []byte {
 		}
 	}
 	return b
+}
+
+// appendFactorKey appends what a static factor reads.
+func appendFactorKey(b []byte, profile *Profile, pod *v1.Pod) []byte {
+	if profile.weights.avoid > 0 {
+		of := avoidedController(pod)
+		b = appendString(appendString(append(b, 'C'), of.kind), string(of.uid))
+	}
+	return appendStaticKey(b, pod)
 }
 
 func appendStaticKey(b []byte, pod *v1.Pod) []byte {

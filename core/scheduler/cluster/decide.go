@@ -112,7 +112,7 @@ func (s *State) catchUp(c *Class) {
 func (s *State) rebuild(c *Class) {
 	rows := len(s.byRow)
 	if cap(c.dynamic) < rows {
-		c.dynamic = make([]int32, rows, rows+rows/4)
+		c.dynamic = make([]int16, rows, rows+rows/4)
 	}
 	c.dynamic = c.dynamic[:rows]
 	c.built, c.cursor, c.epoch = true, s.fleet.Generation, c.factor.epoch
@@ -154,17 +154,20 @@ func (s *State) total(c *Class) {
 	c.tree.build()
 }
 
-func (c *Class) totalOf(row int32, dynamic int32) int32 {
+func (c *Class) totalOf(row int32, dynamic int16) int32 {
 	if dynamic < 0 {
 		return infeasible
 	}
 	p, f := c.factor.profile, c.factor
-	total := dynamic
+	total := int32(dynamic) + p.weights.equal*equalScore
 	if w := p.weights.taints; w > 0 {
 		total += w * normalizedTaints(f.taints[row], c.mostTaints)
 	}
 	if w := p.weights.affinity; w > 0 && f.affinity[row] > 0 {
 		total += w * normalizedAffinity(f.affinity[row], c.mostAffinity)
+	}
+	if w := p.weights.avoid; w > 0 && !f.avoided[row] {
+		total += w * maxScore
 	}
 	return total
 }
@@ -206,12 +209,12 @@ func (s *State) refresh(c *Class, row int32) bool {
 
 // dynamic is the weighted sum of the scores that change with pods, or below 0
 // when a filter refuses the row.
-func (s *State) dynamic(c *Class, row int32) int32 {
+func (s *State) dynamic(c *Class, row int32) int16 {
 	if c.factor.reason[row] != refusedNot || !s.passes(c, row) {
 		return -1
 	}
 	w := &c.profile.weights
-	score := w.image*s.imageLocality(c, row) + w.equal*equalScore
+	score := w.image * s.imageLocality(c, row)
 	if c.rated != nil {
 		score += w.fit * s.allocated(c, row)
 	} else {
@@ -224,10 +227,7 @@ func (s *State) dynamic(c *Class, row int32) int32 {
 			score += w.balanced * s.balanced(c, row)
 		}
 	}
-	if w.avoid > 0 {
-		score += w.avoid * unavoided(s.byRow[row].avoids, c.controller)
-	}
-	return score
+	return int16(score)
 }
 
 func (s *State) fits(c *Class, row int32) bool {

@@ -44,6 +44,7 @@ type factor struct {
 	reason   []uint8 // by row
 	taints   []int32 // by row: PreferNoSchedule taints not tolerated
 	affinity []int32 // by row: weights of the preferred terms that match
+	avoided  []bool  // by row: asks for the pods' controller to stay away
 	epoch    uint64  // rises when a raw score of a row changes
 	scored   bool    // some raw score is not 0
 }
@@ -57,10 +58,11 @@ type static struct {
 	names           sets.Set[string]                   // nil: any
 	conflict        bool                               // names of the required terms exclude each other
 	preferred       *nodeaffinity.PreferredSchedulingTerms
+	controller      controller // for NodePreferAvoidPods
 }
 
 func newStatic(profile *Profile, pod *v1.Pod) static {
-	st := static{profile: profile, tolerations: pod.Spec.Tolerations}
+	st := static{profile: profile, tolerations: pod.Spec.Tolerations, controller: avoidedController(pod)}
 	for _, t := range pod.Spec.Tolerations {
 		if t.Effect == "" || t.Effect == v1.TaintEffectPreferNoSchedule {
 			st.preferTolerated = append(st.preferTolerated, t)
@@ -170,6 +172,7 @@ func (s *State) newFactor(st static) *factor {
 func (f *factor) addRow() {
 	f.reason = append(f.reason, refusedVacant)
 	f.taints, f.affinity = append(f.taints, 0), append(f.affinity, 0)
+	f.avoided = append(f.avoided, false)
 }
 
 func (f *factor) refresh(s *State, row int32) {
@@ -185,6 +188,10 @@ func (f *factor) refresh(s *State, row int32) {
 	}
 	if f.profile.scores[NodeAffinity] > 0 {
 		affinity = f.rawAffinity(n.object)
+	}
+	if avoided := f.profile.weights.avoid > 0 && avoids(n.object, f.controller); f.avoided[row] != avoided {
+		f.avoided[row] = avoided
+		f.epoch++
 	}
 	if f.taints[row] != taints || f.affinity[row] != affinity {
 		f.taints[row], f.affinity[row] = taints, affinity

@@ -30,34 +30,23 @@ func avoidedController(pod *v1.Pod) controller {
 	return controller{}
 }
 
-// avoidedBy parses the node's annotation; one that does not parse avoids nothing.
-func avoidedBy(object *v1.Node) (list []controller) {
+// avoids says that the node's annotation asks for the pods of the controller to
+// stay away; one that does not parse asks for nothing.
+func avoids(object *v1.Node, of controller) bool {
 	text, ok := object.Annotations[v1.PreferAvoidPodsAnnotationKey]
-	if !ok {
-		return nil
+	if !ok || of == (controller{}) {
+		return false
 	}
 	var avoid v1.AvoidPods
 	if json.Unmarshal([]byte(text), &avoid) != nil {
-		return nil
+		return false
 	}
 	for _, entry := range avoid.PreferAvoidPods {
-		if c := entry.PodSignature.PodController; c != nil {
-			list = append(list, controller{c.Kind, c.UID})
+		if c := entry.PodSignature.PodController; c != nil && (controller{c.Kind, c.UID}) == of {
+			return true
 		}
 	}
-	return list
-}
-
-// unavoided is 0 on a node that asks for the pod's controller to stay away.
-func unavoided(avoids []controller, of controller) int32 {
-	if of != (controller{}) {
-		for _, c := range avoids {
-			if c == of {
-				return 0
-			}
-		}
-	}
-	return maxScore
+	return false
 }
 
 // spreadSelectors are the selectors that SelectorSpread and ServiceSpreading

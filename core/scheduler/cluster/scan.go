@@ -266,7 +266,10 @@ func (s *State) scorers(st *static, r *requests, related *relationScan, scan *Sc
 				add(plugin, x[i], x[i])
 			}
 		}
-		avoid := int64(unavoided(avoidedBy(n.object), avoidedController(pod)))
+		avoid := int64(maxScore)
+		if avoids(n.object, st.controller) {
+			avoid = 0
+		}
 		add(NodePreferAvoidPods, avoid, avoid)
 		add(EqualPriority, equalScore, equalScore)
 		return scores

@@ -70,9 +70,8 @@ type node struct {
 	row    int32 // -1: the node is not (yet, or any more) there
 	object *v1.Node
 	pods   []*podEntry
-	ports  int          // pods with host ports
-	zone   nodeZone     // of the object
-	avoids []controller // of the object
+	ports  int      // pods with host ports
+	zone   nodeZone // of the object
 
 	nominated []*podEntry // not bound; see Nominate
 }
@@ -158,7 +157,7 @@ func (s *State) SetNode(object *v1.Node) {
 	row := n.row
 	s.fleet.Nodes[row] = object
 	flags := nodeFlags(object)
-	n.zone, n.avoids = zoneOf(object), avoidedBy(object)
+	n.zone = zoneOf(object)
 	static := old == nil || old.Annotations[v1.PreferAvoidPodsAnnotationKey] != object.Annotations[v1.PreferAvoidPodsAnnotationKey] || !maps.Equal(old.Labels, object.Labels) || old.Spec.Unschedulable != object.Spec.Unschedulable ||
 		!slices.EqualFunc(old.Spec.Taints, object.Spec.Taints, func(a, b v1.Taint) bool {
 			return a.Key == b.Key && a.Value == b.Value && a.Effect == b.Effect
