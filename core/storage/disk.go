@@ -21,6 +21,7 @@ import (
 const (
 	dataPrefix  = 'd' // and the key: a record, or a Badger deletion
 	leasePrefix = 'l' // and eight bytes of id: what encodeLease makes
+	markPrefix  = 't' // and eight bytes of revision: what encodeMark makes
 )
 
 var (
@@ -147,8 +148,8 @@ var errGone = errors.New("storage: revision is not stored")
 // write makes the changes durable, with one flush if they are within maxBytes
 // and maxCount. groups are the changes that must survive a crash together or not at
 // all; Badger keeps only entries of one version together, so their intent goes
-// first, to be redone by load.
-func (d *disk) write(changes []*pending, groups [][]*pending) error {
+// first, to be redone by load. m is the time of the first change, or nil.
+func (d *disk) write(changes []*pending, groups [][]*pending, m *mark) error {
 	last := uint64(changes[len(changes)-1].rev)
 	if len(groups) > 0 {
 		var grouped []*pending
@@ -162,6 +163,11 @@ func (d *disk) write(changes []*pending, groups [][]*pending) error {
 	err := d.batch(func(b *badger.WriteBatch) error {
 		for _, c := range changes {
 			if err := set(b, c); err != nil {
+				return err
+			}
+		}
+		if m != nil {
+			if err := b.SetEntryAt(badger.NewEntry(markKey(m.rev), encodeMark(*m)), last); err != nil {
 				return err
 			}
 		}
@@ -196,6 +202,18 @@ func (d *disk) put(key, value []byte, at uint64) error {
 
 func (d *disk) delete(key []byte, at uint64) error {
 	return d.batch(func(b *badger.WriteBatch) error { return b.DeleteAt(key, at) })
+}
+
+// forget deletes marks.
+func (d *disk) forget(marks []mark, at uint64) error {
+	return d.batch(func(b *badger.WriteBatch) error {
+		for _, m := range marks {
+			if err := b.DeleteAt(markKey(m.rev), at); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 func (d *disk) batch(fill func(*badger.WriteBatch) error) error {
@@ -266,6 +284,9 @@ func (s *Store) load() error {
 	}
 	s.rev = max(s.rev, s.compact, int64(d.db.MaxVersion()))
 	if err := s.loadLeases(); err != nil {
+		return err
+	}
+	if err := s.loadMarks(); err != nil {
 		return err
 	}
 	opts := badger.IteratorOptions{Prefix: []byte{dataPrefix}, AllVersions: true}

@@ -27,30 +27,53 @@ func (s *Store) compactTo(ctx context.Context, rev int64) error {
 			}
 		}
 		s.mu.Lock()
+		gone := s.times.compact(rev)
 		s.compact = rev
 		s.index.compact(rev)
 		if s.disk != nil {
 			s.disk.discard(s.pinned())
 		}
 		s.mu.Unlock()
+		if s.disk != nil && len(gone) > 0 {
+			return s.disk.forget(gone, uint64(s.rev))
+		}
 		return nil
 	})
 }
 
-// mark says which revision was current at a time.
-type mark struct {
-	at  time.Time
-	rev int64
+// expendable is the revision below which nothing has to be kept.
+func (s *Store) expendable() int64 {
+	limit := s.opts.MaxHistoryBytes
+	s.mu.RLock()
+	used := s.times.since(max(s.compact, 1))
+	s.mu.RUnlock()
+	if limit == 0 && s.disk != nil && s.opts.HistoryShare > 0 {
+		if free, err := s.opts.freeSpace(s.opts.Dir); err == nil {
+			limit = max(1, int64(s.opts.HistoryShare*(float64(free)+float64(used))))
+		}
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	rev := int64(0)
+	if s.opts.MaxHistory > 0 {
+		rev = s.rev - s.opts.MaxHistory
+	}
+	if s.opts.Retention > 0 {
+		rev = max(rev, s.times.at(s.opts.Clock.Now().Add(-s.opts.Retention-resolution), s.rev))
+	}
+	if limit > 0 && used > limit {
+		rev = max(rev, s.times.within(limit))
+	}
+	return rev
 }
 
-// keepHouse compacts by age and count, and collects the value log's garbage.
+// keepHouse compacts by age, count and size, and collects the value log's garbage.
 func (s *Store) keepHouse() {
 	const steps = 10
 	interval := s.opts.Retention / steps
 	if s.opts.Retention < 0 || interval > time.Minute {
 		interval = time.Minute
 	}
-	var marks []mark
 	var collected time.Time
 	var merged int64
 	for {
@@ -61,19 +84,8 @@ func (s *Store) keepHouse() {
 			timer.Stop()
 			return
 		}
-		now, rev, compact := s.opts.Clock.Now(), s.Revision(), s.CompactRevision()
-		target := int64(0)
-		if s.opts.MaxHistory > 0 {
-			target = rev - s.opts.MaxHistory
-		}
-		if s.opts.Retention > 0 {
-			marks = append(marks, mark{now, rev})
-			for len(marks) > 0 && now.Sub(marks[0].at) >= s.opts.Retention {
-				target = max(target, marks[0].rev)
-				marks = marks[1:]
-			}
-		}
-		if target > compact {
+		now, target := s.opts.Clock.Now(), s.expendable()
+		if target > max(s.CompactRevision(), 1) {
 			if err := s.compactTo(s.ctx, target); err != nil && s.ctx.Err() == nil {
 				s.opts.Logger.Error("storage: compact", "revision", target, "error", err)
 			}

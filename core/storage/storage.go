@@ -33,12 +33,20 @@ type Options struct {
 	Logger *slog.Logger
 	// Clock is the real one by default. Leases, compaction and progress follow it.
 	Clock clock.Clock
-	// Retention is how long a superseded revision stays readable. Default five
-	// minutes, as upstream's compactor; negative: for ever.
+	// Retention is how long a superseded revision stays readable, unless a bound
+	// below is reached. Default three days, in memory five minutes, as upstream's
+	// compactor; negative: for ever.
 	Retention time.Duration
 	// MaxHistory bounds the number of revisions kept whatever their age, and with
 	// it memory: about 50 bytes each. Default 500,000; negative: no bound.
 	MaxHistory int64
+	// MaxHistoryBytes bounds what was written since the oldest revision kept: keys
+	// and values. Default on disk: HistoryShare; in memory 64 MiB; negative: no bound.
+	MaxHistoryBytes int64
+	// HistoryShare bounds the same to a part of the space that it and what is free
+	// on Dir's file system make together: history gives way as the disk fills.
+	// Default a tenth; negative: no bound.
+	HistoryShare float64
 	// ProgressInterval is how often an idle watch that asked for it hears how far
 	// it has come. Default five seconds.
 	ProgressInterval time.Duration
@@ -60,7 +68,16 @@ func (o *Options) complete() {
 		o.Clock = clock.RealClock{}
 	}
 	if o.Retention == 0 {
-		o.Retention = 5 * time.Minute
+		o.Retention = 72 * time.Hour
+		if o.Dir == "" {
+			o.Retention = 5 * time.Minute
+		}
+	}
+	if o.MaxHistoryBytes == 0 && o.Dir == "" {
+		o.MaxHistoryBytes = 64 << 20
+	}
+	if o.HistoryShare == 0 {
+		o.HistoryShare = 0.1
 	}
 	if o.MaxHistory == 0 {
 		o.MaxHistory = 500_000
@@ -107,7 +124,8 @@ type Store struct {
 	index   *index
 	rev     int64         // of the last published change
 	compact int64         // below it history is gone
-	pins    map[int64]int // revisions that backups read at: the disk keeps them
+	pins    map[int64]int // revisions that backups and forks read at: the disk keeps them
+	times   timeline
 	leases  map[int64]*lease
 	leaseOf map[string]int64
 
@@ -141,6 +159,7 @@ func Open(opts Options) (*Store, error) {
 			return nil, fmt.Errorf("storage: load %s: %w", opts.Dir, err)
 		}
 	}
+	s.times.add(mark{opts.Clock.Now().UnixMilli(), s.rev, s.times.written})
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.etcd = newClient(s)
 	s.hub = newHub(s, s.rev)

@@ -96,7 +96,9 @@ type writer struct {
 	changes []*pending
 	overlay map[string]*pending
 	groups  [][]*pending
-	bytes   int
+	bytes   int        // that the batch takes of Badger's
+	written int64      // bytes of keys and values in it
+	mark    *mark      // of the batch's time, nil if the last one will do
 	open    []*outcome // in the batch
 	waiting []*request // to be answered after it
 }
@@ -298,6 +300,10 @@ func (w *writer) run(t *transaction) outcome {
 		}
 		w.overlay[c.key] = c
 		w.bytes += c.size()
+		w.written += int64(len(c.key))
+		if c.kv != nil {
+			w.written += int64(len(c.kv.Value))
+		}
 	}
 	w.rev = rev
 	w.changes = append(w.changes, group...)
@@ -389,6 +395,10 @@ func (w *writer) keys(r span) (keys []string) {
 func (w *writer) flush() error {
 	var err error
 	if len(w.changes) > 0 {
+		w.mark = nil
+		if m, due := w.s.times.next(w.s.opts.Clock.Now(), w.s.rev); due {
+			w.mark = &m
+		}
 		if err = w.persist(); err == nil {
 			w.publish()
 		} else {
@@ -399,7 +409,7 @@ func (w *writer) flush() error {
 		}
 		w.changes = nil // the hub has it
 		clear(w.overlay)
-		w.groups, w.bytes = nil, 0
+		w.groups, w.bytes, w.written = nil, 0, 0
 	}
 	for _, r := range w.waiting {
 		close(r.done)
@@ -421,7 +431,7 @@ func (w *writer) persist() error {
 	if err := s.checkSpace(); err != nil {
 		return err
 	}
-	if err := s.disk.write(w.changes, w.groups); err != nil {
+	if err := s.disk.write(w.changes, w.groups, w.mark); err != nil {
 		return s.fail(err)
 	}
 	return nil
@@ -430,6 +440,10 @@ func (w *writer) persist() error {
 func (w *writer) publish() {
 	s := w.s
 	s.mu.Lock()
+	if w.mark != nil {
+		s.times.add(*w.mark)
+	}
+	s.times.written += w.written
 	for _, c := range w.changes {
 		v := version{rev: c.rev}
 		if c.kv == nil {
