@@ -23,7 +23,10 @@ const BackupPath = "/backup"
 // alone; see Options.History. Keys and certificates below DataDir/pki, node
 // data and policy files are no objects: copy them as files.
 func (e *Engine) Backup(ctx context.Context, w io.Writer, since int64) (int64, error) {
-	return e.parts.store.Backup(ctx, w, since)
+	if e.parts.embedded == nil {
+		return 0, fmt.Errorf("back up: %w; use etcdctl snapshot save", ErrNoHistory)
+	}
+	return e.parts.embedded.Backup(ctx, w, since)
 }
 
 // Restore makes the objects of an engine that is to use dataDir from a full
@@ -44,6 +47,10 @@ func (p *parts) backup(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "a backup is read with GET", http.StatusMethodNotAllowed)
 		return
 	}
+	if p.embedded == nil {
+		http.Error(w, "back up: "+ErrNoHistory.Error()+"; use etcdctl snapshot save", http.StatusNotImplemented)
+		return
+	}
 	since := int64(0)
 	if text := r.URL.Query().Get("since"); text != "" {
 		var err error
@@ -53,7 +60,7 @@ func (p *parts) backup(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	out := &backupWriter{w: w, control: http.NewResponseController(w)}
-	_, err := p.store.Backup(r.Context(), out, since)
+	_, err := p.embedded.Backup(r.Context(), out, since)
 	switch {
 	case err == nil:
 	case out.begun: // the reader misses the trailer

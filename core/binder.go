@@ -9,7 +9,7 @@ import (
 )
 
 // binder commits the scheduler's binds in the store's batches.
-type binder struct{ store *storage.Store }
+type binder struct{ store store }
 
 func (b binder) Commit(ctx context.Context, writes []scheduler.Write) []scheduler.Result {
 	in := make([]storage.Write, len(writes))

@@ -24,10 +24,14 @@ type Options struct {
 	// PolicyDir is watched for files with Policy and SchedulerProfile objects.
 	// "" watches none.
 	PolicyDir string
-	// History is how long superseded states of objects stay readable: to watches
-	// that resume, lists at a revision and increments of backups. At most 500,000
-	// are kept. Default five minutes.
+	// History is how long superseded states of objects stay readable: to Engine.At,
+	// forks, watches that resume and increments of backups. At most 500,000 are
+	// kept. Default three days; without a DataDir five minutes.
 	History time.Duration
+	// HistoryShare bounds what was written in that time to a part of the space that
+	// it and what is free of DataDir's disk make together, so that history gives
+	// way as the disk fills. Default 0.1.
+	HistoryShare float64
 	// Nodes live in the engine's process.
 	Nodes []Node
 	// Version of the program that embeds the engine, shown by /version.
@@ -87,6 +91,9 @@ func (o *Options) complete() error {
 	}
 	if o.History < 0 {
 		errs = append(errs, fmt.Errorf("option History: %s is negative", o.History))
+	}
+	if o.HistoryShare < 0 || o.HistoryShare > 1 {
+		errs = append(errs, fmt.Errorf("option HistoryShare: %g is no part: it goes from 0 to 1", o.HistoryShare))
 	}
 	seen := map[string]bool{}
 	for i := range o.Nodes {

@@ -38,7 +38,8 @@ type parts struct {
 	options     *Options
 	transport   *late
 	metrics     *prometheus.Registry // of this engine, served at /metrics: parts register theirs here
-	store       *storage.Store
+	store       store
+	embedded    *storage.Store // the same, nil on a real etcd
 	listener    net.Listener
 	client      kubernetes.Interface
 	ours        *api.Client
@@ -65,9 +66,7 @@ func open(options *Options) (_ *parts, err error) {
 			err = errors.Join(err, p.close())
 		}
 	}()
-	if p.store, err = storage.Open(storage.Options{
-		Dir: options.dir("store"), Retention: options.History, Clock: options.Clock, Logger: options.Logger.With("part", "store"),
-	}); err != nil {
+	if err = p.openStore(); err != nil {
 		return nil, err
 	}
 	if options.Listen != "" {
@@ -119,7 +118,7 @@ func (p *parts) assemble() (err error) {
 		Decisions: func(ctx context.Context, namespace, pod string) (*decisionv1alpha1.Decision, error) {
 			return p.scheduler.Explain(ctx, namespace, pod)
 		},
-		Paths:   map[string]http.Handler{BackupPath: http.HandlerFunc(p.backup)},
+		Paths:   map[string]http.Handler{BackupPath: http.HandlerFunc(p.backup), HistoryPath: http.HandlerFunc(p.history)},
 		Metrics: p.metrics,
 		Version: options.Version,
 		Clock:   options.Clock,

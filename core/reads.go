@@ -2,7 +2,6 @@ package core
 
 import (
 	"github.com/quaymaster/quaymaster/core/informer"
-	"github.com/quaymaster/quaymaster/core/storage"
 	"github.com/quaymaster/quaymaster/policies"
 )
 
@@ -10,7 +9,7 @@ import (
 // the informers, which have only the newest states.
 type reads struct {
 	*informer.Factory
-	store *storage.Store
+	store store
 }
 
 var _ policies.Reader = reads{}

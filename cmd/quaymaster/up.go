@@ -19,6 +19,7 @@ import (
 type serverFlags struct {
 	data, listen, policies string
 	history                time.Duration
+	historyShare           float64
 	verbose                bool
 }
 
@@ -27,12 +28,13 @@ func (f *serverFlags) add(command *cobra.Command) {
 	flags.StringVar(&f.data, "data", "quaymaster-data", "directory of the store, keys and kubeconfig")
 	flags.StringVar(&f.listen, "listen", "127.0.0.1:6443", "address of the HTTPS port; port 0 picks a free one")
 	flags.StringVar(&f.policies, "policies", "", "directory watched for Policy and SchedulerProfile files")
-	flags.DurationVar(&f.history, "history", 5*time.Minute, "how long superseded states of objects stay readable, for resumed watches and backup --since")
+	flags.DurationVar(&f.history, "history", 72*time.Hour, "how long superseded states of objects stay readable: to history, diff, undelete, forks and backup --since")
+	flags.Float64Var(&f.historyShare, "history-share", 0.1, "the most of the disk's room that they take, as a part of what they and free space make together")
 	flags.BoolVarP(&f.verbose, "verbose", "v", false, "log what the parts do, to standard error")
 }
 
 func (f *serverFlags) options(cmd *cobra.Command) (core.Options, error) {
-	options := core.Options{DataDir: f.data, Listen: f.listen, PolicyDir: f.policies, History: f.history, Version: version, Logger: logger(cmd, f.verbose)}
+	options := core.Options{DataDir: f.data, Listen: f.listen, PolicyDir: f.policies, History: f.history, HistoryShare: f.historyShare, Version: version, Logger: logger(cmd, f.verbose)}
 	if f.policies != "" {
 		if info, err := os.Stat(f.policies); err != nil {
 			return options, fmt.Errorf("--policies: %w", err)

@@ -28,6 +28,8 @@ import (
 	openapiutil "k8s.io/apiserver/pkg/util/openapi"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/kube-openapi/pkg/handler3"
+
+	"github.com/quaymaster/quaymaster/core/informer"
 )
 
 // custom serves CustomResourceDefinitions and what they define: upstream's
@@ -213,6 +215,27 @@ func (c *custom) served(ctx context.Context) error {
 // CustomResourceDefinitions is the informer of the definitions. The server
 // starts and ends it.
 func (s *Server) CustomResourceDefinitions() cache.SharedIndexInformer { return s.custom.informer() }
+
+// CustomResources lists what the definitions that are served store, under the
+// version that it is stored in.
+func (s *Server) CustomResources() []informer.Resource {
+	out := []informer.Resource{{
+		GroupVersionResource: apiextensionsv1.SchemeGroupVersion.WithResource("customresourcedefinitions"),
+		Kind:                 "CustomResourceDefinition", Prefix: registryPrefix + "/" + apiextensionsv1.GroupName + "/customresourcedefinitions/",
+	}}
+	for _, d := range s.custom.definitions() {
+		r := informer.Resource{Kind: d.Spec.Names.Kind, Namespaced: d.Spec.Scope == apiextensionsv1.NamespaceScoped}
+		r.Group, r.Resource = d.Spec.Group, d.Spec.Names.Plural
+		r.Prefix = registryPrefix + "/" + r.Group + "/" + r.Resource + "/"
+		for _, v := range d.Spec.Versions {
+			if v.Served && (r.Version == "" || v.Storage) {
+				r.Version = v.Name
+			}
+		}
+		out = append(out, r)
+	}
+	return out
+}
 
 // definitionOptions tells where the definitions are stored.
 type definitionOptions struct{ decorator generic.StorageDecorator }
