@@ -88,6 +88,12 @@ func FromScan(pod types.NamespacedName, schedulerName string, scan *cluster.Scan
 		}
 		d.Nodes = append(d.Nodes, row)
 	}
+	Sort(d)
+	return d
+}
+
+// Sort puts the nodes of a decision into the order that explanations have.
+func Sort(d *decisionv1alpha1.Decision) {
 	slices.SortFunc(d.Nodes, func(a, b decisionv1alpha1.NodeVerdict) int {
 		return cmp.Or(
 			compareBool(a.Filter != nil, b.Filter != nil),
@@ -95,7 +101,6 @@ func FromScan(pod types.NamespacedName, schedulerName string, scan *cluster.Scan
 			compareBool(a.Name != d.Node, b.Name != d.Node),
 			cmp.Compare(a.Name, b.Name))
 	})
-	return d
 }
 
 func compareBool(a, b bool) int {

@@ -1,0 +1,136 @@
+package simulate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+)
+
+func node(name, cpu string) *v1.Node {
+	return &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1.NodeStatus{Allocatable: v1.ResourceList{
+		v1.ResourceCPU: resource.MustParse(cpu), v1.ResourceMemory: resource.MustParse("8Gi"), v1.ResourcePods: resource.MustParse("10")}}}
+}
+
+func pod(name, cpu string, change ...func(*v1.Pod)) *v1.Pod {
+	p := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1.PodSpec{Containers: []v1.Container{{Name: "c",
+		Resources: v1.ResourceRequirements{Requests: v1.ResourceList{v1.ResourceCPU: resource.MustParse(cpu)}}}}}}
+	for _, c := range change {
+		c(p)
+	}
+	return p
+}
+
+func class(name string) func(*v1.Pod) { return func(p *v1.Pod) { p.Spec.PriorityClassName = name } }
+func on(node string) func(*v1.Pod)    { return func(p *v1.Pod) { p.Spec.NodeName = node } }
+func app(name string) func(*v1.Pod)   { return func(p *v1.Pod) { p.Labels = map[string]string{"app": name} } }
+func created(second int64) func(*v1.Pod) {
+	return func(p *v1.Pod) { p.CreationTimestamp = metav1.Unix(second, 0) }
+}
+func nominated(node string) func(*v1.Pod) { return func(p *v1.Pod) { p.Status.NominatedNodeName = node } }
+
+func budget(app string, allowed int32) *policyv1.PodDisruptionBudget {
+	return &policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Name: app},
+		Spec:   policyv1.PodDisruptionBudgetSpec{Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": app}}},
+		Status: policyv1.PodDisruptionBudgetStatus{DisruptionsAllowed: allowed}}
+}
+
+var high = &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: "high"}, Value: 10}
+
+// TestRun writes each decision as pod, node, nominated node and victims.
+func TestRun(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		objects []runtime.Object
+		want    []string
+	}{
+		{"by priority, then by age, then as given", []runtime.Object{node("a", "10"), high,
+			pod("third", "1"), pod("second", "1", created(20)), pod("fourth", "1"), pod("first", "1", created(10)),
+			pod("urgent", "1", class("high")), pod("system", "1", class("system-node-critical"))},
+			[]string{"system a", "urgent a", "first a", "second a", "third a", "fourth a"}},
+		{"the default class", []runtime.Object{node("a", "1"), high, &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: "usual"}, Value: 20, GlobalDefault: true},
+			pod("above", "1", class("high")), pod("usual", "1")},
+			[]string{"usual a", "above"}},
+		{"a pod finds the node of the one before it full", []runtime.Object{node("a", "1"), pod("one", "1"), pod("two", "1")},
+			[]string{"one a", "two"}},
+		{"victims are gone and their room is kept", []runtime.Object{node("a", "2"), high, pod("victim", "2", on("a")), pod("late", "1"), pod("later", "1"), pod("urgent", "1", class("high"))},
+			[]string{"urgent  a default/victim", "late a", "later"}},
+		{"a budget is used up", []runtime.Object{node("a", "1"), node("b", "1"), node("c", "1"), high, budget("web", 1),
+			pod("web1", "1", on("a"), app("web")), pod("web2", "1", on("b"), app("web")), pod("batch", "1", on("c"), class("high")),
+			pod("u1", "1", func(p *v1.Pod) { p.Spec.Priority = new(int32); *p.Spec.Priority = 5 }),
+			pod("u2", "1", func(p *v1.Pod) { p.Spec.Priority = new(int32); *p.Spec.Priority = 4 })},
+			nil},
+		{"a nominated node is kept, and taken first", []runtime.Object{node("a", "1"), node("b", "1"), high, pod("urgent", "1", class("high"), nominated("b")), pod("other", "1")},
+			[]string{"urgent b", "other a"}},
+		{"a node that is not there", []runtime.Object{node("a", "1"), pod("lost", "1", on("gone")), pod("one", "1", nominated("gone"))},
+			[]string{"one a"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var objects Objects
+			for _, o := range tt.objects {
+				if plays, err := objects.Add(o.DeepCopyObject()); err != nil || !plays {
+					t.Fatal(o, plays, err)
+				}
+			}
+			plan, err := Run(t.Context(), &objects, Options{Explain: true, Now: time.Unix(100, 0)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, p := range plan.Pods {
+				got = append(got, strings.TrimSpace(fmt.Sprintf("%s %s %s %s", p.Name, p.Node, p.NominatedNode, strings.Join(p.Victims, ","))))
+				checkBest(t, &p)
+			}
+			if tt.want != nil && !slices.Equal(got, tt.want) {
+				t.Errorf("decided %q, want %q", got, tt.want)
+			}
+			if tt.want == nil { // the first spares no budget, the second has none left to spare
+				if len(plan.Pods[0].Victims) != 1 || len(plan.Pods[1].Victims) != 1 || objects.budgets[0].Status.DisruptionsAllowed != 0 {
+					t.Errorf("decided %q, budget %+v", got, objects.budgets[0].Status)
+				}
+			}
+		})
+	}
+}
+
+// checkBest compares a decision with its explanation.
+func checkBest(t *testing.T, p *Pod) {
+	t.Helper()
+	best, feasible := int64(-1), 0
+	for _, n := range p.Nodes {
+		if n.Filter == nil {
+			feasible++
+			best = max(best, n.Total)
+		}
+	}
+	if (p.Node != "") != (feasible > 0) || (p.Node == "") != (p.Message != "") {
+		t.Errorf("%s: node %q and message %q with %d feasible nodes", p.Name, p.Node, p.Message, feasible)
+	}
+	for _, n := range p.Nodes {
+		if n.Name == p.Node && n.Total != best {
+			t.Errorf("%s: %s has %d, the best %d", p.Name, n.Name, n.Total, best)
+		}
+	}
+}
+
+func TestRunEnds(t *testing.T) {
+	var objects Objects
+	if _, err := objects.Add(pod("one", "1")); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Run(ctx, &objects, Options{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+}
