@@ -33,11 +33,15 @@ func pod(name, cpu string, change ...func(*v1.Pod)) *v1.Pod {
 
 func class(name string) func(*v1.Pod) { return func(p *v1.Pod) { p.Spec.PriorityClassName = name } }
 func on(node string) func(*v1.Pod)    { return func(p *v1.Pod) { p.Spec.NodeName = node } }
-func app(name string) func(*v1.Pod)   { return func(p *v1.Pod) { p.Labels = map[string]string{"app": name} } }
+func app(name string) func(*v1.Pod) {
+	return func(p *v1.Pod) { p.Labels = map[string]string{"app": name} }
+}
 func created(second int64) func(*v1.Pod) {
 	return func(p *v1.Pod) { p.CreationTimestamp = metav1.Unix(second, 0) }
 }
-func nominated(node string) func(*v1.Pod) { return func(p *v1.Pod) { p.Status.NominatedNodeName = node } }
+func nominated(node string) func(*v1.Pod) {
+	return func(p *v1.Pod) { p.Status.NominatedNodeName = node }
+}
 
 func budget(app string, allowed int32) *policyv1.PodDisruptionBudget {
 	return &policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Name: app},
