@@ -22,7 +22,6 @@ import (
 	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
 	"github.com/quaymaster/quaymaster/core/apiserver/manifest"
 	"github.com/quaymaster/quaymaster/core/decision"
-	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
 	"github.com/quaymaster/quaymaster/core/scheduler/simulate"
 	"github.com/quaymaster/quaymaster/policies"
 	"github.com/quaymaster/quaymaster/policies/author"
@@ -192,7 +191,7 @@ func (s *simulation) readProfile(cmd *cobra.Command) error {
 			name = given[0].Name
 		}
 		if !s.objects.Asked(name) {
-			given[0].Spec.SchedulerName = cluster.DefaultSchedulerName
+			given[0].Spec.SchedulerName = corev1.DefaultSchedulerName
 		}
 	}
 	return nil
