@@ -1,7 +1,14 @@
 package apiserver
 
 import (
+	"errors"
+
 	"k8s.io/apiserver/pkg/registry/rest"
+	mutatingpolicystore "k8s.io/kubernetes/pkg/registry/admissionregistration/mutatingadmissionpolicy/storage"
+	mutatingbindingstore "k8s.io/kubernetes/pkg/registry/admissionregistration/mutatingadmissionpolicybinding/storage"
+	"k8s.io/kubernetes/pkg/registry/admissionregistration/resolver"
+	validatingpolicystore "k8s.io/kubernetes/pkg/registry/admissionregistration/validatingadmissionpolicy/storage"
+	validatingbindingstore "k8s.io/kubernetes/pkg/registry/admissionregistration/validatingadmissionpolicybinding/storage"
 	deploymentstore "k8s.io/kubernetes/pkg/registry/apps/deployment/storage"
 	replicasetstore "k8s.io/kubernetes/pkg/registry/apps/replicaset/storage"
 	statefulsetstore "k8s.io/kubernetes/pkg/registry/apps/statefulset/storage"
@@ -25,6 +32,8 @@ import (
 	rolebindingpolicybased "k8s.io/kubernetes/pkg/registry/rbac/rolebinding/policybased"
 	rolebindingstore "k8s.io/kubernetes/pkg/registry/rbac/rolebinding/storage"
 	rbacvalidation "k8s.io/kubernetes/pkg/registry/rbac/validation"
+	claimstore "k8s.io/kubernetes/pkg/registry/resource/resourceclaim/storage"
+	claimtemplatestore "k8s.io/kubernetes/pkg/registry/resource/resourceclaimtemplate/storage"
 	csidriverstore "k8s.io/kubernetes/pkg/registry/storage/csidriver/storage"
 	csinodestore "k8s.io/kubernetes/pkg/registry/storage/csinode/storage"
 	csistoragecapacitystore "k8s.io/kubernetes/pkg/registry/storage/csistoragecapacity/storage"
@@ -84,6 +93,60 @@ func csiStorageCapacities(r *registries) (map[string]rest.Storage, error) {
 func certificateSigningRequests(r *registries) (map[string]rest.Storage, error) {
 	request, status, approval, err := csrstore.NewREST(r.restOptions)
 	return map[string]rest.Storage{"": request, "status": status, "approval": approval}, err
+}
+
+func resourceClaims(r *registries) (map[string]rest.Storage, error) {
+	claim, status, err := claimstore.NewREST(r.restOptions, r.client.CoreV1().Namespaces(), r.authorizer)
+	return map[string]rest.Storage{"": claim, "status": status}, err
+}
+
+func resourceClaimTemplates(r *registries) (map[string]rest.Storage, error) {
+	template, err := claimtemplatestore.NewREST(r.restOptions, r.client.CoreV1().Namespaces())
+	return map[string]rest.Storage{"": template}, err
+}
+
+// The admission policies refuse an author who may not read their parameters.
+
+func (r *registries) parameters() (resolver.ResourceResolver, error) {
+	return resolver.NewDiscoveryResourceResolver(r.client.Discovery())
+}
+
+func validatingAdmissionPolicies(r *registries) (map[string]rest.Storage, error) {
+	parameters, err := r.parameters()
+	if err != nil {
+		return nil, err
+	}
+	policy, status, err := validatingpolicystore.NewREST(r.restOptions, r.authorizer, parameters)
+	return map[string]rest.Storage{"": policy, "status": status}, err
+}
+
+func validatingAdmissionPolicyBindings(r *registries) (map[string]rest.Storage, error) {
+	parameters, err1 := r.parameters()
+	policies, err2 := storageOf[rest.Getter](r, "admissionregistration.k8s.io", "validatingadmissionpolicies", "")
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+	binding, err := validatingbindingstore.NewREST(r.restOptions, r.authorizer, &validatingbindingstore.DefaultPolicyGetter{Getter: policies}, parameters)
+	return map[string]rest.Storage{"": binding}, err
+}
+
+func mutatingAdmissionPolicies(r *registries) (map[string]rest.Storage, error) {
+	parameters, err := r.parameters()
+	if err != nil {
+		return nil, err
+	}
+	policy, err := mutatingpolicystore.NewREST(r.restOptions, r.authorizer, parameters)
+	return map[string]rest.Storage{"": policy}, err
+}
+
+func mutatingAdmissionPolicyBindings(r *registries) (map[string]rest.Storage, error) {
+	parameters, err1 := r.parameters()
+	policies, err2 := storageOf[rest.Getter](r, "admissionregistration.k8s.io", "mutatingadmissionpolicies", "")
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+	binding, err := mutatingbindingstore.NewREST(r.restOptions, r.authorizer, &mutatingbindingstore.DefaultPolicyGetter{Getter: policies}, parameters)
+	return map[string]rest.Storage{"": binding}, err
 }
 
 // The RBAC kinds refuse to hand out rights that the author does not have.

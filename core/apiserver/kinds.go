@@ -17,6 +17,7 @@ import (
 	_ "k8s.io/kubernetes/pkg/apis/core/install"
 	_ "k8s.io/kubernetes/pkg/apis/discovery/install"
 	_ "k8s.io/kubernetes/pkg/apis/events/install"
+	_ "k8s.io/kubernetes/pkg/apis/flowcontrol/install"
 	_ "k8s.io/kubernetes/pkg/apis/networking/install"
 	_ "k8s.io/kubernetes/pkg/apis/node/install"
 	_ "k8s.io/kubernetes/pkg/apis/policy/install"
@@ -24,6 +25,8 @@ import (
 	_ "k8s.io/kubernetes/pkg/apis/resource/install"
 	_ "k8s.io/kubernetes/pkg/apis/scheduling/install"
 	_ "k8s.io/kubernetes/pkg/apis/storage/install"
+	mutatingwebhookstore "k8s.io/kubernetes/pkg/registry/admissionregistration/mutatingwebhookconfiguration/storage"
+	validatingwebhookstore "k8s.io/kubernetes/pkg/registry/admissionregistration/validatingwebhookconfiguration/storage"
 	controllerrevisionstore "k8s.io/kubernetes/pkg/registry/apps/controllerrevision/storage"
 	daemonsetstore "k8s.io/kubernetes/pkg/registry/apps/daemonset/storage"
 	hpastore "k8s.io/kubernetes/pkg/registry/autoscaling/horizontalpodautoscaler/storage"
@@ -37,13 +40,18 @@ import (
 	podtemplatestore "k8s.io/kubernetes/pkg/registry/core/podtemplate/storage"
 	resourcequotastore "k8s.io/kubernetes/pkg/registry/core/resourcequota/storage"
 	endpointslicestore "k8s.io/kubernetes/pkg/registry/discovery/endpointslice/storage"
+	flowschemastore "k8s.io/kubernetes/pkg/registry/flowcontrol/flowschema/storage"
+	prioritylevelstore "k8s.io/kubernetes/pkg/registry/flowcontrol/prioritylevelconfiguration/storage"
 	ingressstore "k8s.io/kubernetes/pkg/registry/networking/ingress/storage"
 	ingressclassstore "k8s.io/kubernetes/pkg/registry/networking/ingressclass/storage"
 	networkpolicystore "k8s.io/kubernetes/pkg/registry/networking/networkpolicy/storage"
 	runtimeclassstore "k8s.io/kubernetes/pkg/registry/node/runtimeclass/storage"
 	pdbstore "k8s.io/kubernetes/pkg/registry/policy/poddisruptionbudget/storage"
+	deviceclassstore "k8s.io/kubernetes/pkg/registry/resource/deviceclass/storage"
+	resourceslicestore "k8s.io/kubernetes/pkg/registry/resource/resourceslice/storage"
 	priorityclassstore "k8s.io/kubernetes/pkg/registry/scheduling/priorityclass/storage"
 	storageclassstore "k8s.io/kubernetes/pkg/registry/storage/storageclass/storage"
+	volumeattributesclassstore "k8s.io/kubernetes/pkg/registry/storage/volumeattributesclass/storage"
 
 	decisionv1alpha1 "github.com/quaymaster/quaymaster/core/api/decision/v1alpha1"
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
@@ -134,6 +142,22 @@ var kinds = []kind{
 	{"storage.k8s.io", v1, "CSIDriver", "csidrivers", cluster, csiDrivers, ""},
 	{"storage.k8s.io", v1, "CSINode", "csinodes", cluster, csiNodes, ""},
 	{"storage.k8s.io", v1, "CSIStorageCapacity", "csistoragecapacities", namespaced, csiStorageCapacities, ""},
+	{"storage.k8s.io", v1, "VolumeAttributesClass", "volumeattributesclasses", cluster, one(volumeattributesclassstore.NewREST), ""},
+
+	{"resource.k8s.io", v1, "DeviceClass", "deviceclasses", cluster, one(deviceclassstore.NewREST), ""},
+	{"resource.k8s.io", v1, "ResourceClaim", "resourceclaims", namespaced, resourceClaims, ""},
+	{"resource.k8s.io", v1, "ResourceClaimTemplate", "resourceclaimtemplates", namespaced, resourceClaimTemplates, ""},
+	{"resource.k8s.io", v1, "ResourceSlice", "resourceslices", cluster, one(resourceslicestore.NewREST), ""},
+
+	{"flowcontrol.apiserver.k8s.io", v1, "FlowSchema", "flowschemas", cluster, two(flowschemastore.NewREST), ""},
+	{"flowcontrol.apiserver.k8s.io", v1, "PriorityLevelConfiguration", "prioritylevelconfigurations", cluster, two(prioritylevelstore.NewREST), ""},
+
+	{"admissionregistration.k8s.io", v1, "ValidatingWebhookConfiguration", "validatingwebhookconfigurations", cluster, one(validatingwebhookstore.NewREST), ""},
+	{"admissionregistration.k8s.io", v1, "MutatingWebhookConfiguration", "mutatingwebhookconfigurations", cluster, one(mutatingwebhookstore.NewREST), ""},
+	{"admissionregistration.k8s.io", v1, "ValidatingAdmissionPolicy", "validatingadmissionpolicies", cluster, validatingAdmissionPolicies, ""},
+	{"admissionregistration.k8s.io", v1, "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings", cluster, validatingAdmissionPolicyBindings, ""},
+	{"admissionregistration.k8s.io", v1, "MutatingAdmissionPolicy", "mutatingadmissionpolicies", cluster, mutatingAdmissionPolicies, ""},
+	{"admissionregistration.k8s.io", v1, "MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings", cluster, mutatingAdmissionPolicyBindings, ""},
 
 	{"rbac.authorization.k8s.io", v1, "ClusterRole", "clusterroles", cluster, clusterRoles, ""},
 	{"rbac.authorization.k8s.io", v1, "ClusterRoleBinding", "clusterrolebindings", cluster, clusterRoleBindings, ""},

@@ -33,8 +33,13 @@ func samples(t testing.TB) []*unstructured.Unstructured {
 		t.Fatal(err)
 	}
 	defer f.Close()
+	return decodeYAML(t, f)
+}
+
+func decodeYAML(t testing.TB, from io.Reader) []*unstructured.Unstructured {
+	t.Helper()
 	var all []*unstructured.Unstructured
-	decoder := yaml.NewYAMLOrJSONDecoder(f, 4096)
+	decoder := yaml.NewYAMLOrJSONDecoder(from, 4096)
 	for {
 		object := &unstructured.Unstructured{}
 		if err := decoder.Decode(object); err == io.EOF {

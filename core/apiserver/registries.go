@@ -55,7 +55,7 @@ func (r *registries) of(group, resource string) (map[string]rest.Storage, error)
 }
 
 // storageOf returns one storage as its upstream type.
-func storageOf[T rest.Storage](r *registries, group, resource, subresource string) (T, error) {
+func storageOf[T any](r *registries, group, resource, subresource string) (T, error) {
 	var zero T
 	made, err := r.of(group, resource)
 	if err != nil {

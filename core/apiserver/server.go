@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -21,6 +22,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/kubernetes/pkg/capabilities"
 	"k8s.io/kubernetes/pkg/registry/core/service/ipallocator"
 	"k8s.io/kubernetes/pkg/registry/core/service/portallocator"
 	servicestore "k8s.io/kubernetes/pkg/registry/core/service/storage"
@@ -43,9 +45,13 @@ type Options struct {
 	// Dir keeps the keys: it is created with mode 0700, its files have 0600.
 	// Empty means that keys live in memory only.
 	Dir string
-	// Admission plugins follow upstream's: all mutate in order, then all validate
-	// in order. They are initialised as upstream's are.
+	// Admission plugins come after upstream's webhooks and before its
+	// ResourceQuota: all mutate in order, then all validate in order. They are
+	// initialised as upstream's are.
 	Admission []admission.Interface
+	// EnableAdmission and DisableAdmission name plugins of upstream that are in
+	// force beyond the default ones, and that are not: see AdmissionPlugins.
+	EnableAdmission, DisableAdmission []string
 	// NodeTransport reaches the kubelet API of a node of this process without a
 	// port, see HandlerTransport. Any other node is reached by TLS at the address
 	// and kubelet port of its status.
@@ -89,6 +95,7 @@ type Server struct {
 	requestInfo   apirequest.RequestInfoResolver
 	registries    *registries
 	client        kubernetes.Interface
+	mapper        meta.ResettableRESTMapper
 
 	custom   *custom
 	webhooks *webhooks
@@ -114,6 +121,7 @@ func New(options Options) (*Server, error) {
 	if options.Storage == nil || options.Informers == nil {
 		return nil, errors.New("assemble the API server: Storage and Informers are required")
 	}
+	capabilities.Setup(true, 0) // of the process: PodSecurity says which namespaces may have privileged pods
 	if options.Logger == nil {
 		options.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -136,6 +144,7 @@ func New(options Options) (*Server, error) {
 	if s.client, err = kubernetes.NewForConfig(s.loopback()); err != nil {
 		return nil, fmt.Errorf("assemble the API server: loopback client: %w", err)
 	}
+	s.mapper = newMapper(s.client.Discovery())
 	s.kubelets = newKubelets(s)
 	if err := s.newAuthorization(); err != nil {
 		return nil, fmt.Errorf("assemble the API server: %w", err)

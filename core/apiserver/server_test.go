@@ -7,11 +7,14 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -19,6 +22,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/quaymaster/quaymaster/core/apiserver"
+	"github.com/quaymaster/quaymaster/core/controllers/kinds"
 	"github.com/quaymaster/quaymaster/core/controllers/upstream"
 	"github.com/quaymaster/quaymaster/core/informer"
 	"github.com/quaymaster/quaymaster/core/storage"
@@ -91,7 +95,11 @@ func start(t testing.TB, change func(*apiserver.Options)) *cluster {
 	}
 	server, client, factory := p.server, p.client, p.informers
 	caCert, caKey := server.Authority()
-	housekeeping, err := upstream.New(upstream.Options{Client: client, Informers: factory, CACert: caCert, CAKey: caKey})
+	served, err := servedKinds(factory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	housekeeping, err := upstream.New(upstream.Options{Client: client, Informers: factory, Kinds: served, CACert: caCert, CAKey: caKey})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,6 +140,60 @@ func start(t testing.TB, change func(*apiserver.Options)) *cluster {
 		return err
 	})
 	return c
+}
+
+func servedKinds(factory informers.SharedInformerFactory) (kinds.Static, error) {
+	var out kinds.Static
+	for _, r := range apiserver.Resources() {
+		kind := kinds.Kind{GroupVersionResource: r.GroupVersionResource, Kind: r.Kind, Namespaced: r.Namespaced}
+		if r.Resource != "events" {
+			informer, err := factory.ForResource(r.GroupVersionResource)
+			if err != nil {
+				return nil, err
+			}
+			kind.Informer = informer.Informer()
+		}
+		out = append(out, kind)
+	}
+	return out, nil
+}
+
+// apply makes the objects of the YAML, as an administrator.
+func apply(t testing.TB, c *cluster, text string) {
+	t.Helper()
+	if _, err := tryApply(t, c, text, false); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tryApply returns the last object as it was made, or would be.
+func tryApply(t testing.TB, c *cluster, text string, dryRun bool) (made *unstructured.Unstructured, err error) {
+	t.Helper()
+	config := c.RESTConfig(nil)
+	client, err := dynamic.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mapper := mapperFor(t, config)
+	options := metav1.CreateOptions{FieldValidation: "Strict"}
+	if dryRun {
+		options.DryRun = []string{metav1.DryRunAll}
+	}
+	for _, object := range decodeYAML(t, strings.NewReader(text)) {
+		gvk := object.GroupVersionKind()
+		mapping, err := mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var resource dynamic.ResourceInterface = client.Resource(mapping.Resource)
+		if object.GetNamespace() != "" {
+			resource = client.Resource(mapping.Resource).Namespace(object.GetNamespace())
+		}
+		if made, err = resource.Create(t.Context(), object, options); err != nil {
+			return nil, err
+		}
+	}
+	return made, nil
 }
 
 func listen(t testing.TB) net.Listener {

@@ -1,6 +1,7 @@
 // Package upstream runs the housekeeping controllers that are Kubernetes' own:
-// service accounts, root certificates, join tokens, aggregated roles and
-// certificate signing. They are fed by the engine's informers and write through
+// service accounts, root certificates, join tokens, aggregated roles,
+// certificate signing, quotas, protection of volumes in use and the types in
+// admission policies. They are fed by the engine's informers and write through
 // its in-memory client.
 package upstream
 
@@ -25,15 +26,21 @@ import (
 	"k8s.io/kubernetes/pkg/controller/certificates/rootcacertpublisher"
 	"k8s.io/kubernetes/pkg/controller/clusterroleaggregation"
 	"k8s.io/kubernetes/pkg/controller/serviceaccount"
+	"k8s.io/kubernetes/pkg/controller/volume/pvcprotection"
+	"k8s.io/kubernetes/pkg/controller/volume/pvprotection"
 	"k8s.io/utils/clock"
+
+	"github.com/quaymaster/quaymaster/core/controllers/kinds"
 )
 
-// Options of the controllers. All but Clock are required.
+// Options of the controllers. All but Kinds and Clock are required.
 type Options struct {
 	// Client of an administrator.
 	Client kubernetes.Interface
 	// Informers are asked for in New, and neither started nor stopped.
 	Informers informers.SharedInformerFactory
+	// Kinds are what quotas may count; nil runs no quota controller.
+	Kinds kinds.Source
 	// CACert and CAKey are the cluster's authority, PEM. The certificate is
 	// published to every namespace, the key signs approved requests.
 	CACert, CAKey []byte
@@ -74,6 +81,14 @@ func New(o Options) (*Controllers, error) {
 	if err != nil {
 		return nil, fmt.Errorf("housekeeping controllers: join tokens: %w", err)
 	}
+	claimProtection, err := pvcprotection.NewPVCProtectionController(klog.Background(), core.PersistentVolumeClaims(), core.Pods(), o.Client)
+	if err != nil {
+		return nil, fmt.Errorf("housekeeping controllers: claims in use: %w", err)
+	}
+	policyStatus, err := o.late("policy status", o.Informers.Admissionregistration().V1().ValidatingAdmissionPolicies().Informer(), newPolicyStatus)
+	if err != nil {
+		return nil, fmt.Errorf("housekeeping controllers: %w", err)
+	}
 	ctx := context.Background() // carries upstream's logger alone
 	serving := &servingApprover{client: o.Client, nodes: core.Nodes().Lister()}
 	sign := &signer{client: o.Client, ca: ca, clock: o.Clock}
@@ -86,7 +101,17 @@ func New(o Options) (*Controllers, error) {
 		with(certificates.NewCertificateController(ctx, "csrapproving-kubelet-serving", o.Client, requests, serving.handle).Run),
 		with(certificates.NewCertificateController(ctx, "csrsigning", o.Client, requests, sign.handle).Run),
 		with(cleaner.NewCSRCleanerController(o.Client.CertificatesV1().CertificateSigningRequests(), requests).Run),
+		with(claimProtection.Run),
+		with(pvprotection.NewPVProtectionController(klog.Background(), core.PersistentVolumes(), o.Client).Run),
+		policyStatus,
 	}}
+	if o.Kinds != nil {
+		quota, err := o.late("resource quota", core.ResourceQuotas().Informer(), newQuota)
+		if err != nil {
+			return nil, fmt.Errorf("housekeeping controllers: %w", err)
+		}
+		c.run = append(c.run, quota)
+	}
 	return c, nil
 }
 
