@@ -105,7 +105,7 @@ func (p *parts) assemble() (err error) {
 			policyv1alpha1.EngineWasm: p.wasm,
 			policyv1alpha1.EngineRego: rego.New(),
 		},
-		Reads: reads{p.informers, p.store}, Clock: options.Clock, Logger: log.With("part", "policies"),
+		Reads: reads{p.informers, p.store}, Metrics: p.metrics, Clock: options.Clock, Logger: log.With("part", "policies"),
 	})
 	p.nodes = &nodes{options: options}
 	if p.server, err = apiserver.New(apiserver.Options{

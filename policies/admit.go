@@ -44,7 +44,7 @@ func (h *Host) Admit(ctx context.Context, point policyv1alpha1.ExtensionPoint, r
 		}
 		used = append(used, g.provenance())
 		response, err := g.admit(ctx, point, &current)
-		if err == nil && point == policyv1alpha1.ExtensionMutate && response.Allowed && len(response.Patch) > 0 {
+		if err == nil && !g.shadow() && point == policyv1alpha1.ExtensionMutate && response.Allowed && len(response.Patch) > 0 {
 			operations, err = applyPatch(&current, response.Patch, operations)
 			if err != nil {
 				err = fmt.Errorf("policy %q: patch: %w: %w", g.name, ErrResult, err)
@@ -53,7 +53,18 @@ func (h *Host) Admit(ctx context.Context, point policyv1alpha1.ExtensionPoint, r
 		}
 		ignore := g.failurePolicy(point) == policyv1alpha1.FailurePolicyIgnore
 		name := g.name
+		would := ""
+		if g.shadow() && err == nil {
+			would = g.wouldAnswer(point, response)
+		}
+		shadow := g.shadow()
 		g.release()
+		if shadow {
+			if would != "" {
+				annotate(answer, name+"/shadow", would)
+			}
+			continue
+		}
 		switch {
 		case err != nil && ignore:
 			answer.Warnings = append(answer.Warnings, err.Error()+": ignored, as its failure policy says")
@@ -66,10 +77,7 @@ func (h *Host) Admit(ctx context.Context, point policyv1alpha1.ExtensionPoint, r
 		}
 		answer.Warnings = append(answer.Warnings, response.Warnings...)
 		for key, value := range response.AuditAnnotations {
-			if answer.AuditAnnotations == nil {
-				answer.AuditAnnotations = map[string]string{}
-			}
-			answer.AuditAnnotations[name+"/"+key] = value
+			annotate(answer, name+"/"+key, value)
 		}
 		if !response.Allowed {
 			answer.Allowed = false
@@ -102,7 +110,17 @@ func (g *generation) admit(ctx context.Context, point policyv1alpha1.ExtensionPo
 		response, cost, err = session.Admit(ctx, cycle, point, request)
 		return cost, err
 	})
+	if err == nil && g.sampled() {
+		g.admitAgain(ctx, session, cycle, point, request, response)
+	}
 	return response, err
+}
+
+func annotate(answer *admissionv1.AdmissionResponse, key, value string) {
+	if answer.AuditAnnotations == nil {
+		answer.AuditAnnotations = map[string]string{}
+	}
+	answer.AuditAnnotations[key] = value
 }
 
 // applyPatch applies an RFC 6902 patch to the request's object and appends its

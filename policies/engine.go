@@ -23,6 +23,9 @@ const (
 	StepInstantiate = "Instantiate"
 	StepConfigure   = "Configure"
 	StepSelfTest    = "SelfTest"
+	// StepProbation is not of a load: the version was in force, failed too often
+	// while it was new, and the one before it was put back.
+	StepProbation = "Probation"
 )
 
 // LoadError says at which step a load failed, and why.

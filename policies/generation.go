@@ -33,10 +33,15 @@ type generation struct {
 	points  []policyv1alpha1.ExtensionPoint
 	match   *matcher
 
+	stateful bool
+	metrics  map[policyv1alpha1.ExtensionPoint]*pointMetrics
+
 	refs                        atomic.Int64
 	calls, failures, fuel, wall atomic.Int64
+	asked, differences          atomic.Int64
 
 	open     atomic.Bool
+	impure   atomic.Bool
 	mu       sync.Mutex // guards what follows
 	recent   []time.Time
 	retry    time.Time
@@ -70,11 +75,21 @@ func (g *generation) provenance() Provenance {
 
 func (g *generation) status() Status { return Status{Provenance: g.provenance(), Points: g.points} }
 
+// is says that the generation was made of that.
+func (g *generation) is(spec *policyv1alpha1.PolicySpec, digest string) bool {
+	return g.digest == digest && sameSpec(&g.spec, spec)
+}
+
 func (g *generation) stats() Stats {
+	var memory int64
+	if f, ok := g.program.(Footprint); ok {
+		memory = f.Footprint()
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return Stats{
 		Calls: g.calls.Load(), Failures: g.failures.Load(), Fuel: g.fuel.Load(), WallNanoseconds: g.wall.Load(),
+		Memory: memory, Differences: g.differences.Load(), Impure: g.impure.Load(),
 		BreakerOpen: g.open.Load(), LastFailure: g.lastFail,
 	}
 }
@@ -84,6 +99,9 @@ func (g *generation) offers(p policyv1alpha1.ExtensionPoint) bool {
 }
 
 func (g *generation) failurePolicy(p policyv1alpha1.ExtensionPoint) policyv1alpha1.FailurePolicy {
+	if g.shadow() {
+		return policyv1alpha1.FailurePolicyIgnore
+	}
 	if f := g.spec.FailurePolicy; f != nil {
 		return *f
 	}
@@ -96,12 +114,14 @@ func (g *generation) failurePolicy(p policyv1alpha1.ExtensionPoint) policyv1alph
 // call runs one call of the program under the breaker and accounts for it.
 func (g *generation) call(ctx context.Context, point policyv1alpha1.ExtensionPoint, f func() (Cost, error)) (Cost, error) {
 	if g.open.Load() && !g.mayRetry() {
+		g.metrics[point].refused()
 		return Cost{}, fmt.Errorf("policy %q: %w", g.name, ErrBreaker)
 	}
 	cost, err := f()
 	g.calls.Add(1)
 	g.fuel.Add(cost.Fuel)
 	g.wall.Add(int64(cost.Wall))
+	g.metrics[point].called(cost, err)
 	if err == nil {
 		if g.open.Load() {
 			g.setBreaker(false)
@@ -163,12 +183,16 @@ func (g *generation) setBreaker(open bool) {
 	if !changed {
 		return
 	}
-	g.host.mu.Lock()
-	notify := g.host.breaker
-	g.host.mu.Unlock()
-	if notify != nil {
-		notify(g.name, g.stats())
+	if !open {
+		g.host.tell(Event{Kind: BreakerClosed, Policy: g.name, Generation: g.number})
+		return
 	}
+	reason := g.stats().LastFailure
+	if to, ok := g.host.rollback(g, reason); ok {
+		g.host.tell(Event{Kind: RolledBack, Policy: g.name, Generation: g.number, To: to, Reason: reason})
+		return
+	}
+	g.host.tell(Event{Kind: BreakerOpened, Policy: g.name, Generation: g.number, Reason: reason})
 }
 
 // pinned is one caller's hold on a generation.
@@ -196,9 +220,21 @@ func (p *pinned) Filter(ctx context.Context, c Cycle, pod *corev1.Pod, fleet *ab
 	if len(verdicts) != fleet.Len() {
 		return Cost{}, fmt.Errorf("policy %q: %d verdicts for %d rows", p.name, len(verdicts), fleet.Len())
 	}
-	return p.call(ctx, policyv1alpha1.ExtensionFilter, func() (Cost, error) {
-		return p.use().Filter(ctx, p.reads(c), pod, fleet, verdicts)
+	c, out := p.reads(c), verdicts
+	if p.shadow() {
+		out = make([]uint8, len(verdicts))
+	}
+	cost, err := p.call(ctx, policyv1alpha1.ExtensionFilter, func() (Cost, error) {
+		return p.use().Filter(ctx, c, pod, fleet, out)
 	})
+	if err == nil && p.sampled() {
+		p.filterAgain(ctx, c, pod, fleet, out)
+	}
+	if p.shadow() {
+		p.wouldRefuse(fleet, out)
+		return cost, nil
+	}
+	return cost, err
 }
 
 func (p *pinned) Reason(row int, verdict uint8) string {
@@ -212,9 +248,21 @@ func (p *pinned) Score(ctx context.Context, c Cycle, pod *corev1.Pod, fleet *abi
 	if len(verdicts) != fleet.Len() || len(scores) != fleet.Len() {
 		return Cost{}, fmt.Errorf("policy %q: %d verdicts and %d scores for %d rows", p.name, len(verdicts), len(scores), fleet.Len())
 	}
-	return p.call(ctx, policyv1alpha1.ExtensionScore, func() (Cost, error) {
-		return p.use().Score(ctx, p.reads(c), pod, fleet, verdicts, scores)
+	c, out := p.reads(c), scores
+	if p.shadow() {
+		out = make([]int64, len(scores))
+	}
+	cost, err := p.call(ctx, policyv1alpha1.ExtensionScore, func() (Cost, error) {
+		return p.use().Score(ctx, c, pod, fleet, verdicts, out)
 	})
+	if err == nil && p.sampled() {
+		p.scoreAgain(ctx, c, pod, fleet, verdicts, out)
+	}
+	if p.shadow() {
+		p.wouldPrefer(fleet, verdicts, out)
+		return cost, nil
+	}
+	return cost, err
 }
 
 func (p *pinned) Release() {

@@ -13,7 +13,9 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/utils/clock"
 
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
@@ -23,9 +25,16 @@ import (
 type Options struct {
 	Engines map[policyv1alpha1.EngineType]Engine
 	// Reads serves the policies that may read the store. nil: none may.
-	Reads  Reader
-	Clock  clock.PassiveClock // nil: the real one
-	Logger *slog.Logger       // nil: discard
+	Reads Reader
+	// Probation of a version that replaced another: when its breaker opens in
+	// that time, the other is put back. Default DefaultProbation; below 0: none.
+	Probation time.Duration
+	// Metrics takes the host's metrics. nil: nobody sees them.
+	Metrics prometheus.Registerer
+	// Clock, nil for the real one. When it is a clock.WithDelayedExecution, what
+	// a version replaced is closed as soon as the probation is over.
+	Clock  clock.PassiveClock
+	Logger *slog.Logger // nil: discard
 }
 
 // Status is what the Host has in force for a policy.
@@ -37,6 +46,12 @@ type Status struct {
 // Stats are the counters of one generation.
 type Stats struct {
 	Calls, Failures, Fuel, WallNanoseconds int64
+	// Memory of all instances, in bytes; 0 where the engine cannot tell.
+	Memory int64
+	// Differences that the policy would have made, had it not been in Shadow mode.
+	Differences int64
+	// Impure: it gave two answers to one question.
+	Impure bool
 	// BreakerOpen: calls are refused because of repeated failures.
 	BreakerOpen bool
 	// LastFailure is the error of the newest failed call, "" when none.
@@ -54,8 +69,14 @@ type Host struct {
 	mu      sync.Mutex             // guards what follows and every store to table
 	loading map[string]*sync.Mutex // one load at a time for each name
 	next    int64
-	breaker func(policy string, stats Stats)
 	closed  bool
+	// what a new version replaced, while that is in probation
+	standby map[string]*standby
+	// what was rolled back and not replaced since
+	rejected map[string]rejection
+	listener func(Event)
+
+	metrics *metrics
 }
 
 // table is immutable.
@@ -76,7 +97,11 @@ func NewHost(options Options) *Host {
 	if options.Logger == nil {
 		options.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &Host{options: options, loading: map[string]*sync.Mutex{}}
+	if options.Probation == 0 {
+		options.Probation = DefaultProbation
+	}
+	h := &Host{options: options, loading: map[string]*sync.Mutex{}, standby: map[string]*standby{}, rejected: map[string]rejection{}}
+	h.metrics = newMetrics(h, options.Metrics)
 	h.table.Store(&table{byName: map[string]*generation{}})
 	changed := make(chan struct{})
 	h.changed.Store(&changed)
@@ -105,43 +130,60 @@ func (h *Host) Apply(ctx context.Context, name string, spec *policyv1alpha1.Poli
 	if pin := spec.Source.Digest; pin != "" && pin != digest {
 		return Status{}, LoadErrorf(StepFetch, "the source has digest %s, the policy asks for %s", digest, pin)
 	}
-	if g := h.table.Load().byName[name]; g != nil && g.digest == digest && sameSpec(&g.spec, spec) {
+	if g := h.table.Load().byName[name]; g != nil && g.is(spec, digest) {
 		return g.status(), nil
 	}
+	if status, known, err := h.known(name, spec, digest); known {
+		return status, err
+	}
+	began := time.Now()
+	g, err := h.build(ctx, name, spec, source, digest, file)
+	h.metrics.loaded(name, time.Since(began), err)
+	if err != nil {
+		return Status{}, err
+	}
+	if err := h.swap(name, g); err != nil {
+		return Status{}, errors.Join(err, g.program.Close())
+	}
+	return g.status(), nil
+}
+
+// build makes a generation that is not in force yet.
+func (h *Host) build(ctx context.Context, name string, spec *policyv1alpha1.PolicySpec, source []byte, digest, file string) (*generation, error) {
 	engine := h.options.Engines[spec.Engine]
 	if engine == nil {
-		return Status{}, LoadErrorf(StepFetch, "no engine %q in this server", spec.Engine)
+		return nil, LoadErrorf(StepFetch, "no engine %q in this server", spec.Engine)
 	}
 	match, err := compileMatch(spec.Match)
 	if err != nil {
-		return Status{}, LoadErrorf(StepConfigure, "match: %w", err)
+		return nil, LoadErrorf(StepConfigure, "match: %w", err)
 	}
 	var config []byte
 	if spec.Config != nil {
 		if config, err = json.Marshal(spec.Config); err != nil {
-			return Status{}, LoadErrorf(StepConfigure, "config: %w", err)
+			return nil, LoadErrorf(StepConfigure, "config: %w", err)
 		}
 	}
 	if len(spec.Grants.Reads) > 0 && h.options.Reads == nil {
-		return Status{}, LoadErrorf(StepImports, "grants.reads: this server has no store that policies may read")
+		return nil, LoadErrorf(StepImports, "grants.reads: this server has no store that policies may read")
 	}
 	program, err := engine.Load(ctx, Load{Policy: name, File: file, Source: source, Digest: digest, Config: config, Limits: spec.Limits, Grants: &spec.Grants})
 	if err != nil {
-		return Status{}, err
+		return nil, err
 	}
 	points, err := pointsInForce(spec.ExtensionPoints, program.Points())
 	if err != nil {
-		return Status{}, errors.Join(err, program.Close())
+		return nil, errors.Join(err, program.Close())
 	}
 	g := &generation{
 		host: h, name: name, spec: *spec.DeepCopy(), digest: digest,
-		program: program, points: points, match: match,
+		program: program, points: points, match: match, metrics: h.metrics.of(name, points),
+	}
+	if s, ok := program.(Stateful); ok {
+		g.stateful = s.Stateful()
 	}
 	g.refs.Store(1) // the table's
-	if err := h.swap(name, g); err != nil {
-		return Status{}, errors.Join(err, program.Close())
-	}
-	return g.status(), nil
+	return g, nil
 }
 
 // sameSpec compares what a generation is made of besides its source's bytes.
@@ -172,7 +214,10 @@ func joinPoints(points []policyv1alpha1.ExtensionPoint) string {
 }
 
 // Remove takes the policy out of force; it is no error when there is none.
-func (h *Host) Remove(name string) { _ = h.swap(name, nil) }
+func (h *Host) Remove(name string) {
+	_ = h.swap(name, nil)
+	h.metrics.forget(name)
+}
 
 // Close takes every policy out of force. Those that are pinned end with their
 // last Release.
@@ -185,21 +230,40 @@ func (h *Host) Close() {
 	}
 }
 
+// swap puts a new version in force, or none. The one that it replaces stands by
+// while the new one is in probation.
 func (h *Host) swap(name string, g *generation) error {
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	if g != nil && h.closed {
+		h.mu.Unlock()
 		return &LoadError{Step: StepFetch, Err: ErrClosed}
 	}
-	old := h.table.Load()
-	before := old.byName[name]
+	before := h.table.Load().byName[name]
 	if before == nil && g == nil {
+		h.mu.Unlock()
 		return nil
 	}
-	t := &table{byName: maps.Clone(old.byName)}
 	if g != nil {
 		h.next++
 		g.number = h.next
+	}
+	over := h.endStandby(name)
+	delete(h.rejected, name)
+	if g != nil && before != nil && h.options.Probation > 0 {
+		h.standBy(name, before)
+	} else if before != nil {
+		over = append(over, before)
+	}
+	h.replace(name, g)
+	h.mu.Unlock()
+	release(over)
+	return nil
+}
+
+// replace stores a table with g, or nothing, in place of the policy.
+func (h *Host) replace(name string, g *generation) {
+	t := &table{byName: maps.Clone(h.table.Load().byName)}
+	if g != nil {
 		t.byName[name] = g
 	} else {
 		delete(t.byName, name)
@@ -212,10 +276,13 @@ func (h *Host) swap(name string, g *generation) error {
 	h.table.Store(t)
 	next := make(chan struct{})
 	close(*h.changed.Swap(&next))
-	if before != nil {
-		before.release()
+}
+
+// release gives up references, outside of the lock: the last one closes a program.
+func release(list []*generation) {
+	for _, g := range list {
+		g.release()
 	}
-	return nil
 }
 
 // Changed implements Scheduling. Take the channel before Pin.
@@ -259,10 +326,45 @@ func (h *Host) Stats(policy string) (Stats, bool) {
 	return g.stats(), true
 }
 
-// OnBreaker sets what is called, in a goroutine of the caller that failed, each
-// time a breaker opens or closes. It must not block.
-func (h *Host) OnBreaker(f func(policy string, stats Stats)) {
+// EventKind is what happened to a policy in force.
+type EventKind string
+
+// The kinds of Event.
+const (
+	// BreakerOpened: the policy failed too often and is not called for a while.
+	BreakerOpened EventKind = "BreakerOpened"
+	// BreakerClosed: it works again.
+	BreakerClosed EventKind = "BreakerClosed"
+	// RolledBack: its breaker opened in probation, and the version before is in force.
+	RolledBack EventKind = "RolledBack"
+	// Impure: it gave two answers to one question.
+	Impure EventKind = "Impure"
+)
+
+// Event of a generation.
+type Event struct {
+	Kind       EventKind
+	Policy     string
+	Generation int64
+	// To is the generation in force after RolledBack.
+	To int64
+	// Reason is the last failure, or what differed.
+	Reason string
+}
+
+// OnEvent sets what is called with each event, in a goroutine of a caller. It
+// must not block. nil: nobody is told.
+func (h *Host) OnEvent(f func(Event)) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.breaker = f
+	h.listener = f
+}
+
+func (h *Host) tell(e Event) {
+	h.mu.Lock()
+	f := h.listener
+	h.mu.Unlock()
+	if f != nil {
+		f(e)
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,7 +24,7 @@ import (
 )
 
 // fake is an engine whose programs answer with their source: "5" refuses with
-// verdict 5 and scores 5; "bad" does not load; "fail" fails in every call.
+// verdict 5 and scores 5; "moody" is not the same twice; "bad" does not load; "fail" fails in every call.
 // Admission: "deny" refuses, "warn" warns, "label=VALUE" adds a label.
 type fake struct {
 	open, closed, used atomic.Int64
@@ -50,6 +51,7 @@ func (p *fakeProgram) Points() []policyv1alpha1.ExtensionPoint {
 	return []policyv1alpha1.ExtensionPoint{policyv1alpha1.ExtensionFilter, policyv1alpha1.ExtensionScore, policyv1alpha1.ExtensionValidate, policyv1alpha1.ExtensionMutate}
 }
 func (p *fakeProgram) Static() bool              { return true }
+func (p *fakeProgram) Stateful() bool            { return p.source == "stateful" }
 func (p *fakeProgram) Session() policies.Session { return fakeSession{p} }
 func (p *fakeProgram) Close() error {
 	if p.closed.Swap(true) {
@@ -80,6 +82,9 @@ func (s fakeSession) Filter(ctx context.Context, _ policies.Cycle, _ *corev1.Pod
 		return policies.Cost{}, err
 	}
 	n, err := s.answer()
+	if s.source == "moody" {
+		n = uint8(s.engine.used.Load() % 2)
+	}
 	for i := range verdicts {
 		verdicts[i] = n
 	}
@@ -149,12 +154,12 @@ func apply(t testing.TB, h *policies.Host, name, source string) policies.Status 
 
 func filter(p policies.Pinned) (uint8, error) {
 	verdicts := make([]uint8, 1)
-	_, err := p.Filter(context.Background(), policies.Cycle{}, &corev1.Pod{}, abi.FleetOf([]*corev1.Node{{}}), verdicts)
+	_, err := p.Filter(context.Background(), policies.Cycle{}, &corev1.Pod{}, abi.FleetOf([]*corev1.Node{{ObjectMeta: metav1.ObjectMeta{Name: "n"}}}), verdicts)
 	return verdicts[0], err
 }
 
 func TestGenerations(t *testing.T) {
-	h, f := newHost(t, policies.Options{})
+	h, f := newHost(t, policies.Options{Probation: -1})
 	if _, err := h.Pin("p"); !errors.Is(err, policies.ErrNotLoaded) {
 		t.Fatalf("error %v", err)
 	}
@@ -239,7 +244,7 @@ func TestApplyErrors(t *testing.T) {
 // Decisions go on while versions are swapped: none is lost, each is of one
 // generation from filter to score, and every old one is closed.
 func TestHammerSwaps(t *testing.T) {
-	h, f := newHost(t, policies.Options{})
+	h, f := newHost(t, policies.Options{Probation: -1})
 	apply(t, h, "p", "1")
 	stop := make(chan struct{})
 	var workers sync.WaitGroup
@@ -307,8 +312,8 @@ func waitFor(t testing.TB, condition func() bool) {
 func TestBreaker(t *testing.T) {
 	clock := clocktesting.NewFakePassiveClock(time.Unix(1000, 0))
 	h, f := newHost(t, policies.Options{Clock: clock})
-	var told []bool
-	h.OnBreaker(func(_ string, s policies.Stats) { told = append(told, s.BreakerOpen) })
+	var told []policies.EventKind
+	h.OnEvent(func(e policies.Event) { told = append(told, e.Kind) })
 	apply(t, h, "p", "fail")
 	f.failing.Store(true)
 	p, err := h.Pin("p")
@@ -339,7 +344,7 @@ func TestBreaker(t *testing.T) {
 			t.Fatalf("when it works again: %v", err)
 		}
 	}
-	if len(told) != 2 || !told[0] || told[1] {
+	if !slices.Equal(told, []policies.EventKind{policies.BreakerOpened, policies.BreakerClosed}) {
 		t.Errorf("told of %v", told)
 	}
 	if s, _ := h.Stats("p"); s.Calls != 8 || s.Failures != 6 || s.BreakerOpen || s.Fuel != 24 {

@@ -51,3 +51,12 @@ type Sized interface {
 	// Memory in bytes; 0 when no instance is idle.
 	Memory() int64
 }
+
+// Footprint is a program that knows what all its instances hold.
+type Footprint interface {
+	// Footprint in bytes.
+	Footprint() int64
+}
+
+// Stateful is a program that may say that its answers depend on former calls.
+type Stateful interface{ Stateful() bool }

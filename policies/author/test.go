@@ -49,7 +49,7 @@ func (e Engines) Test(ctx context.Context, file string) ([]Result, error) {
 		return nil, s.document.errorf(path{"policy"}, "%w", err)
 	}
 	clock := &stopped{}
-	host := policies.NewHost(policies.Options{Engines: e, Clock: clock})
+	host := policies.NewHost(policies.Options{Engines: e, Clock: clock, Probation: -1})
 	defer host.Close()
 	var results []Result
 	for i := range s.Cases {

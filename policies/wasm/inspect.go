@@ -68,5 +68,15 @@ func (p *program) Memory() int64 {
 	return most
 }
 
-var _ policies.Inspector = (*Engine)(nil)
-var _ policies.Sized = (*program)(nil)
+// Footprint implements policies.Footprint.
+func (p *program) Footprint() int64 { return p.memory.Load() }
+
+// Stateful implements policies.Stateful.
+func (p *program) Stateful() bool { return p.manifest.Stateful }
+
+var (
+	_ policies.Inspector = (*Engine)(nil)
+	_ policies.Sized     = (*program)(nil)
+	_ policies.Footprint = (*program)(nil)
+	_ policies.Stateful  = (*program)(nil)
+)

@@ -58,6 +58,7 @@ type instance struct {
 	podRow, nodeRow block       // protobuf
 	podSize         uint32      // of what is in podRow
 	prefiltered     *corev1.Pod // that prefilter was called for, and is in podRow
+	accounted       int64       // bytes of memory, in program.memory
 	row             int         // under way in the row tier, -1 outside
 }
 
@@ -279,7 +280,16 @@ func (in *instance) configure(ctx context.Context, config []byte) error {
 	return nil
 }
 
+// account brings the program's memory up to date; the instance is idle.
+func (in *instance) account(size int64) {
+	if size != in.accounted {
+		in.program.memory.Add(size - in.accounted)
+		in.accounted = size
+	}
+}
+
 func (in *instance) close() {
+	in.account(0)
 	if in.module != nil {
 		_ = in.module.Close(context.Background()) // nothing is left to flush
 	}

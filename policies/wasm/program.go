@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
@@ -38,6 +39,8 @@ type program struct {
 	mu     sync.Mutex
 	idle   []*instance // last in, first out: the newest has the freshest snapshot
 	closed bool
+
+	memory atomic.Int64 // of all instances
 
 	nodesMu sync.Mutex
 	nodes   []encodedNode // by row of the fleet seen last

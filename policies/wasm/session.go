@@ -43,6 +43,7 @@ func (s *session) run(ctx context.Context, c policies.Cycle, f func(in *instance
 	in.begin(c)
 	err = f(in)
 	cost = policies.Cost{Fuel: in.spent, Wall: time.Since(began)}
+	in.account(int64(in.module.Memory().Size()))
 	if err != nil {
 		s.program.discard(in)
 		s.instance = nil

@@ -126,8 +126,8 @@ func (c *Controller) Run(ctx context.Context) error {
 		return ctx.Err()
 	}
 	c.expect(c.Policies.GetStore().ListKeys())
-	c.Host.OnBreaker(c.breaker)
-	defer c.Host.OnBreaker(nil)
+	c.Host.OnEvent(c.happened)
+	defer c.Host.OnEvent(nil)
 
 	var tasks sync.WaitGroup
 	tasks.Go(func() { c.files.run(ctx, 0, quiet, poll, c.filesChanged) })
@@ -174,17 +174,23 @@ func (c *Controller) filesChanged() time.Duration {
 	return 0
 }
 
-// breaker is told of by the host.
-func (c *Controller) breaker(name string, stats policies.Stats) {
-	c.queue.Add(name)
-	p, ok := c.get(name)
+// happened is told of by the host.
+func (c *Controller) happened(e policies.Event) {
+	c.queue.Add(e.Policy)
+	p, ok := c.get(e.Policy)
 	if !ok {
 		return
 	}
-	if stats.BreakerOpen {
-		c.event(p, corev1.EventTypeWarning, "PolicyBreakerOpen", "the policy failed too often and is not called for a minute: "+stats.LastFailure)
-	} else {
+	switch e.Kind {
+	case policies.BreakerOpened:
+		c.event(p, corev1.EventTypeWarning, "PolicyBreakerOpen", "the policy failed too often and is not called for a minute: "+e.Reason)
+	case policies.BreakerClosed:
 		c.event(p, corev1.EventTypeNormal, "PolicyBreakerClosed", "the policy works again")
+	case policies.RolledBack:
+		c.event(p, corev1.EventTypeWarning, "PolicyRolledBack",
+			fmt.Sprintf("generation %d failed too often while it was new, generation %d is in force again: %s", e.Generation, e.To, e.Reason))
+	case policies.Impure:
+		c.event(p, corev1.EventTypeWarning, "PolicyImpure", "the policy answers the same question differently: "+e.Reason)
 	}
 }
 

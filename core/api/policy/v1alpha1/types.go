@@ -39,6 +39,17 @@ const (
 	FailurePolicyIgnore FailurePolicy = "Ignore"
 )
 
+// PolicyMode says whether a policy acts.
+// +enum
+type PolicyMode string
+
+// The modes: Enforce acts; Shadow decides as Enforce does and counts how often
+// that would have changed something, but refuses, patches and prefers nothing.
+const (
+	PolicyModeEnforce PolicyMode = "Enforce"
+	PolicyModeShadow  PolicyMode = "Shadow"
+)
+
 // ConditionReady is true while a generation of the policy is in force.
 const ConditionReady = "Ready"
 
@@ -63,6 +74,8 @@ type PolicySpec struct {
 	Engine EngineType `json:"engine"`
 	// Source holds the program. Exactly one of its members is set.
 	Source PolicySource `json:"source"`
+	// Mode: Enforce, the default, or Shadow.
+	Mode PolicyMode `json:"mode,omitempty"`
 	// ExtensionPoints where the policy takes part; empty means all that the
 	// program's manifest offers.
 	// +listType=set
