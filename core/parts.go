@@ -90,6 +90,8 @@ func (p *parts) config() *rest.Config {
 		Transport:     p.transport,
 		QPS:           -1, // nothing to protect: the server shares the process
 		ContentConfig: rest.ContentConfig{ContentType: protobuf, AcceptContentTypes: protobuf + ",application/json"},
+		// Such as that Endpoints are deprecated: the controllers know what they write.
+		WarningHandler: rest.NoWarnings{},
 	}
 }
 

@@ -20,7 +20,9 @@ import (
 	"k8s.io/client-go/tools/record"
 	"k8s.io/utils/clock"
 
+	"github.com/quaymaster/quaymaster/core/controllers/daemonset"
 	"github.com/quaymaster/quaymaster/core/controllers/deployment"
+	"github.com/quaymaster/quaymaster/core/controllers/endpoints"
 	"github.com/quaymaster/quaymaster/core/controllers/eviction"
 	"github.com/quaymaster/quaymaster/core/controllers/garbage"
 	"github.com/quaymaster/quaymaster/core/controllers/kinds"
@@ -30,6 +32,7 @@ import (
 	"github.com/quaymaster/quaymaster/core/controllers/podgc"
 	"github.com/quaymaster/quaymaster/core/controllers/pods"
 	"github.com/quaymaster/quaymaster/core/controllers/replicaset"
+	"github.com/quaymaster/quaymaster/core/controllers/statefulset"
 )
 
 // Options are what the controllers work with. Client and Informers must be
@@ -60,6 +63,12 @@ var table = []struct {
 }{
 	{"deployment", func(_ Options, env loop.Env) (loop.Controller, error) { return deployment.New(env) }},
 	{"replicaset", func(o Options, env loop.Env) (loop.Controller, error) { return replicaset.New(env, o.Pods) }},
+	{"statefulset", func(o Options, env loop.Env) (loop.Controller, error) { return statefulset.New(env, o.Pods) }},
+	{"daemonset", func(o Options, env loop.Env) (loop.Controller, error) { return daemonset.New(env, o.Pods) }},
+	{"replicationcontroller", func(o Options, env loop.Env) (loop.Controller, error) {
+		return replicaset.NewReplicationController(env, o.Pods)
+	}},
+	{"endpointslice", func(_ Options, env loop.Env) (loop.Controller, error) { return endpoints.New(env) }},
 	{"garbagecollector", func(o Options, env loop.Env) (loop.Controller, error) {
 		return garbage.New(env, o.Kinds, o.Metadata, o.Pods)
 	}},

@@ -58,13 +58,13 @@ func (w *Writer) Create(ctx context.Context, controller runtime.Object, uid type
 	return Batch(n, func(i int) error {
 		pod := next(i)
 		name := pod.Name
-		w.Expected.create(uid, name)
+		w.Expected.Create(uid, name)
 		created, err := w.Control.Create(ctx, pod)
 		if apierrors.IsAlreadyExists(err) && pod.GenerateName != "" { // one in 14 million by chance
 			w.Expected.CreateObserved(uid, name)
 			pod = next(i)
 			name = pod.Name
-			w.Expected.create(uid, name)
+			w.Expected.Create(uid, name)
 			created, err = w.Control.Create(ctx, pod)
 		}
 		if err != nil {
@@ -87,7 +87,7 @@ func (w *Writer) Create(ctx context.Context, controller runtime.Object, uid type
 func (w *Writer) Delete(ctx context.Context, controller runtime.Object, uid types.UID, pods []*corev1.Pod) error {
 	return loop.Each(len(pods), func(i int) error {
 		pod := pods[i]
-		w.Expected.delete(uid, pod.UID)
+		w.Expected.Delete(uid, pod.UID)
 		err := w.Control.Delete(ctx, pod.Namespace, pod.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &pod.UID}})
 		switch {
 		case err == nil:

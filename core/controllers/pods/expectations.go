@@ -83,13 +83,15 @@ func (e *Expectations) Forget(controller types.UID) {
 	delete(e.by, controller)
 }
 
-func (e *Expectations) create(controller types.UID, name string) {
+// Create expects the pod to appear. Call it before the pod is created.
+func (e *Expectations) Create(controller types.UID, name string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.of(controller).creates[name] = e.clock.Now()
 }
 
-func (e *Expectations) delete(controller, pod types.UID) {
+// Delete expects the pod to go. Call it before the pod is deleted.
+func (e *Expectations) Delete(controller, pod types.UID) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.of(controller).deletes[pod] = e.clock.Now()

@@ -81,10 +81,10 @@ func TestExpectations(t *testing.T) {
 		}
 	}
 	check("nothing", 0, 0)
-	e.create("rc", "a")
-	e.create("rc", "b")
-	e.create("other", "c")
-	e.delete("rc", "x")
+	e.Create("rc", "a")
+	e.Create("rc", "b")
+	e.Create("other", "c")
+	e.Delete("rc", "x")
 	check("expected", 2, 1)
 	e.CreateObserved("rc", "a")
 	e.CreateObserved("rc", "a")

@@ -2,13 +2,13 @@ package replicaset
 
 import (
 	"context"
-	"maps"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 
@@ -17,91 +17,63 @@ import (
 	"github.com/quaymaster/quaymaster/core/controllers/pods"
 )
 
-var kind = appsv1.SchemeGroupVersion.WithKind("ReplicaSet")
-
 // workers is how many sets are synced at a time; a set is synced by one.
 const workers = 5
 
-// Controller runs the plans of all ReplicaSets.
+// Controller runs the plans of all ReplicaSets, or of all ReplicationControllers.
 type Controller struct {
 	env    loop.Env
+	source source
 	sets   cache.SharedIndexInformer
 	pods   cache.SharedIndexInformer
 	writer pods.Writer
 	loop   *loop.Loop[types.NamespacedName]
 }
 
-// New makes the controller; pods are created and deleted through control.
+// New makes the controller of ReplicaSets; pods are created and deleted through
+// control.
 func New(env loop.Env, control pods.Control) (*Controller, error) {
+	return newController(env, control, replicaSets(env))
+}
+
+func newController(env loop.Env, control pods.Control, from source) (*Controller, error) {
 	c := &Controller{
-		env:  env,
-		sets: env.Informers.Apps().V1().ReplicaSets().Informer(),
-		pods: env.Informers.Core().V1().Pods().Informer(),
+		env:    env,
+		source: from,
+		sets:   from.informer,
+		pods:   env.Informers.Core().V1().Pods().Informer(),
 		writer: pods.Writer{
-			Control: control, Expected: pods.NewExpectations(env.Clock), Recorder: env.Recorder("replicaset-controller"),
+			Control: control, Expected: pods.NewExpectations(env.Clock), Recorder: env.Recorder(from.name + "-controller"),
 		},
 	}
-	c.loop = loop.New("replicaset", env, c.sync)
+	c.loop = loop.New(from.name, env, c.sync)
 	for _, informer := range []cache.SharedIndexInformer{c.sets, c.pods} {
 		if err := owner.AddIndex(informer); err != nil {
 			return nil, err
 		}
 	}
-	if err := c.loop.Watch(c.sets, loop.Handler(c.setChanged)); err != nil {
+	changed := loop.ObjectHandler(func(_, set metav1.Object) {
+		if set != nil {
+			c.loop.Add(types.NamespacedName{Namespace: set.GetNamespace(), Name: set.GetName()})
+		}
+	})
+	if err := c.loop.Watch(c.sets, changed); err != nil {
 		return nil, err
 	}
-	return c, c.loop.Watch(c.pods, loop.Handler(c.podChanged))
+	follower := pods.Follower{Expected: c.writer.Expected, Touched: c.enqueue, Orphaned: c.orphaned}
+	return c, c.loop.Watch(c.pods, loop.Handler(follower.Changed))
 }
 
 // Run works until the context ends.
 func (c *Controller) Run(ctx context.Context) error { return c.loop.Run(ctx, workers) }
 
-func (c *Controller) setChanged(_, rs *appsv1.ReplicaSet) {
-	if rs != nil {
-		c.loop.Add(types.NamespacedName{Namespace: rs.Namespace, Name: rs.Name})
-	}
-}
-
-func (c *Controller) podChanged(old, pod *corev1.Pod) {
-	if old != nil && pod != nil && old.ResourceVersion == pod.ResourceVersion {
-		return
-	}
-	last := pod
-	if last == nil {
-		last = old
-	}
-	ref := metav1.GetControllerOfNoCopy(last)
-	if ref != nil {
-		c.writer.Expected.CreateObserved(ref.UID, last.Name)
-		if pod == nil || pod.DeletionTimestamp != nil {
-			c.writer.Expected.DeleteObserved(ref.UID, last.UID)
-		}
-		c.enqueue(last.Namespace, ref)
-	}
-	if old != nil && pod != nil {
-		if was := metav1.GetControllerOfNoCopy(old); was != nil && (ref == nil || was.UID != ref.UID) {
-			c.writer.Expected.DeleteObserved(was.UID, old.UID) // no longer ours to wait for
-			c.enqueue(old.Namespace, was)
-		}
-	}
-	if ref != nil || pod == nil {
-		return
-	}
-	if old != nil && maps.Equal(old.Labels, pod.Labels) && metav1.GetControllerOfNoCopy(old) == nil {
-		return
-	}
-	for _, rs := range c.selecting(pod) {
-		c.setChanged(nil, rs)
-	}
-}
-
 func (c *Controller) enqueue(namespace string, ref *metav1.OwnerReference) {
-	if ref.Kind != kind.Kind {
+	if ref.Kind != c.source.kind.Kind {
 		return
 	}
-	if rs := c.get(types.NamespacedName{Namespace: namespace, Name: ref.Name}); rs != nil && rs.UID == ref.UID {
+	key := types.NamespacedName{Namespace: namespace, Name: ref.Name}
+	if rs, _ := c.get(key); rs != nil && rs.UID == ref.UID {
 		// A sync reads all of the set's pods: let a burst of their events share one.
-		key := types.NamespacedName{Namespace: namespace, Name: ref.Name}
 		if pause := burst(rs); pause > 0 {
 			c.loop.AddAfter(key, pause)
 		} else {
@@ -119,45 +91,41 @@ func burst(rs *appsv1.ReplicaSet) time.Duration {
 	return min(time.Duration(rs.Status.Replicas)*20*time.Microsecond, 500*time.Millisecond)
 }
 
-func (c *Controller) get(key types.NamespacedName) *appsv1.ReplicaSet {
+// get returns the set and the object that it stands for, which events are about.
+func (c *Controller) get(key types.NamespacedName) (*appsv1.ReplicaSet, runtime.Object) {
 	obj, ok, err := c.sets.GetIndexer().GetByKey(key.String())
 	if err != nil || !ok {
-		return nil
+		return nil, nil
 	}
-	rs, _ := obj.(*appsv1.ReplicaSet)
-	return rs
+	object, _ := obj.(runtime.Object)
+	return c.source.set(obj), object
 }
 
-// selecting returns the sets that might adopt the orphan.
-func (c *Controller) selecting(pod *corev1.Pod) []*appsv1.ReplicaSet {
-	if len(pod.Labels) == 0 {
-		return nil
-	}
+// orphaned wakes the sets that might adopt the pod.
+func (c *Controller) orphaned(pod *corev1.Pod) {
 	all, err := c.sets.GetIndexer().ByIndex(cache.NamespaceIndex, pod.Namespace)
 	if err != nil {
-		return nil
+		return
 	}
-	var out []*appsv1.ReplicaSet
 	for _, obj := range all {
-		rs, ok := obj.(*appsv1.ReplicaSet)
-		if !ok {
+		rs := c.source.set(obj)
+		if rs == nil {
 			continue
 		}
 		if selector, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector); err == nil && !selector.Empty() && selector.Matches(labels.Set(pod.Labels)) {
-			out = append(out, rs)
+			c.loop.Add(types.NamespacedName{Namespace: rs.Namespace, Name: rs.Name})
 		}
 	}
-	return out
 }
 
 func (c *Controller) sync(ctx context.Context, key types.NamespacedName) (time.Duration, error) {
-	rs := c.get(key)
+	rs, object := c.get(key)
 	if rs == nil {
 		return 0, nil
 	}
 	selector, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector)
 	if err != nil {
-		c.env.Logger.WarnContext(ctx, "invalid selector", "replicaset", key, "error", err)
+		c.env.Logger.WarnContext(ctx, "invalid selector", c.source.name, key, "error", err)
 		return 0, nil
 	}
 	s := Snapshot{Set: rs, Related: func() []*corev1.Pod { return c.related(rs) }, Now: c.env.Clock.Now()}
@@ -180,40 +148,31 @@ func (c *Controller) sync(ctx context.Context, key types.NamespacedName) (time.D
 	}
 	s.Pods = append(s.Pods, ended...)
 	plan := Decide(s)
-	failure := c.carryOut(ctx, rs, plan)
+	failure := c.carryOut(ctx, rs, object, plan)
 	if rs.DeletionTimestamp != nil && len(s.Pods) == 0 {
 		c.writer.Expected.Forget(rs.UID)
 	}
 	if status, changed := plan.Status(failure); changed {
-		updated := rs.DeepCopy()
-		updated.Status = status
-		if _, err := c.env.Client.AppsV1().ReplicaSets(rs.Namespace).UpdateStatus(ctx, updated, metav1.UpdateOptions{}); err != nil {
+		if err := c.source.updateStatus(ctx, object, status); err != nil {
 			return 0, err
 		}
 	}
 	return plan.Recheck(), failure
 }
 
-func (c *Controller) carryOut(ctx context.Context, rs *appsv1.ReplicaSet, plan Plan) error {
+func (c *Controller) carryOut(ctx context.Context, rs *appsv1.ReplicaSet, object runtime.Object, plan Plan) error {
 	if plan.Create > 0 {
-		return c.writer.Create(ctx, rs, rs.UID, plan.Create, func(int) *corev1.Pod {
-			return pods.FromTemplate(&rs.Spec.Template, rs, kind)
+		return c.writer.Create(ctx, object, rs.UID, plan.Create, func(int) *corev1.Pod {
+			return pods.FromTemplate(&rs.Spec.Template, rs, c.source.kind)
 		})
 	}
-	return c.writer.Delete(ctx, rs, rs.UID, plan.Delete)
+	return c.writer.Delete(ctx, object, rs.UID, plan.Delete)
 }
 
 func (c *Controller) settler(rs *appsv1.ReplicaSet) owner.Settler[*corev1.Pod] {
-	return owner.Settler[*corev1.Pod]{
-		Controller: rs, Kind: kind,
-		Fresh: func(ctx context.Context) (metav1.Object, error) {
-			return c.env.Client.AppsV1().ReplicaSets(rs.Namespace).Get(ctx, rs.Name, metav1.GetOptions{})
-		},
-		Patch: func(ctx context.Context, pod *corev1.Pod, patch []byte) error {
-			_, err := c.env.Client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
-			return err
-		},
-	}
+	return pods.Settler(c.env.Client, rs, c.source.kind, func(ctx context.Context) (metav1.Object, error) {
+		return c.source.fresh(ctx, rs.Namespace, rs.Name)
+	})
 }
 
 // related returns the pods of all sets that share the set's owner.
@@ -223,8 +182,8 @@ func (c *Controller) related(rs *appsv1.ReplicaSet) []*corev1.Pod {
 		return nil
 	}
 	var out []*corev1.Pod
-	for _, sibling := range owner.Controlled[*appsv1.ReplicaSet](c.sets, ref.UID) {
-		out = append(out, owner.Controlled[*corev1.Pod](c.pods, sibling.UID)...)
+	for _, sibling := range owner.Controlled[metav1.Object](c.sets, ref.UID) {
+		out = append(out, owner.Controlled[*corev1.Pod](c.pods, sibling.GetUID())...)
 	}
 	return out
 }

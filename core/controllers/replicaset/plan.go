@@ -1,5 +1,5 @@
-// Package replicaset keeps as many pods as a ReplicaSet asks for. Plan is pure;
-// Controller is the loop around it.
+// Package replicaset keeps as many pods as a ReplicaSet, or its elder, the
+// ReplicationController, asks for. Plan is pure; Controller is the loop around it.
 package replicaset
 
 import (
