@@ -37,8 +37,8 @@ type Engine struct {
 
 	mu      sync.Mutex
 	started bool
-	cancel  context.CancelFunc
-	err     error // of the parts; read after done
+	cancel  context.CancelFunc // nil: nothing runs
+	err     error              // of the parts; read after done
 }
 
 // New opens the data directory and the port. Nothing runs before Start. An
@@ -63,11 +63,26 @@ func (e *Engine) Start(ctx context.Context) error {
 		return errors.New("start the engine: it was started, or closed, before")
 	}
 	e.started = true
-	if err := e.parts.assemble(); err != nil {
+	if e.cancel != nil { // a fork, whose server runs
+		return e.startFork(ctx)
+	}
+	err := e.parts.assemble()
+	if err == nil {
+		err = e.parts.assembleWorkers()
+	}
+	if err != nil {
 		e.err = errors.Join(err, e.parts.close())
 		close(e.done)
 		return err
 	}
+	e.parts.wake()
+	close(e.parts.workers)
+	e.run(ctx)
+	return nil
+}
+
+// run sets the parts going, until the context ends or one fails.
+func (e *Engine) run(ctx context.Context) {
 	ctx, e.cancel = context.WithCancel(ctx)
 	go func() {
 		err := e.parts.run(ctx, func() { close(e.ready) })
@@ -75,7 +90,6 @@ func (e *Engine) Start(ctx context.Context) error {
 		e.err = errors.Join(err, e.parts.close())
 		close(e.done)
 	}()
-	return nil
 }
 
 // Ready is closed when requests are answered, every controller and the
@@ -90,12 +104,13 @@ func (e *Engine) Done() <-chan struct{} { return e.done }
 // its life. It may be called many times. The context bounds the wait.
 func (e *Engine) Close(ctx context.Context) error {
 	e.mu.Lock()
-	if !e.started {
+	if e.cancel != nil {
+		e.started = true
+		e.cancel()
+	} else if !e.started {
 		e.started = true
 		e.err = e.parts.close()
 		close(e.done)
-	} else if e.cancel != nil {
-		e.cancel()
 	}
 	e.mu.Unlock()
 	select {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -40,6 +41,11 @@ type parts struct {
 	metrics     *prometheus.Registry // of this engine, served at /metrics: parts register theirs here
 	store       store
 	embedded    *storage.Store // the same, nil on a real etcd
+	workers     chan struct{}  // closed when what uses the server may run
+	life        context.Context
+	end         context.CancelFunc // with close: forks end as well
+	awake       chan struct{}      // closed when the informers may run
+	wake        func()             // does that, once
 	listener    net.Listener
 	client      kubernetes.Interface
 	ours        *api.Client
@@ -60,13 +66,20 @@ type parts struct {
 // open takes what another process may have, the directory and the port, and
 // makes the clients. After an error nothing is left open.
 func open(options *Options) (_ *parts, err error) {
-	p := &parts{options: options, transport: &late{}, metrics: prometheus.NewRegistry()}
+	return openOn(options, (*parts).openStore)
+}
+
+// openOn does the same on a store that is opened by a function.
+func openOn(options *Options, openStore func(*parts) error) (_ *parts, err error) {
+	p := &parts{options: options, transport: &late{}, metrics: prometheus.NewRegistry(), workers: make(chan struct{}), awake: make(chan struct{})}
+	p.wake = sync.OnceFunc(func() { close(p.awake) })
+	p.life, p.end = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.close())
 		}
 	}()
-	if err = p.openStore(); err != nil {
+	if err = openStore(p); err != nil {
 		return nil, err
 	}
 	if options.Listen != "" {
@@ -95,7 +108,7 @@ func (p *parts) config() *rest.Config {
 	}
 }
 
-// assemble makes the other parts and runs none of them.
+// assemble makes the server and what it needs, and runs nothing.
 func (p *parts) assemble() (err error) {
 	options, log := p.options, p.options.Logger
 	if p.informers, err = informer.New(p.store.Etcd(), p.client, apiserver.Resources()); err != nil {
@@ -129,6 +142,12 @@ func (p *parts) assemble() (err error) {
 		return err
 	}
 	p.transport.set(p.server.RESTConfig(nil).Transport)
+	return nil
+}
+
+// assembleWorkers makes what uses the server: controllers, scheduler, nodes.
+func (p *parts) assembleWorkers() (err error) {
+	options, log := p.options, p.options.Logger
 	if err = p.assembleControllers(); err != nil {
 		return err
 	}
@@ -195,7 +214,11 @@ func (p *parts) run(ctx context.Context, ready func()) error {
 	base, below := errgroup.WithContext(below)
 	base.Go(func() error { return p.server.Run(below) })
 	base.Go(func() error {
-		p.informers.StartWithContext(below)
+		select {
+		case <-p.awake:
+			p.informers.StartWithContext(below)
+		case <-below.Done():
+		}
 		<-below.Done()
 		p.informers.Shutdown()
 		return nil
@@ -216,6 +239,12 @@ func (p *parts) run(ctx context.Context, ready func()) error {
 		case <-ctx.Done():
 			return nil
 		}
+		select {
+		case <-p.workers:
+		case <-ctx.Done():
+			return nil
+		}
+		p.informers.StartWithContext(below) // those that a fork's workers asked for
 		return p.work(ctx, ready)
 	})
 	err := above.Wait()
@@ -261,6 +290,7 @@ func (p *parts) work(ctx context.Context, ready func()) error {
 
 // close frees what assemble opened, users before what they use.
 func (p *parts) close() error {
+	p.end()
 	var errs []error
 	if p.nodes != nil {
 		errs = append(errs, p.nodes.close())

@@ -125,6 +125,9 @@ func (s *Store) read(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse
 
 // values calls do with the states that a range has at rev, in order.
 func (s *Store) values(states []found, rev int64, do func(*mvccpb.KeyValue) error) error {
+	if s.base != nil {
+		return s.base.values(states, do)
+	}
 	if s.disk != nil && len(states) > 16 {
 		return s.disk.scan(states, rev, do)
 	}
@@ -144,6 +147,9 @@ func (s *Store) values(states []found, rev int64, do func(*mvccpb.KeyValue) erro
 func (s *Store) value(f found) (*mvccpb.KeyValue, error) {
 	if f.kv != nil {
 		return f.kv, nil
+	}
+	if s.base != nil {
+		return s.base.value(f)
 	}
 	return s.disk.get(f.key, f.rev)
 }

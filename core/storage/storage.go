@@ -101,6 +101,7 @@ func (o *Options) complete() {
 type Store struct {
 	opts Options
 	disk *disk // nil in memory
+	base *base // nil unless it is a fork
 	etcd *kubernetes.Client
 	hub  *hub
 
@@ -138,17 +139,7 @@ type Store struct {
 // ErrInUse, ErrNewerFormat or ErrForeign, wrapped with the directory's name.
 func Open(opts Options) (*Store, error) {
 	opts.complete()
-	s := &Store{
-		opts:     opts,
-		requests: make(chan *request, 1024),
-		written:  make(chan struct{}),
-		index:    newIndex(),
-		rev:      1, // as etcd: the first change is revision 2
-		leases:   map[int64]*lease{},
-		leaseOf:  map[string]int64{},
-		pins:     map[int64]int{},
-		changed:  make(chan struct{}, 1),
-	}
+	s := newStore(opts)
 	if opts.Dir != "" {
 		var err error
 		if s.disk, err = openDisk(opts.Dir, opts.logFile, opts.Logger); err != nil {
@@ -159,7 +150,28 @@ func Open(opts Options) (*Store, error) {
 			return nil, fmt.Errorf("storage: load %s: %w", opts.Dir, err)
 		}
 	}
-	s.times.add(mark{opts.Clock.Now().UnixMilli(), s.rev, s.times.written})
+	s.start()
+	return s, nil
+}
+
+// newStore makes an empty store of which nothing runs.
+func newStore(opts Options) *Store {
+	return &Store{
+		opts:     opts,
+		requests: make(chan *request, 1024),
+		written:  make(chan struct{}),
+		index:    newIndex(),
+		rev:      1, // as etcd: the first change is revision 2
+		leases:   map[int64]*lease{},
+		leaseOf:  map[string]int64{},
+		pins:     map[int64]int{},
+		changed:  make(chan struct{}, 1),
+	}
+}
+
+// start sets it going.
+func (s *Store) start() {
+	s.times.add(mark{s.opts.Clock.Now().UnixMilli(), s.rev, s.times.written})
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.etcd = newClient(s)
 	s.hub = newHub(s, s.rev)
@@ -167,7 +179,6 @@ func Open(opts Options) (*Store, error) {
 	s.tasks.Go(s.hub.run)
 	s.tasks.Go(s.expireLeases)
 	s.tasks.Go(s.keepHouse)
-	return s, nil
 }
 
 // Etcd is a client of this store. It lives as long as the store; its own Close
@@ -213,6 +224,9 @@ func (s *Store) Close() error {
 		<-s.written
 		s.tasks.Wait()
 		_ = s.etcd.Close() // its context only
+		if s.base != nil {
+			s.base.parent.unpin(s.base.rev)
+		}
 		if s.disk != nil {
 			s.result = s.disk.close()
 		}

@@ -203,10 +203,10 @@ func (w *writer) state(key string) (*mvccpb.KeyValue, error) {
 		return nil, nil
 	}
 	v, ok := e.find(w.s.rev)
-	if !ok || v.kv != nil {
-		return v.kv, nil
+	if !ok {
+		return nil, nil
 	}
-	return w.s.disk.get(key, v.rev)
+	return w.s.value(found{key, v})
 }
 
 // modified is the revision of a key as the batch leaves it, 0 when absent.
