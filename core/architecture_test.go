@@ -58,7 +58,7 @@ var oneWay = []struct {
 		"controllers see objects, not where they are kept"},
 	{"core/storage", []string{"core/apiserver", "core/controllers", "core/scheduler", "core/admission", "core/api", "runtime", "policies"},
 		"the store knows keys and values, not kinds"},
-	{"sdk", []string{"core", "runtime", "policies", "cmd"},
+	{"sdk/go", []string{"core", "runtime", "policies", "cmd", "sdk/conformance"},
 		"a guest imports nothing of its host"},
 }
 

@@ -6,5 +6,6 @@ import "embed"
 
 // Files by their path below this folder.
 //
-//go:embed c/qm.h go/doc.go go/guest.go go/record.go
+//go:embed c/qm.h go/*.go go/columns go/rows go/admission rust/Cargo.toml rust/src
+//go:embed assemblyscript/package.json assemblyscript/package-lock.json assemblyscript/assembly
 var Files embed.FS

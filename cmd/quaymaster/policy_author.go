@@ -44,9 +44,10 @@ func newPolicyBuild() *cobra.Command {
 	return &cobra.Command{
 		Use:   "build FOLDER",
 		Short: "Compile and pack a policy",
-		Long: `Build compiles the Go package or the C files of a folder, adds manifest.json and
-writes NAME.wasm beside them, NAME being the manifest's. C needs clang-19 and
-lld-19. A Rego policy is only checked.`,
+		Long: `Build compiles the Go package, the C files, the Rust crate or the AssemblyScript
+module of a folder, adds manifest.json and writes NAME.wasm beside them, NAME
+being the manifest's. docs/sdk says what each language needs. A Rego policy is
+only checked.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withEngines(func(engines author.Engines) error {

@@ -36,7 +36,7 @@ func TestPolicyCommands(t *testing.T) {
 	}{
 		{"new --lang rego " + folder, []string{module + "\n", tests + "\n"}},
 		{"new --lang rego " + folder, []string{"!is not empty"}},
-		{"new --lang basic " + folder, []string{"!one of c, go, rego"}},
+		{"new --lang basic " + folder, []string{"!one of assemblyscript, c, go, rego, rust"}},
 		{"build " + folder, []string{module + " ", " bytes sha256:"}},
 		{"test -v " + tests, []string{"ok   a pod of no team", tests + ": 2 cases passed"}},
 		{"inspect " + module, []string{"teams", "Filter, Score", "deadline 1s"}},

@@ -40,17 +40,32 @@ func write(t testing.TB, dir, name, content string) string {
 	return file
 }
 
+// needs skips a test on a machine without the toolchain of a language; that of
+// CI has all.
+func needs(t testing.TB, lang string) {
+	t.Helper()
+	sdk, err := filepath.Abs("../../sdk/assemblyscript/node_modules/.bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", os.Getenv("PATH")+string(os.PathListSeparator)+sdk)
+	for _, tool := range map[string][]string{
+		"c": {"clang-19", "wasm-ld-19"}, "rust": {"/usr/bin/rustc", "wasm-ld-14"}, "assemblyscript": {"node", "asc"},
+	}[lang] {
+		if _, err := exec.LookPath(tool); err != nil {
+			if os.Getenv("QUAYMASTER_REQUIRE_TOOLCHAINS") != "" {
+				t.Fatal(err)
+			}
+			t.Skip(err)
+		}
+	}
+}
+
 // TestTemplates: what New writes builds and passes its tests.
 func TestTemplates(t *testing.T) {
 	for _, lang := range author.Languages() {
 		t.Run(lang, func(t *testing.T) {
-			if lang == "c" {
-				for _, tool := range []string{"clang-19", "wasm-ld-19"} {
-					if _, err := exec.LookPath(tool); err != nil {
-						t.Skip(err)
-					}
-				}
-			}
+			needs(t, lang)
 			e := engines(t)
 			dir := filepath.Join(t.TempDir(), "my-policy")
 			files, err := author.New(lang, dir)
@@ -93,7 +108,7 @@ func TestTemplates(t *testing.T) {
 
 func TestNewRefuses(t *testing.T) {
 	for _, tt := range []struct{ lang, name, want string }{
-		{"cobol", "p", "one of c, go, rego"},
+		{"cobol", "p", "one of assemblyscript, c, go, rego, rust"},
 		{"c", "Not_A_Name", "cannot name a policy"},
 	} {
 		dir := filepath.Join(t.TempDir(), tt.name)
@@ -114,7 +129,7 @@ func TestBuildRefuses(t *testing.T) {
 		files map[string]string
 		want  string
 	}{
-		{"nothing", nil, "no .go, .c or .rego"},
+		{"nothing", nil, "none of .go, .c, .rs, .ts, .rego"},
 		{"two languages", map[string]string{"p.c": "", "p.rego": ""}, "several languages"},
 		{"two modules", map[string]string{"a.rego": "", "b.rego": "", "b_test.rego": ""}, "2 Rego modules"},
 		{"rego that does not parse", map[string]string{"p.rego": "package p\n\ndeny contains if"}, "p.rego:3: "},

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,41 +16,8 @@ import (
 // ManifestFile is the manifest's name in the folder of a policy.
 const ManifestFile = "manifest.json"
 
-// CommandC compiles sources of dir with the C SDK's header in include.
-// The error says that the machine has no clang-19 or wasm-ld-19.
-func CommandC(ctx context.Context, dir, out, include string, sources []string, flags ...string) (*exec.Cmd, error) {
-	all := append([]string{"--target=wasm32", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-mbulk-memory", "-msign-ext",
-		"-nostdlib", "-ffreestanding", "-Wl,--no-entry", "-Wl,--strip-all", "-Wl,-z,stack-size=16384", "-I", include}, flags...)
-	return Clang(ctx, dir, out, sources, all...)
-}
-
-// Clang runs clang-19, which must have its linker beside it.
-func Clang(ctx context.Context, dir, out string, sources []string, flags ...string) (*exec.Cmd, error) {
-	compiler, err := exec.LookPath("clang-19")
-	if err != nil {
-		return nil, err
-	}
-	if _, err := exec.LookPath("wasm-ld-19"); err != nil {
-		return nil, err
-	}
-	cmd := exec.CommandContext(ctx, compiler, append(append(slices.Clone(flags), "-o", out), sources...)...)
-	cmd.Dir = dir
-	return cmd, nil
-}
-
-// CommandGo compiles the package of dir with the standard toolchain.
-func CommandGo(ctx context.Context, dir, out string, env ...string) (*exec.Cmd, error) {
-	compiler, err := exec.LookPath("go")
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.CommandContext(ctx, compiler, "build", "-buildmode=c-shared", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", out, ".")
-	cmd.Dir = dir
-	cmd.Env = append(append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "GOFLAGS=", "CGO_ENABLED=0", "GOWORK=off"), env...)
-	return cmd, nil
-}
-
-// Build makes the policy of a folder: a Go package, .c files or a .rego file.
+// Build makes the policy of a folder: a Go package, .c files, a Rust crate, an
+// AssemblyScript module or a .rego file.
 // A module goes to NAME.wasm, NAME being the manifest's; a Rego module is
 // checked as it lies. It returns the file, and refuses what a server would.
 func (e Engines) Build(ctx context.Context, dir string) (file string, i *policies.Inspection, err error) {
@@ -59,15 +25,9 @@ func (e Engines) Build(ctx context.Context, dir string) (file string, i *policie
 	if err != nil {
 		return "", nil, err
 	}
-	switch {
-	case sources[".rego"] != nil:
-		file = filepath.Join(dir, sources[".rego"][0])
-	case sources[".go"] != nil:
-		file, err = module(dir, func(out string) (*exec.Cmd, error) { return CommandGo(ctx, dir, out) })
-	default:
-		file, err = module(dir, func(out string) (*exec.Cmd, error) { return CommandC(ctx, dir, out, ".", sources[".c"]) })
-	}
-	if err != nil {
+	if modules := sources[".rego"]; modules != nil {
+		file = filepath.Join(dir, modules[0])
+	} else if file, err = module(dir, func(out string) (Compile, error) { return command(ctx, dir, out, sources) }); err != nil {
 		return "", nil, err
 	}
 	if i, err = e.Inspect(file); err != nil {
@@ -89,13 +49,13 @@ func sourcesOf(dir string) (map[string][]string, error) {
 	for _, entry := range entries {
 		extension := filepath.Ext(entry.Name())
 		test := strings.HasSuffix(strings.TrimSuffix(entry.Name(), extension), "_test")
-		if slices.Contains([]string{".go", ".c", ".rego"}, extension) && !test && !entry.IsDir() {
+		if slices.Contains(extensions, extension) && !test && !entry.IsDir() {
 			found[extension] = append(found[extension], entry.Name())
 		}
 	}
 	switch {
 	case len(found) == 0:
-		return nil, fmt.Errorf("folder %s holds no .go, .c or .rego file", dir)
+		return nil, fmt.Errorf("folder %s holds none of %s files", dir, strings.Join(extensions, ", "))
 	case len(found) > 1:
 		return nil, fmt.Errorf("folder %s holds sources of several languages", dir)
 	case len(found[".rego"]) > 1:
@@ -105,7 +65,7 @@ func sourcesOf(dir string) (map[string][]string, error) {
 }
 
 // module compiles and packs.
-func module(dir string, compile func(out string) (*exec.Cmd, error)) (string, error) {
+func module(dir string, compile func(out string) (Compile, error)) (string, error) {
 	manifest := filepath.Join(dir, ManifestFile)
 	name, err := checkManifest(manifest)
 	if err != nil {
@@ -120,12 +80,12 @@ func module(dir string, compile func(out string) (*exec.Cmd, error)) (string, er
 	}
 	defer os.RemoveAll(temporary)
 	built := filepath.Join(temporary, "policy.wasm")
-	cmd, err := compile(built)
+	commands, err := compile(built)
 	if err != nil {
 		return "", err
 	}
-	if output, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("%s: %w\n%s", filepath.Base(cmd.Path), err, strings.TrimSpace(string(output)))
+	if err := commands.Run(); err != nil {
+		return "", err
 	}
 	out := filepath.Join(dir, name+".wasm")
 	return out, PackFile(built, manifest, out)

@@ -25,16 +25,27 @@ type language struct {
 	engine    policyv1alpha1.EngineType
 	extension string            // of the policy's file
 	templates []string          // a name, or a folder that all is taken of
-	sdk       map[string]string // path below sdk by the path in the new folder
+	sdk       map[string]string // file or folder below sdk by the path in the new folder
+}
+
+// modules have a manifest, and tests and objects like those of Rego.
+func modules(folder string, sdk map[string]string) language {
+	return language{policyv1alpha1.EngineWasm, ".wasm", []string{folder, "manifest.json.tmpl", "tests.yaml.tmpl", "policy.yaml.tmpl"}, sdk}
 }
 
 var languages = map[string]language{
-	"go": {policyv1alpha1.EngineWasm, ".wasm", []string{"go", "manifest.json.tmpl", "tests.yaml.tmpl", "policy.yaml.tmpl"},
-		map[string]string{"qm/doc.go": "go/doc.go", "qm/guest.go": "go/guest.go", "qm/record.go": "go/record.go"}},
-	"c": {policyv1alpha1.EngineWasm, ".wasm", []string{"c", "manifest.json.tmpl", "tests.yaml.tmpl", "policy.yaml.tmpl"},
-		map[string]string{"qm.h": "c/qm.h"}},
+	"go":   modules("go", map[string]string{"qm": "go"}),
+	"rust": modules("rust", map[string]string{"qm": "rust"}),
+	"c":    modules("c", map[string]string{"qm.h": "c/qm.h"}),
+	"assemblyscript": modules("assemblyscript", map[string]string{
+		"qm": "assemblyscript/assembly", "package.json": "assemblyscript/package.json", "package-lock.json": "assemblyscript/package-lock.json",
+	}),
 	"rego": {policyv1alpha1.EngineRego, ".rego", []string{"rego", "tests.yaml.tmpl", "policy.yaml.tmpl"}, nil},
 }
+
+// goModule is the import path of the Go SDK, which a new policy has in a folder of
+// its own module.
+const goModule = "github.com/quaymaster/quaymaster/sdk/go"
 
 // Languages that New knows.
 func Languages() []string {
@@ -105,12 +116,22 @@ func (l language) files(name string) (map[string][]byte, error) {
 			return nil, err
 		}
 	}
-	for target, file := range l.sdk {
-		data, err := sdk.Files.ReadFile(file)
+	own := strings.NewReplacer(goModule, "policy.example/"+name+"/qm")
+	for target, from := range l.sdk {
+		err := fs.WalkDir(sdk.Files, from, func(file string, entry fs.DirEntry, err error) error {
+			if err != nil || entry.IsDir() || strings.HasSuffix(file, "_test.go") {
+				return err
+			}
+			data, err := sdk.Files.ReadFile(file)
+			if filepath.Ext(file) == ".go" {
+				data = []byte(own.Replace(string(data)))
+			}
+			out[target+strings.TrimPrefix(file, from)] = data
+			return err
+		})
 		if err != nil {
 			return nil, err
 		}
-		out[target] = data
 	}
 	return out, nil
 }

@@ -1,7 +1,7 @@
 // Command build makes the guests of this folder and the sample workload: it
 // compiles each, adds a guest's manifest as a custom section and writes the
-// module and its digest. With -verify it writes nothing and fails where a fresh build differs from what is
-// there. Guests whose toolchain the machine lacks are named and left alone.
+// module and its digest. With -verify it writes nothing and fails where a fresh
+// build differs from what is there. Guests whose toolchain the machine lacks are named and left alone.
 //
 //	go run ./wasm-plugins/build [-verify] [-root DIR]
 package main
@@ -13,7 +13,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -24,36 +24,66 @@ import (
 // guest is one module to build; a workload has no manifest.
 type guest struct {
 	dir, out, manifest string
-	build              func(dir, out string) (*exec.Cmd, error)
+	build              func(dir, out string) (author.Compile, error)
 }
 
 var guests = []guest{
 	{"wasm-plugins/c/prefer-label", "prefer-label-v1.wasm", "manifest-v1.json", c("prefer-label.c", "-DVERSION=1")},
 	{"wasm-plugins/c/prefer-label", "prefer-label-v2.wasm", "manifest-v2.json", c("prefer-label.c", "-DVERSION=2")},
-	{"wasm-plugins/c/node-condition", "node-condition.wasm", "manifest.json", c("node-condition.c")},
-	{"wasm-plugins/go/cpu-headroom", "cpu-headroom.wasm", "manifest.json", golang},
+	of("c/node-condition", c("node-condition.c")),
+	of("c/default-toleration", c("default-toleration.c")),
+	of("go/cpu-headroom", golang),
+	of("go/arch-match", golang),
+	of("go/resource-ratio", golang),
+	of("rust/gpu-binpack", rust),
+	of("rust/image-present", rust),
+	of("rust/required-labels", rust),
+	of("assemblyscript/zone-preference", assemblyscript),
+	of("assemblyscript/dedicated-nodes", assemblyscript),
+	of("assemblyscript/image-registry", assemblyscript),
 	{"examples/hello/program", "hello.wasm", "", workload("hello.c")},
+}
+
+// of a folder below wasm-plugins whose base is the guest's name.
+func of(folder string, build func(dir, out string) (author.Compile, error)) guest {
+	return guest{"wasm-plugins/" + folder, path.Base(folder) + ".wasm", author.ManifestFile, build}
 }
 
 // toolchain makes the Go guests: another patch release makes other bytes.
 const toolchain = "go1.26.8"
 
-func c(source string, flags ...string) func(dir, out string) (*exec.Cmd, error) {
-	return func(dir, out string) (*exec.Cmd, error) {
+func c(source string, flags ...string) func(dir, out string) (author.Compile, error) {
+	return func(dir, out string) (author.Compile, error) {
 		return author.CommandC(context.Background(), dir, out, "../../../sdk/c", []string{source}, flags...)
 	}
 }
 
 // workload is a WASI command: it has an entry, and no SDK.
-func workload(source string) func(dir, out string) (*exec.Cmd, error) {
-	return func(dir, out string) (*exec.Cmd, error) {
+func workload(source string) func(dir, out string) (author.Compile, error) {
+	return func(dir, out string) (author.Compile, error) {
 		return author.Clang(context.Background(), dir, out, []string{source}, "--target=wasm32-unknown-unknown", "-Oz", "-nostdlib", "-fno-builtin",
 			"-mbulk-memory", "-Wl,--no-entry,--export=_start,--strip-all,-z,stack-size=8192,--initial-memory=131072")
 	}
 }
 
-func golang(dir, out string) (*exec.Cmd, error) {
+func golang(dir, out string) (author.Compile, error) {
 	return author.CommandGo(context.Background(), dir, out, "GOTOOLCHAIN="+toolchain)
+}
+
+func rust(dir, out string) (author.Compile, error) {
+	return author.CommandRust(context.Background(), dir, out, "../../../sdk/rust", "main.rs")
+}
+
+// assemblyscript runs at the repository's root: the compiler names a module by its
+// path below where it runs.
+func assemblyscript(dir, out string) (author.Compile, error) {
+	root := filepath.Join(dir, "../../..")
+	source, err := filepath.Rel(root, filepath.Join(dir, "main.ts"))
+	if err != nil {
+		return nil, err
+	}
+	const sdk = "sdk/assemblyscript"
+	return author.CommandAssemblyScript(context.Background(), root, out, sdk+"/assembly", source, filepath.Join(root, sdk))
 }
 
 func main() {
@@ -85,12 +115,12 @@ func run(root string, g guest, verify bool) (string, error) {
 	}
 	defer os.RemoveAll(temp)
 	built := filepath.Join(temp, g.out)
-	cmd, err := g.build(dir, built)
+	commands, err := g.build(dir, built)
 	if err != nil {
 		return "left alone: " + err.Error(), nil
 	}
-	if output, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, output)
+	if err := commands.Run(); err != nil {
+		return "", err
 	}
 	module, err := os.ReadFile(built)
 	if err != nil {

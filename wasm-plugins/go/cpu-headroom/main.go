@@ -8,10 +8,9 @@ package main
 
 import (
 	"errors"
-	"strconv"
-	"strings"
 
 	qm "github.com/quaymaster/quaymaster/sdk/go"
+	"github.com/quaymaster/quaymaster/sdk/go/columns"
 )
 
 const reasonHeadroom = 1
@@ -19,26 +18,23 @@ const reasonHeadroom = 1
 var maxPercent int64 = 90
 
 func init() {
-	qm.Register(qm.Policy{Configure: configure, Filter: filter, Score: score})
+	qm.Configure(configure)
+	columns.Register(columns.Policy{Filter: filter, Score: score})
 }
 
 func main() {}
 
-// configure reads the one member by hand: encoding/json would double the module.
-func configure(json []byte) error {
-	text := strings.TrimSpace(string(json))
-	text, open := strings.CutPrefix(text, "{")
-	text, end := strings.CutSuffix(text, "}")
-	text = strings.TrimSpace(text)
-	if open && end && text == "" {
-		return nil
-	}
-	name, value, ok := strings.Cut(text, ":")
-	n, err := strconv.ParseInt(strings.TrimSpace(value), 10, 64)
-	if !open || !end || !ok || strings.TrimSpace(name) != `"maxPercent"` || err != nil || n < 1 || n > 100 {
+func configure(config qm.JSON) error {
+	var bad bool
+	config.Items(func(key, value qm.JSON) bool {
+		n, ok := value.Int64()
+		bad = bad || !key.Is("maxPercent") || !ok || n < 1 || n > 100
+		maxPercent = n
+		return true
+	})
+	if bad || config.Kind() != qm.Object {
 		return errors.New(`want {"maxPercent": N} with N from 1 to 100`)
 	}
-	maxPercent = n
 	return nil
 }
 

@@ -1,0 +1,2 @@
+// Package rows registers a guest that sees one whole node a call.
+package rows
