@@ -1,17 +1,23 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/quaymaster/quaymaster/core/api"
+	"github.com/quaymaster/quaymaster/runtime/agent"
+	"github.com/quaymaster/quaymaster/runtime/agent/cgroup"
 	"github.com/quaymaster/quaymaster/runtime/agent/remote"
+	"github.com/quaymaster/quaymaster/runtime/cri"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd"
 	"github.com/quaymaster/quaymaster/runtime/plugin"
 )
@@ -21,6 +27,9 @@ type agentFlags struct {
 	labels                                              map[string]string
 	taints                                              []string
 	verbose                                             bool
+	clusterDNS                                          []string
+	clusterDomain, cgroupRoot                           string
+	podPIDs                                             int64
 }
 
 func newAgent() *cobra.Command {
@@ -44,6 +53,10 @@ certificate that it was given. The container runtime is a process of its own.`,
 	f.StringVar(&flags.listen, "listen", "127.0.0.1:0", "address of the kubelet API, which the server must reach; port 0 picks a free one")
 	f.StringVar(&flags.runtime, "runtime", "auto", "containerd; cri: another CRI runtime, at --runtime-address; wasm: WebAssembly programs; sim: pods that only seem to run; auto: the first of these that is there")
 	f.StringVar(&flags.address, "runtime-address", "", "socket of the container runtime, unix:///PATH (default for containerd: "+containerd.DefaultAddress+")")
+	f.StringSliceVar(&flags.clusterDNS, "cluster-dns", nil, "name servers of pods that want the cluster's (default: the machine's)")
+	f.StringVar(&flags.clusterDomain, "cluster-domain", "cluster.local", "domain of the cluster's services")
+	f.StringVar(&flags.cgroupRoot, "cgroup-root", "/", "control group below which the pods' are; two nodes of one machine need two")
+	f.Int64Var(&flags.podPIDs, "pod-max-pids", 0, "how many processes a pod may have (0: no limit)")
 	f.StringToStringVar(&flags.labels, "label", nil, "label of the node, key=value; may be repeated")
 	f.StringArrayVar(&flags.taints, "taint", nil, "taint of the node, key[=value]:effect; may be repeated")
 	f.BoolVarP(&flags.verbose, "verbose", "v", false, "log what the parts do, to standard error")
@@ -87,13 +100,32 @@ func (f *agentFlags) run(cmd *cobra.Command) (err error) {
 		return fmt.Errorf("start the %s backend: %w", runtime.name, err)
 	}
 	defer func() { err = errors.Join(err, supervisor.Close()) }()
+	var containers *agent.Containers
+	if runtime.containers {
+		if containers, err = f.containers(cmd.Context(), supervisor.Backend(), runtime.capacity, log); err != nil {
+			return err
+		}
+	}
 	return remote.Run(cmd.Context(), remote.Options{
 		Server: f.server, Token: f.token, NodeName: f.name, Dir: dir,
 		Backend: supervisor.Backend(), Listener: listener,
-		Labels: runtime.withLabels(f.labels), Taints: taints, Capacity: runtime.capacity, Version: api.Version(version),
+		Labels: runtime.withLabels(f.labels), Taints: taints, Capacity: runtime.capacity, Containers: containers, Version: api.Version(version),
 		Joined: func() { fmt.Fprintf(cmd.OutOrStdout(), "ready: node %s has joined %s\n", f.name, f.server) },
 		Logger: log,
 	})
+}
+
+// containers is how this machine's processes are held: in control groups of the agent's making, unless
+// the runtime leaves them to systemd.
+func (f *agentFlags) containers(ctx context.Context, backend cri.Backend, capacity corev1.ResourceList, log *slog.Logger) (*agent.Containers, error) {
+	out := &agent.Containers{ClusterDNS: f.clusterDNS, ClusterDomain: f.clusterDomain}
+	config, err := backend.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{})
+	if err == nil && config.GetLinux().GetCgroupDriver() == runtimeapi.CgroupDriver_SYSTEMD {
+		log.Warn("the container runtime leaves control groups to systemd: pods have the limits of their containers and no others")
+		return out, nil
+	}
+	out.Cgroups, err = cgroup.New(cgroup.Options{Root: f.cgroupRoot, Allocatable: capacity, PodPIDs: f.podPIDs})
+	return out, err
 }
 
 // parseTaints reads key[=value]:effect, as kubectl taint does.

@@ -23,10 +23,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/record"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/utils/clock"
 
+	"github.com/quaymaster/quaymaster/runtime/agent/cgroup"
 	"github.com/quaymaster/quaymaster/runtime/agent/node"
 	"github.com/quaymaster/quaymaster/runtime/agent/pleg"
 	"github.com/quaymaster/quaymaster/runtime/agent/server"
@@ -62,12 +64,34 @@ type Options struct {
 	// Dir holds logs and volumes: DIR/log as upstream's /var/log/pods, DIR/pods.
 	// "" = no logs and no volumes: for simulated nodes only.
 	Dir         string
-	SkipVolumes bool                 // for a backend that looks at no mounts
-	PodWriter   PodWriter            // nil = Client
-	Joined      func()               // called once the Node is registered; may be nil
-	Recorder    record.EventRecorder // nil = no events
-	Clock       Clock                // nil = real
-	Logger      *slog.Logger         // nil = discard
+	SkipVolumes bool                      // for a backend that looks at no mounts
+	Containers  *Containers               // nil = containers are not processes of this machine's
+	Services    corelisters.ServiceLister // for containers' variables; nil = none
+	// ServicesSynced says that Services knows them all; no container is made before. nil = it always does.
+	ServicesSynced func() bool
+	PodWriter      PodWriter            // nil = Client
+	Joined         func()               // called once the Node is registered; may be nil
+	Recorder       record.EventRecorder // nil = no events
+	Clock          Clock                // nil = real
+	Logger         *slog.Logger         // nil = discard
+}
+
+// Containers says how pods are treated whose containers are the machine's own
+// processes: they have control groups, name servers, an /etc/hosts, and probes.
+type Containers struct {
+	// Cgroups makes a group for each pod; nil leaves that to the runtime.
+	Cgroups *cgroup.Manager
+	// ClusterDNS are the name servers of pods with dnsPolicy ClusterFirst; none = the machine's.
+	ClusterDNS []string
+	// ClusterDomain is "cluster.local" if it is empty.
+	ClusterDomain string
+}
+
+func (c *Containers) clusterDomain() string {
+	if c.ClusterDomain == "" {
+		return "cluster.local"
+	}
+	return c.ClusterDomain
 }
 
 // Clock is what an agent needs of one.
@@ -115,6 +139,9 @@ func (w clientWriter) Delete(ctx context.Context, namespace, name string, opts m
 func New(opts Options) (*Agent, error) {
 	if opts.NodeName == "" || opts.Client == nil || opts.Backend == nil || opts.Pods == nil {
 		return nil, errors.New("an agent needs a node name, a client, a backend and a pod source")
+	}
+	if opts.Containers != nil && (opts.Dir == "" || opts.SkipVolumes) {
+		return nil, errors.New("a node with containers needs a folder for their logs and volumes")
 	}
 	if opts.Dir != "" { // a backend's process may have another working directory
 		dir, err := filepath.Abs(opts.Dir)
@@ -198,6 +225,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	wg.Wait()
 	a.wg.Wait()
+	for _, p := range pods {
+		if p.probes != nil {
+			p.probes.Stop()
+		}
+	}
 	return nil
 }
 

@@ -9,7 +9,7 @@ import (
 	"strconv"
 
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -20,6 +20,7 @@ const (
 	labelPodUID        = "io.kubernetes.pod.uid"
 	labelContainerName = "io.kubernetes.container.name"
 	annotationRestarts = "io.kubernetes.container.restartCount"
+	annotationImage    = "quaymaster.dev/image" // as the pod's spec had it
 )
 
 // logDir is the folder of a pod's logs, "" where there are none.
@@ -30,41 +31,57 @@ func (a *Agent) logDir(pod *v1.Pod) string {
 	return filepath.Join(a.opts.Dir, "log", pod.Namespace+"_"+pod.Name+"_"+string(pod.UID))
 }
 
-func (a *Agent) sandboxConfig(pod *v1.Pod, attempt uint32) *runtimeapi.PodSandboxConfig {
+// podDir holds what is a pod's own on the node's disk.
+func (a *Agent) podDir(uid types.UID) string { return filepath.Join(a.opts.Dir, "pods", string(uid)) }
+
+// sandboxConfig resolves what a pod's sandbox is made from. Its errors are the user's.
+func (a *Agent) sandboxConfig(pod *v1.Pod, attempt uint32) (*runtimeapi.PodSandboxConfig, error) {
 	labels := map[string]string{labelPodName: pod.Name, labelPodNamespace: pod.Namespace, labelPodUID: string(pod.UID)}
 	for k, v := range pod.Labels {
 		if _, ours := labels[k]; !ours {
 			labels[k] = v
 		}
 	}
-	host := pod.Spec.Hostname
-	if host == "" {
-		host = pod.Name
+	host, domain := a.hostname(pod)
+	if yes(pod.Spec.SetHostnameAsFQDN) && domain != "" {
+		if host += "." + domain; len(host) > 64 {
+			return nil, fmt.Errorf("failed to construct FQDN from pod hostname and cluster domain, FQDN %s is too long (%d characters is the max, %d characters requested)", host, 64, len(host))
+		}
+	}
+	security, err := a.sandboxSecurity(pod)
+	if err != nil {
+		return nil, err
 	}
 	config := &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: pod.Name, Namespace: pod.Namespace, Uid: string(pod.UID), Attempt: attempt},
-		Hostname: host[:min(len(host), 63)], LogDirectory: a.logDir(pod), Labels: labels, Annotations: pod.Annotations,
+		Hostname: host, LogDirectory: a.logDir(pod), Labels: labels, Annotations: pod.Annotations,
+		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: security},
 	}
-	namespaces := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
-	if pod.Spec.HostNetwork {
-		namespaces.Network = runtimeapi.NamespaceMode_NODE
-	}
-	if pod.Spec.HostPID {
-		namespaces.Pid = runtimeapi.NamespaceMode_NODE
-	}
-	if pod.Spec.HostIPC {
-		namespaces.Ipc = runtimeapi.NamespaceMode_NODE
-	}
-	config.Linux = &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: namespaces}}
-	for _, c := range pod.Spec.Containers {
-		for _, port := range c.Ports {
-			config.PortMappings = append(config.PortMappings, &runtimeapi.PortMapping{
-				Protocol: runtimeapi.Protocol(runtimeapi.Protocol_value[string(port.Protocol)]), ContainerPort: port.ContainerPort,
-				HostPort: port.HostPort, HostIp: port.HostIP,
-			})
+	if p := pod.Spec.SecurityContext; p != nil && len(p.Sysctls) > 0 {
+		config.Linux.Sysctls = map[string]string{}
+		for _, s := range p.Sysctls {
+			config.Linux.Sysctls[s.Name] = s.Value
 		}
 	}
-	return config
+	if h := a.opts.Containers; h != nil {
+		if config.DnsConfig, err = a.dns(pod); err != nil {
+			return nil, err
+		}
+		if h.Cgroups != nil {
+			config.Linux.CgroupParent = h.Cgroups.Parent(pod)
+		}
+	}
+	for _, list := range [][]v1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
+		for _, c := range list {
+			for _, port := range c.Ports {
+				config.PortMappings = append(config.PortMappings, &runtimeapi.PortMapping{
+					Protocol: runtimeapi.Protocol(runtimeapi.Protocol_value[string(port.Protocol)]), ContainerPort: port.ContainerPort,
+					HostPort: port.HostPort, HostIp: port.HostIP,
+				})
+			}
+		}
+	}
+	return config, nil
 }
 
 // containerConfig resolves what a container's spec refers to. Its errors are the user's.
@@ -93,9 +110,12 @@ func (a *Agent) containerConfig(ctx context.Context, pod *v1.Pod, c *v1.Containe
 		Labels: map[string]string{
 			labelPodName: pod.Name, labelPodNamespace: pod.Namespace, labelPodUID: string(pod.UID), labelContainerName: c.Name,
 		},
-		Annotations: map[string]string{annotationRestarts: strconv.Itoa(int(attempt))},
+		Annotations: map[string]string{annotationRestarts: strconv.Itoa(int(attempt)), annotationImage: c.Image},
 		LogPath:     logPath, Stdin: c.Stdin, StdinOnce: c.StdinOnce, Tty: c.TTY,
-		Linux: &runtimeapi.LinuxContainerConfig{Resources: resources(c), SecurityContext: security(pod, c)},
+		Linux: &runtimeapi.LinuxContainerConfig{Resources: a.resources(pod, c)},
+	}
+	if config.Linux.SecurityContext, err = a.security(ctx, pod, c, image); err != nil {
+		return nil, err
 	}
 	if a.volumes != nil {
 		mounts, err := a.volumes.Mounts(pod, c, func(s string) string { return expand(s, vars) })
@@ -104,57 +124,55 @@ func (a *Agent) containerConfig(ctx context.Context, pod *v1.Pod, c *v1.Containe
 		}
 		config.Mounts = mounts
 	}
+	if a.opts.Containers != nil {
+		own, err := a.ownMounts(pod, c, attempt, ips)
+		if err != nil {
+			return nil, err
+		}
+		config.Mounts = append(config.Mounts, own...)
+	}
 	return config, nil
 }
 
-// resources follows upstream: a CPU's shares are 1024, its quota 100 ms.
-func resources(c *v1.Container) *runtimeapi.LinuxContainerResources {
-	out := &runtimeapi.LinuxContainerResources{CpuShares: 2}
-	if r := c.Resources.Requests.Cpu(); r.Sign() > 0 {
-		out.CpuShares = max(r.MilliValue()*1024/1000, 2)
-	}
-	if l := c.Resources.Limits.Cpu(); l.Sign() > 0 {
-		out.CpuPeriod, out.CpuQuota = 100000, max(l.MilliValue()*100, 1000)
-		if c.Resources.Requests.Cpu().IsZero() {
-			out.CpuShares = max(l.MilliValue()*1024/1000, 2)
+// ownMounts are those that every container has: /etc/hosts and the file of its last words.
+func (a *Agent) ownMounts(pod *v1.Pod, c *v1.Container, attempt uint32, ips []string) ([]*runtimeapi.Mount, error) {
+	taken := func(path string) bool {
+		for _, m := range c.VolumeMounts {
+			if filepath.Clean(m.MountPath) == path {
+				return true
+			}
 		}
+		return false
 	}
-	out.MemoryLimitInBytes = c.Resources.Limits.Memory().Value()
-	return out
+	var out []*runtimeapi.Mount
+	if !taken("/etc/hosts") {
+		path, err := a.hostsFile(pod, ips)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, &runtimeapi.Mount{
+			ContainerPath: "/etc/hosts", HostPath: path, Readonly: c.SecurityContext != nil && yes(c.SecurityContext.ReadOnlyRootFilesystem),
+		})
+	}
+	if c.TerminationMessagePath == "" || taken(filepath.Clean(c.TerminationMessagePath)) {
+		return out, nil
+	}
+	path := a.lastWords(pod.UID, c.Name, attempt)
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+		return nil, fmt.Errorf("make the file of the container's last words: %w", err)
+	}
+	if err := os.WriteFile(path, nil, 0o666); err != nil {
+		return nil, fmt.Errorf("make the file of the container's last words: %w", err)
+	}
+	if err := os.Chmod(path, 0o666); err != nil { // whoever runs in it may write
+		return nil, err
+	}
+	return append(out, &runtimeapi.Mount{ContainerPath: c.TerminationMessagePath, HostPath: path}), nil
 }
 
-func security(pod *v1.Pod, c *v1.Container) *runtimeapi.LinuxContainerSecurityContext {
-	out := &runtimeapi.LinuxContainerSecurityContext{}
-	if p := pod.Spec.SecurityContext; p != nil {
-		if p.RunAsUser != nil {
-			out.RunAsUser = &runtimeapi.Int64Value{Value: *p.RunAsUser}
-		}
-		if p.RunAsGroup != nil {
-			out.RunAsGroup = &runtimeapi.Int64Value{Value: *p.RunAsGroup}
-		}
-		out.SupplementalGroups = p.SupplementalGroups
-	}
-	if s := c.SecurityContext; s != nil {
-		if s.RunAsUser != nil {
-			out.RunAsUser = &runtimeapi.Int64Value{Value: *s.RunAsUser}
-		}
-		if s.RunAsGroup != nil {
-			out.RunAsGroup = &runtimeapi.Int64Value{Value: *s.RunAsGroup}
-		}
-		out.Privileged = s.Privileged != nil && *s.Privileged
-		out.ReadonlyRootfs = s.ReadOnlyRootFilesystem != nil && *s.ReadOnlyRootFilesystem
-		out.NoNewPrivs = s.AllowPrivilegeEscalation != nil && !*s.AllowPrivilegeEscalation
-		if s.Capabilities != nil {
-			out.Capabilities = &runtimeapi.Capability{}
-			for _, k := range s.Capabilities.Add {
-				out.Capabilities.AddCapabilities = append(out.Capabilities.AddCapabilities, string(k))
-			}
-			for _, k := range s.Capabilities.Drop {
-				out.Capabilities.DropCapabilities = append(out.Capabilities.DropCapabilities, string(k))
-			}
-		}
-	}
-	return out
+// lastWords is the file behind a container's terminationMessagePath.
+func (a *Agent) lastWords(uid types.UID, container string, attempt uint32) string {
+	return filepath.Join(a.podDir(uid), "containers", container, strconv.Itoa(int(attempt)))
 }
 
 // event records one of the pod or, where a name is given, of its container.
@@ -176,12 +194,15 @@ func (a *Agent) event(pod *v1.Pod, kind, reason, message, container string) {
 	a.opts.Recorder.Event(ref, kind, reason, message)
 }
 
-// cleanUp removes the pod's logs and volumes.
+// cleanUp removes the pod's logs, volumes and control groups.
 func (a *Agent) cleanUp(pod *v1.Pod) error {
 	if a.opts.Dir == "" {
 		return nil
 	}
 	err := os.RemoveAll(a.logDir(pod))
+	if h := a.opts.Containers; h != nil && h.Cgroups != nil {
+		err = errors.Join(err, h.Cgroups.Remove(pod.UID))
+	}
 	if a.volumes != nil {
 		err = errors.Join(err, a.volumes.TearDown(pod.UID))
 	}
@@ -195,48 +216,4 @@ func (a *Agent) removeLog(path string) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		a.log.Warn("remove an old log", "path", path, "err", err)
 	}
-}
-
-// containerResource answers a resourceFieldRef as upstream does: a limit that
-// is not set is the node's allocatable.
-func (a *Agent) containerResource(pod *v1.Pod, c *v1.Container, ref *v1.ResourceFieldSelector) (string, error) {
-	if ref.ContainerName != "" && ref.ContainerName != c.Name {
-		found := false
-		for _, list := range [][]v1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
-			for i := range list {
-				if list[i].Name == ref.ContainerName {
-					c, found = &list[i], true
-				}
-			}
-		}
-		if !found {
-			return "", fmt.Errorf("container %s not found", ref.ContainerName)
-		}
-	}
-	return resourceValue(c, ref, a.opts.Capacity)
-}
-
-func resourceValue(c *v1.Container, ref *v1.ResourceFieldSelector, node v1.ResourceList) (string, error) {
-	divisor := ref.Divisor
-	if divisor.IsZero() {
-		divisor = resource.MustParse("1")
-	}
-	var list v1.ResourceList
-	var name v1.ResourceName
-	switch kind, rest, _ := cut(ref.Resource); kind {
-	case "limits":
-		list, name = c.Resources.Limits, v1.ResourceName(rest)
-	case "requests":
-		list, name = c.Resources.Requests, v1.ResourceName(rest)
-	default:
-		return "", fmt.Errorf("unsupported container resource : %v", ref.Resource)
-	}
-	q, ok := list[name]
-	if !ok && ref.Resource[0] == 'l' {
-		q = node[name]
-	}
-	if name == v1.ResourceCPU {
-		return strconv.FormatInt((q.MilliValue()+divisor.MilliValue()-1)/divisor.MilliValue(), 10), nil
-	}
-	return strconv.FormatInt((q.Value()+divisor.Value()-1)/divisor.Value(), 10), nil
 }

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -15,8 +16,6 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/agent/volume"
 )
 
-func cut(s string) (before, after string, found bool) { return strings.Cut(s, ".") }
-
 // environment resolves a container's variables in their order: envFrom, then
 // env; a later one of a name wins.
 func (a *Agent) environment(ctx context.Context, pod *v1.Pod, c *v1.Container, ips []string) ([]*runtimeapi.KeyValue, error) {
@@ -28,25 +27,27 @@ func (a *Agent) environment(ctx context.Context, pod *v1.Pod, c *v1.Container, i
 		}
 		values[k] = v
 	}
-	maps := map[string]map[string]string{} // fetched config maps and secrets
+	services, err := a.serviceLinks(pod)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range slices.Sorted(maps.Keys(services)) {
+		set(k, services[k])
+	}
+	fetched := map[string]map[string]string{} // config maps and secrets
 	for _, from := range c.EnvFrom {
 		var data map[string]string
 		var err error
 		switch {
 		case from.ConfigMapRef != nil:
-			data, err = a.data(ctx, maps, "configmap", pod.Namespace, from.ConfigMapRef.Name, from.ConfigMapRef.Optional)
+			data, err = a.data(ctx, fetched, "configmap", pod.Namespace, from.ConfigMapRef.Name, from.ConfigMapRef.Optional)
 		case from.SecretRef != nil:
-			data, err = a.data(ctx, maps, "secret", pod.Namespace, from.SecretRef.Name, from.SecretRef.Optional)
+			data, err = a.data(ctx, fetched, "secret", pod.Namespace, from.SecretRef.Name, from.SecretRef.Optional)
 		}
 		if err != nil {
 			return nil, err
 		}
-		keys := make([]string, 0, len(data))
-		for k := range data {
-			keys = append(keys, k)
-		}
-		slices.Sort(keys)
-		for _, k := range keys {
+		for _, k := range slices.Sorted(maps.Keys(data)) {
 			if len(validation.IsEnvVarName(from.Prefix+k)) == 0 {
 				set(from.Prefix+k, data[k])
 			}
@@ -57,7 +58,7 @@ func (a *Agent) environment(ctx context.Context, pod *v1.Pod, c *v1.Container, i
 			set(e.Name, expand(e.Value, values))
 			continue
 		}
-		value, ok, err := a.valueFrom(ctx, maps, pod, c, e.ValueFrom, ips)
+		value, ok, err := a.valueFrom(ctx, fetched, pod, c, e.ValueFrom, ips)
 		if err != nil {
 			return nil, err
 		}
@@ -73,9 +74,9 @@ func (a *Agent) environment(ctx context.Context, pod *v1.Pod, c *v1.Container, i
 }
 
 // valueFrom is not ok for an optional reference to what is not there.
-func (a *Agent) valueFrom(ctx context.Context, maps map[string]map[string]string, pod *v1.Pod, c *v1.Container, src *v1.EnvVarSource, ips []string) (value string, ok bool, err error) {
+func (a *Agent) valueFrom(ctx context.Context, fetched map[string]map[string]string, pod *v1.Pod, c *v1.Container, src *v1.EnvVarSource, ips []string) (value string, ok bool, err error) {
 	pick := func(kind, name, key string, optional *bool) (string, bool, error) {
-		data, err := a.data(ctx, maps, kind, pod.Namespace, name, optional)
+		data, err := a.data(ctx, fetched, kind, pod.Namespace, name, optional)
 		if err != nil {
 			return "", false, err
 		}
@@ -113,9 +114,9 @@ func (a *Agent) valueFrom(ctx context.Context, maps map[string]map[string]string
 }
 
 // data fetches a config map or secret once for a container.
-func (a *Agent) data(ctx context.Context, maps map[string]map[string]string, kind, namespace, name string, optional *bool) (map[string]string, error) {
+func (a *Agent) data(ctx context.Context, fetched map[string]map[string]string, kind, namespace, name string, optional *bool) (map[string]string, error) {
 	key := kind + "/" + name
-	if data, ok := maps[key]; ok {
+	if data, ok := fetched[key]; ok {
 		return data, nil
 	}
 	data := map[string]string{}
@@ -133,10 +134,13 @@ func (a *Agent) data(ctx context.Context, maps map[string]map[string]string, kin
 			data = m.Data
 		}
 	}
-	if err != nil && !(apierrors.IsNotFound(err) && optional != nil && *optional) {
+	if apierrors.IsNotFound(err) && (optional == nil || !*optional) {
+		return nil, fmt.Errorf("%s %q not found", kind, name)
+	}
+	if err != nil && !apierrors.IsNotFound(err) {
 		return nil, err
 	}
-	maps[key] = data
+	fetched[key] = data
 	return data, nil
 }
 

@@ -87,7 +87,8 @@ func TestResources(t *testing.T) {
 		return v1.ResourceList{v1.ResourceCPU: resource.MustParse(cpu), v1.ResourceMemory: resource.MustParse(memory)}
 	}
 	c := &v1.Container{Resources: v1.ResourceRequirements{Requests: list("100m", "100Mi"), Limits: list("300m", "500Mi")}}
-	if r := resources(c); r.CpuShares != 102 || r.CpuQuota != 30000 || r.CpuPeriod != 100000 || r.MemoryLimitInBytes != 500<<20 {
+	a := &Agent{opts: Options{Capacity: DefaultCapacity()}}
+	if r := a.resources(&v1.Pod{}, c); r.CpuShares != 102 || r.CpuQuota != 30000 || r.CpuPeriod != 100000 || r.MemoryLimitInBytes != 500<<20 {
 		t.Errorf("resources: %v", r)
 	}
 	for _, test := range []struct{ name, divisor, want string }{

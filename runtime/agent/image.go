@@ -71,7 +71,11 @@ func (p *pod) image(ctx context.Context, api *v1.Pod, c *v1.Container) (ref, rea
 		return "", "ImagePullBackOff", message, left
 	}
 	a.event(api, v1.EventTypeNormal, "Pulling", fmt.Sprintf("Pulling image %q", c.Image), c.Name)
-	pulled, err := a.opts.Backend.PullImage(ctx, &runtimeapi.PullImageRequest{Image: spec, SandboxConfig: a.sandboxConfig(api, p.attempt-1)})
+	sandbox, err := a.sandboxConfig(api, p.attempt-1)
+	var pulled *runtimeapi.PullImageResponse
+	if err == nil {
+		pulled, err = a.opts.Backend.PullImage(ctx, &runtimeapi.PullImageRequest{Image: spec, SandboxConfig: sandbox})
+	}
 	if err != nil {
 		p.backoff.next(clock, key, clock.Now())
 		text := fmt.Errorf("failed to pull image %q: %s", c.Image, grpcstatus.Convert(err).Message())

@@ -180,7 +180,7 @@ func TestImageThatCannotBePulled(t *testing.T) {
 		p.Spec.Containers[0].EnvFrom = []v1.EnvFromSource{{ConfigMapRef: &v1.ConfigMapEnvSource{LocalObjectReference: v1.LocalObjectReference{Name: "none"}}}}
 	}))
 	pod = c.until("noconfig", waiting("CreateContainerConfigError"))
-	if m := pod.Status.ContainerStatuses[0].State.Waiting.Message; m != `configmaps "none" not found` {
+	if m := pod.Status.ContainerStatuses[0].State.Waiting.Message; m != `configmap "none" not found` {
 		t.Errorf("message %q", m)
 	}
 }

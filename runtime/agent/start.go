@@ -3,13 +3,17 @@ package agent
 import (
 	"context"
 	"fmt"
+	"os"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/quaymaster/quaymaster/runtime/agent/probe"
 	"github.com/quaymaster/quaymaster/runtime/agent/status"
 )
 
@@ -45,7 +49,14 @@ func (p *pod) start(ctx context.Context, api *v1.Pod) (time.Duration, error) {
 		if !sidecar && cur != nil && cur.State == runtimeapi.ContainerState_CONTAINER_EXITED && cur.ExitCode == 0 {
 			continue
 		}
-		if cur == nil || cur.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		if cur != nil && cur.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			if err := p.unfit(ctx, api, c, cur); err != nil {
+				return 0, err
+			}
+			if sidecar && !begun && !p.started(cur.Id) {
+				return again, nil // its startup probe's success is the next event
+			}
+		} else {
 			policy := api.Spec.RestartPolicy
 			switch {
 			case sidecar:
@@ -62,15 +73,28 @@ func (p *pod) start(ctx context.Context, api *v1.Pod) (time.Duration, error) {
 				p.finished = p.done(api)
 				return again, nil
 			}
+			if sidecar && !begun && p.probes != nil && c.StartupProbe != nil {
+				return again, nil
+			}
 		}
 		if !sidecar {
 			return again, nil // its end is the next event
 		}
 	}
+	for i := range api.Spec.EphemeralContainers {
+		wait, err := p.ephemeral(ctx, api, &api.Spec.EphemeralContainers[i])
+		if err != nil {
+			return 0, err
+		}
+		soonest(wait)
+	}
 	for i := range api.Spec.Containers {
 		c := &api.Spec.Containers[i]
 		cur := p.rt.Current(c.Name)
 		if cur != nil && cur.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			if err := p.unfit(ctx, api, c, cur); err != nil {
+				return 0, err
+			}
 			continue
 		}
 		_, wait, err := p.container(ctx, api, c, cur, api.Spec.RestartPolicy)
@@ -122,15 +146,58 @@ func (p *pod) sandbox(ctx context.Context, api *v1.Pod) error {
 		}
 		p.a.event(api, v1.EventTypeNormal, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.", "")
 	}
-	config := p.a.sandboxConfig(api, p.attempt)
+	config, err := p.a.sandboxConfig(api, p.attempt)
+	if err != nil {
+		p.a.event(api, v1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: "+err.Error(), "")
+		return fmt.Errorf("create the sandbox: %w", err)
+	}
+	if h := p.a.opts.Containers; h != nil {
+		if err := p.prepare(api, h); err != nil {
+			p.a.event(api, v1.EventTypeWarning, "FailedCreatePodContainer", err.Error(), "")
+			return err
+		}
+	}
 	p.attempt++ // a sandbox that failed may keep its name
-	r, err := b.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
+	handler, err := p.a.handler(ctx, api)
+	if err != nil {
+		p.a.event(api, v1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: "+err.Error(), "")
+		return fmt.Errorf("create the sandbox: %w", err)
+	}
+	r, err := b.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
 	if err != nil {
 		p.a.event(api, v1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: "+grpcstatus.Convert(err).Message(), "")
 		return fmt.Errorf("create the sandbox: %w", err)
 	}
 	p.sandboxID = r.PodSandboxId
 	return p.observe(ctx)
+}
+
+// prepare makes what a pod's containers need of the machine.
+func (p *pod) prepare(api *v1.Pod, h *Containers) error {
+	if err := os.MkdirAll(p.a.podDir(api.UID), 0o750); err != nil {
+		return fmt.Errorf("make the pod's folder: %w", err)
+	}
+	if dir := p.a.logDir(api); dir != "" {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("make the folder of the pod's logs: %w", err)
+		}
+	}
+	if h.Cgroups == nil {
+		return nil
+	}
+	return h.Cgroups.Ensure(api)
+}
+
+// handler is the runtime's name for what the pod's RuntimeClass asks for.
+func (a *Agent) handler(ctx context.Context, pod *v1.Pod) (string, error) {
+	if pod.Spec.RuntimeClassName == nil || *pod.Spec.RuntimeClassName == "" || a.opts.Containers == nil {
+		return "", nil
+	}
+	class, err := a.opts.Client.NodeV1().RuntimeClasses().Get(ctx, *pod.Spec.RuntimeClassName, metav1.GetOptions{})
+	if err != nil {
+		return "", fmt.Errorf("failed to get RuntimeClass %q: %w", *pod.Spec.RuntimeClassName, err)
+	}
+	return class.Handler, nil
 }
 
 // container starts one that does not run, if its policy and its back-off let
@@ -164,8 +231,21 @@ func (p *pod) container(ctx context.Context, api *v1.Pod, c *v1.Container, cur *
 		p.fails(api, c, "CreateContainerConfigError", err.Error())
 		return false, time.Second << min(p.failures, 4), nil
 	}
+	if target := targetOf(api, c.Name); target != "" {
+		t := p.rt.Current(target)
+		if t == nil || t.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			p.fails(api, c, "CreateContainerConfigError", fmt.Sprintf("unable to find target container %v", target))
+			return false, firstBackOff, nil
+		}
+		n := config.Linux.SecurityContext.NamespaceOptions
+		n.Pid, n.TargetId = runtimeapi.NamespaceMode_TARGET, t.Id
+	}
 	b := p.a.opts.Backend
-	created, err := b.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.sandboxID, Config: config, SandboxConfig: p.a.sandboxConfig(api, p.attempt-1)})
+	sandbox, err := p.a.sandboxConfig(api, p.attempt-1)
+	if err != nil {
+		return false, 0, err
+	}
+	created, err := b.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.sandboxID, Config: config, SandboxConfig: sandbox})
 	if err != nil {
 		if transient(err) {
 			return false, 0, fmt.Errorf("create container %s: %w", c.Name, err)
@@ -184,7 +264,91 @@ func (p *pod) container(ctx context.Context, api *v1.Pod, c *v1.Container, cur *
 	p.a.event(api, v1.EventTypeNormal, "Started", "Container started", c.Name)
 	delete(p.waiting, c.Name)
 	p.prune(ctx, c.Name)
+	if c.Lifecycle != nil && c.Lifecycle.PostStart != nil {
+		return p.postStart(ctx, api, c, created.ContainerId)
+	}
 	return true, 0, nil
+}
+
+// postStart runs a container's hook; a container whose hook fails is ended.
+func (p *pod) postStart(ctx context.Context, api *v1.Pod, c *v1.Container, id string) (ok bool, wait time.Duration, err error) {
+	hookCtx, done := p.interruptible(ctx, api)
+	err = p.hook(hookCtx, api, c, id, c.Lifecycle.PostStart)
+	interrupted := hookCtx.Err() != nil
+	done()
+	switch {
+	case interrupted:
+		return false, 0, errInterrupted
+	case err == nil:
+		return true, 0, nil
+	}
+	p.waits(c.Name, "PostStartHookError", err.Error())
+	p.a.event(api, v1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed", c.Name)
+	cur := &runtimeapi.ContainerStatus{Id: id, Metadata: &runtimeapi.ContainerMetadata{Name: c.Name}}
+	return false, time.Second, p.kill(ctx, api, cur, "FailedPostStartHook", ptrOr(api.Spec.TerminationGracePeriodSeconds, v1.DefaultTerminationGracePeriodSeconds), nil)
+}
+
+// started tells whether a running container has got over its startup probe.
+func (p *pod) started(id string) bool {
+	if p.probes == nil {
+		return true
+	}
+	started, _, _ := p.probes.State(id)
+	return started
+}
+
+// unfit ends a running container whose probes say so or whose image is another by now; its
+// restart policy does the rest.
+func (p *pod) unfit(ctx context.Context, api *v1.Pod, c *v1.Container, cur *runtimeapi.ContainerStatus) error {
+	grace := ptrOr(api.Spec.TerminationGracePeriodSeconds, v1.DefaultTerminationGracePeriodSeconds)
+	message := ""
+	if image := cur.Annotations[annotationImage]; image != "" && image != c.Image {
+		message = fmt.Sprintf("Container %s definition changed, will be restarted", c.Name)
+	}
+	if p.probes != nil {
+		_, _, failed := p.probes.State(cur.Id)
+		spec := map[string]*v1.Probe{probe.Startup: c.StartupProbe, probe.Liveness: c.LivenessProbe}[failed]
+		if spec != nil {
+			message = fmt.Sprintf("Container %s failed %s probe, will be restarted", c.Name, strings.ToLower(failed))
+			if api.Spec.RestartPolicy == v1.RestartPolicyNever && !status.Sidecar(c) {
+				message = fmt.Sprintf("Container %s failed %s probe", c.Name, strings.ToLower(failed))
+			}
+			grace = ptrOr(spec.TerminationGracePeriodSeconds, grace)
+		}
+	}
+	if message == "" {
+		return nil
+	}
+	killCtx, done := p.interruptible(ctx, api)
+	defer done()
+	if err := p.kill(killCtx, api, cur, message, grace, nil); err != nil {
+		if killCtx.Err() != nil && ctx.Err() == nil {
+			return errInterrupted
+		}
+		return fmt.Errorf("stop container %s: %w", c.Name, err)
+	}
+	p.kick() // what follows depends on how it ended
+	return nil
+}
+
+// ephemeral starts a container for debugging, once.
+func (p *pod) ephemeral(ctx context.Context, api *v1.Pod, e *v1.EphemeralContainer) (time.Duration, error) {
+	c := (*v1.Container)(&e.EphemeralContainerCommon)
+	if p.rt.Current(c.Name) != nil {
+		return 0, nil
+	}
+	_, wait, err := p.container(ctx, api, c, nil, v1.RestartPolicyNever)
+	return wait, err
+}
+
+// targetOf names the container whose processes an ephemeral one sees.
+func targetOf(api *v1.Pod, name string) string {
+	for i := range api.Spec.EphemeralContainers {
+		if e := &api.Spec.EphemeralContainers[i]; e.Name == name {
+			return e.TargetContainerName
+		}
+	}
+	return ""
 }
 
 // transient tells of errors of the connection or the runtime's health: not the container's fault.

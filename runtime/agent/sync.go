@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -27,6 +26,9 @@ func (p *pod) step(ctx context.Context, api *v1.Pod, gone bool) (again time.Dura
 	if err := p.observe(ctx); err != nil {
 		return 0, err
 	}
+	if p.failure == nil {
+		again = p.deadline(api)
+	}
 	switch {
 	case gone:
 		if err := p.stop(ctx, api, 0); err != nil {
@@ -39,7 +41,7 @@ func (p *pod) step(ctx context.Context, api *v1.Pod, gone bool) (again time.Dura
 		return 0, nil
 	case api.DeletionTimestamp != nil:
 		return 0, p.terminate(ctx, api)
-	case p.finished || api.Status.Phase == v1.PodSucceeded || api.Status.Phase == v1.PodFailed:
+	case p.finished || p.failure != nil || api.Status.Phase == v1.PodSucceeded || api.Status.Phase == v1.PodFailed:
 		p.finished = true
 		return 0, p.end(ctx, api)
 	}
@@ -49,7 +51,11 @@ func (p *pod) step(ctx context.Context, api *v1.Pod, gone bool) (again time.Dura
 			return 0, err
 		}
 	}
+	due := again
 	again, err = p.start(ctx, api)
+	if due > 0 && (again == 0 || due < again) {
+		again = due
+	}
 	if observed := p.observe(ctx); observed != nil {
 		return 0, observed
 	}
@@ -104,6 +110,9 @@ func (p *pod) observe(ctx context.Context) error {
 	}
 	p.rt.SandboxReady = r.Status.State == runtimeapi.PodSandboxState_SANDBOX_READY
 	p.rt.Containers = containers
+	if p.a.opts.Containers != nil {
+		p.look()
+	}
 	if ip := r.Status.GetNetwork().GetIp(); ip != "" && p.rt.SandboxReady {
 		p.rt.IPs = append(p.rt.IPs[:0:0], ip)
 		for _, more := range r.Status.Network.AdditionalIps {
@@ -111,8 +120,11 @@ func (p *pod) observe(ctx context.Context) error {
 		}
 	}
 	p.mu.Lock()
-	p.shown = containers
+	p.shown = p.rt.Containers
 	p.mu.Unlock()
+	if p.probes != nil {
+		p.probe()
+	}
 	return nil
 }
 
@@ -178,6 +190,9 @@ func (p *pod) past(statuses []v1.ContainerStatus) {
 // lost forgets a sandbox that the runtime has no more.
 func (p *pod) lost() {
 	now := status.Generate(p.api, &p.rt, p.waiting, false, p.a.opts.Clock.Now())
+	if p.probes != nil {
+		p.probes.Ended(nil)
+	}
 	p.past(now.InitContainerStatuses)
 	p.past(now.ContainerStatuses)
 	p.sandboxID, p.rt.SandboxReady, p.rt.IPs, p.rt.Containers = "", false, nil, nil
@@ -237,62 +252,11 @@ func (p *pod) stored(obj *v1.Pod) {
 	p.api = obj
 }
 
-// stop ends all containers and the sandbox. The grace period is that of the
-// pod's deletion; a shorter one that comes meanwhile begins anew.
-func (p *pod) stop(ctx context.Context, api *v1.Pod, grace int64) error {
-	running := func(c *runtimeapi.ContainerStatus) bool {
-		return c.State == runtimeapi.ContainerState_CONTAINER_RUNNING
-	}
-	if slices.ContainsFunc(p.rt.Containers, running) {
-		stopCtx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		p.mu.Lock()
-		p.interrupt = cancel
-		if grace > 0 && (p.gone || deadline(p.api).Before(deadline(api))) {
-			cancel() // the news came before the stop began
-		}
-		p.mu.Unlock()
-		errs := make(chan error, len(p.rt.Containers))
-		n := 0
-		for _, c := range p.rt.Containers {
-			if !running(c) {
-				continue
-			}
-			n++
-			p.a.event(api, v1.EventTypeNormal, "Killing", fmt.Sprintf("Stopping container %s", c.GetMetadata().GetName()), c.GetMetadata().GetName())
-			go func() {
-				_, err := p.a.opts.Backend.StopContainer(stopCtx, &runtimeapi.StopContainerRequest{ContainerId: c.Id, Timeout: grace})
-				errs <- err
-			}()
-		}
-		var failed error
-		for range n {
-			if err := <-errs; err != nil {
-				failed = err
-			}
-		}
-		p.mu.Lock()
-		p.interrupt = nil
-		p.mu.Unlock()
-		if failed != nil {
-			if ctx.Err() == nil && stopCtx.Err() != nil {
-				return errInterrupted
-			}
-			return fmt.Errorf("stop containers: %w", failed)
-		}
-	}
-	if p.sandboxID == "" || !p.rt.SandboxReady {
-		return nil
-	}
-	if _, err := p.a.opts.Backend.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.sandboxID}); err != nil {
-		return fmt.Errorf("stop sandbox %s: %w", p.sandboxID, err)
-	}
-	p.rt.SandboxReady = false
-	return nil
-}
-
 // remove takes the pod out of the runtime and frees its volumes and logs.
 func (p *pod) remove(ctx context.Context) error {
+	if p.probes != nil {
+		p.probes.Stop()
+	}
 	if p.sandboxID != "" {
 		if _, err := p.a.opts.Backend.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.sandboxID}); err != nil {
 			return fmt.Errorf("remove sandbox %s: %w", p.sandboxID, err)
@@ -319,6 +283,9 @@ func (p *pod) terminate(ctx context.Context, api *v1.Pod) error {
 		return err
 	}
 	p.waiting = nil
+	if p.probes != nil {
+		p.probes.Ended(nil)
+	}
 	if err := p.report(ctx, true); err != nil {
 		return err
 	}

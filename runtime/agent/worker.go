@@ -12,6 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/utils/clock"
 
+	"github.com/quaymaster/quaymaster/runtime/agent/probe"
 	"github.com/quaymaster/quaymaster/runtime/agent/status"
 )
 
@@ -42,6 +43,16 @@ type pod struct {
 	failures  int              // steps in a row that failed
 	finished  bool             // nothing of it will run again
 	volumes   bool             // they are made
+	probes    *probe.Pod       // nil where containers cannot be asked
+	failure   *status.Failure  // why the node ended the pod
+
+	hooked map[string]bool // containers whose preStop hook was begun; guarded by mu
+}
+
+func (a *Agent) newPod(uid types.UID, api *v1.Pod) *pod {
+	p := &pod{a: a, uid: uid, api: api}
+	p.probes = a.newProbes(p)
+	return p
 }
 
 // PodSet is how the source hands over a pod that is new or changed.
@@ -49,7 +60,7 @@ func (a *Agent) PodSet(obj *v1.Pod) {
 	a.mu.Lock()
 	p := a.pods[obj.UID]
 	if p == nil {
-		p = &pod{a: a, uid: obj.UID, api: obj}
+		p = a.newPod(obj.UID, obj)
 		a.pods[obj.UID] = p
 		a.mu.Unlock()
 		p.kick()
@@ -134,7 +145,8 @@ func (a *Agent) relisted(known map[types.UID][]*runtimeapi.PodSandbox) {
 			m := sandboxes[0].GetMetadata()
 			orphan := &v1.Pod{}
 			orphan.Name, orphan.Namespace, orphan.UID = m.GetName(), m.GetNamespace(), uid
-			p = &pod{a: a, uid: uid, api: orphan, gone: true}
+			p = a.newPod(uid, orphan)
+			p.gone = true
 			a.pods[uid] = p
 		}
 		a.mu.Unlock()

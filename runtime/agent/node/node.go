@@ -183,6 +183,7 @@ func (m *Manager) register(ctx context.Context) error {
 func (m *Manager) report(ctx context.Context) error {
 	nodes := m.opts.Client.CoreV1().Nodes()
 	now := m.opts.Clock.Now()
+	var refused error
 	for range 3 {
 		want := m.node.DeepCopy()
 		m.status(ctx, want, now)
@@ -197,7 +198,9 @@ func (m *Manager) report(ctx context.Context) error {
 			m.node, m.reported = node, now
 			return nil
 		}
-		if !apierrors.IsConflict(err) {
+		refused = err
+		// A node may not change taints: so a stale copy of one whose taints changed is refused.
+		if !apierrors.IsConflict(err) && !apierrors.IsForbidden(err) {
 			return fmt.Errorf("update the status of node %s: %w", m.opts.Name, err)
 		}
 		if node, err = nodes.Get(ctx, m.opts.Name, metav1.GetOptions{}); err != nil {
@@ -208,7 +211,7 @@ func (m *Manager) report(ctx context.Context) error {
 		}
 		m.node = node
 	}
-	return fmt.Errorf("update the status of node %s: it keeps changing", m.opts.Name)
+	return fmt.Errorf("update the status of node %s: %w", m.opts.Name, refused)
 }
 
 // status fills in what the agent knows.

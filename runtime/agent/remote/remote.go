@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	typedv1 "k8s.io/client-go/kubernetes/typed/core/v1"
@@ -38,7 +39,10 @@ type Options struct {
 	Labels   map[string]string
 	Taints   []v1.Taint
 	Capacity v1.ResourceList // nil = agent.DefaultCapacity
+	Reserved v1.ResourceList // what pods do not get of it
 	Version  string
+	// Containers is for a backend whose containers are this machine's processes.
+	Containers *agent.Containers
 	// Joined, if set, is called once the cluster has taken the node in.
 	Joined func()
 	Logger *slog.Logger // nil = discard
@@ -79,11 +83,15 @@ func Run(ctx context.Context, opts Options) error {
 	if err != nil {
 		return err
 	}
+	shared := informers.NewSharedInformerFactory(client, 0)
+	services := shared.Core().V1().Services()
+	servicesSynced := services.Informer().HasSynced
 	events := record.NewBroadcaster(record.WithContext(ctx))
 	defer events.Shutdown()
 	events.StartRecordingToSink(&typedv1.EventSinkImpl{Interface: client.CoreV1().Events("")})
 	a, err := agent.New(agent.Options{
-		NodeName: opts.NodeName, Client: client, Backend: opts.Backend, Pods: pods, Labels: opts.Labels, Taints: opts.Taints, Capacity: opts.Capacity,
+		NodeName: opts.NodeName, Client: client, Backend: opts.Backend, Pods: pods, Labels: opts.Labels, Taints: opts.Taints, Capacity: opts.Capacity, Reserved: opts.Reserved,
+		Containers: opts.Containers, Services: services.Lister(), ServicesSynced: servicesSynced,
 		Addresses: []v1.NodeAddress{{Type: v1.NodeInternalIP, Address: opts.Address.String()}, {Type: v1.NodeHostName, Address: opts.NodeName}},
 		Port:      int32(addr.Port), Version: opts.Version, Dir: opts.Dir, Joined: opts.Joined, Logger: opts.Logger,
 		Recorder: events.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: opts.NodeName}),
@@ -96,6 +104,8 @@ func Run(ctx context.Context, opts Options) error {
 	var wg sync.WaitGroup
 	errs := make([]error, 2)
 	wg.Go(func() { informer.RunWithContext(ctx) })
+	shared.StartWithContext(ctx)
+	defer shared.Shutdown()
 	wg.Go(func() {
 		defer cancel()
 		errs[0] = server.Serve(ctx, server.ServeOptions{

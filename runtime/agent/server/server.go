@@ -178,7 +178,7 @@ func (h *handler) containerLogs(w http.ResponseWriter, r *http.Request) {
 }
 
 func containerStatus(pod *v1.Pod, name string) (v1.ContainerStatus, bool) {
-	for _, list := range [][]v1.ContainerStatus{pod.Status.ContainerStatuses, pod.Status.InitContainerStatuses} {
+	for _, list := range [][]v1.ContainerStatus{pod.Status.ContainerStatuses, pod.Status.InitContainerStatuses, pod.Status.EphemeralContainerStatuses} {
 		for _, st := range list {
 			if st.Name == name {
 				return st, true

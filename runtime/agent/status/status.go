@@ -23,7 +23,14 @@ type Runtime struct {
 	Containers []*runtimeapi.ContainerStatus
 	// Lost holds the last known status of containers that are in the runtime no more.
 	Lost map[string]v1.ContainerStatus
+	// Asked tells by its ID how a running container's probes see it; nil = what runs is ready.
+	Asked func(id string) (started, ready bool)
+	// Failed says that the node ended the pod, and why.
+	Failed *Failure
 }
+
+// Failure is why a node ended a pod.
+type Failure struct{ Reason, Message string }
 
 // Waiting is why a container that should run does not.
 type Waiting struct{ Reason, Message string }
@@ -103,6 +110,7 @@ func Generate(pod *v1.Pod, rt *Runtime, waiting map[string]Waiting, terminal boo
 	initialized := initDone(pod, rt)
 	st.InitContainerStatuses = containers(pod, rt, waiting, pod.Spec.InitContainers, true, initialized, pod.Status.InitContainerStatuses)
 	st.ContainerStatuses = containers(pod, rt, waiting, pod.Spec.Containers, false, initialized, pod.Status.ContainerStatuses)
+	st.EphemeralContainerStatuses = ephemeral(pod, rt, waiting)
 	if terminal { // what was running when it was last seen did not end well
 		for _, list := range [][]v1.ContainerStatus{st.InitContainerStatuses, st.ContainerStatuses} {
 			for i := range list {
@@ -113,6 +121,9 @@ func Generate(pod *v1.Pod, rt *Runtime, waiting map[string]Waiting, terminal boo
 		}
 	}
 	st.Phase = phase(pod, &st, terminal)
+	if rt.Failed != nil && pod.Status.Phase != v1.PodSucceeded {
+		st.Phase, st.Reason, st.Message = v1.PodFailed, rt.Failed.Reason, rt.Failed.Message
+	}
 	st.QOSClass = pod.Status.QOSClass
 	conditions(pod, &st, rt.SandboxReady, initialized, now)
 	return st
@@ -134,6 +145,11 @@ func initDone(pod *v1.Pod, rt *Runtime) bool {
 		case Sidecar(c):
 			if cur.State == runtimeapi.ContainerState_CONTAINER_CREATED {
 				return false
+			}
+			if rt.Asked != nil && cur.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+				if started, _ := rt.Asked(cur.Id); !started {
+					return false
+				}
 			}
 		case cur.State != runtimeapi.ContainerState_CONTAINER_EXITED || cur.ExitCode != 0:
 			return false
@@ -196,12 +212,28 @@ func containers(pod *v1.Pod, rt *Runtime, waiting map[string]Waiting, specs []v1
 			st.State = v1.ContainerState{Waiting: &v1.ContainerStateWaiting{Reason: w.Reason, Message: w.Message}}
 		}
 		running := st.State.Running != nil
-		st.Started = &running
-		st.Ready = running
+		started, ready := running, running
+		if running && rt.Asked != nil {
+			started, ready = rt.Asked(instances[0].Id)
+		}
+		st.Started, st.Ready = &started, ready
 		if init && !Sidecar(spec) {
 			st.Ready = st.State.Terminated != nil && st.State.Terminated.ExitCode == 0
 		}
 		out = append(out, st)
+	}
+	return out
+}
+
+// ephemeral are the statuses of containers for debugging: they are never ready and count for nothing.
+func ephemeral(pod *v1.Pod, rt *Runtime, waiting map[string]Waiting) []v1.ContainerStatus {
+	specs := make([]v1.Container, 0, len(pod.Spec.EphemeralContainers))
+	for i := range pod.Spec.EphemeralContainers {
+		specs = append(specs, v1.Container(pod.Spec.EphemeralContainers[i].EphemeralContainerCommon))
+	}
+	out := containers(pod, rt, waiting, specs, false, true, pod.Status.EphemeralContainerStatuses)
+	for i := range out {
+		out[i].Ready, out[i].Started = false, nil
 	}
 	return out
 }

@@ -6,6 +6,7 @@ package containerd
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -28,6 +29,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/quaymaster/quaymaster/runtime/cri/socket"
 )
@@ -67,6 +69,35 @@ func New(opts Options) (*Backend, error) {
 		return nil, err
 	}
 	return &Backend{Backend: s, conn: s.Conn(), log: opts.Logger}, nil
+}
+
+// RuntimeConfig tells who makes control groups. Before containerd 2 the CRI service has no such call; its
+// configuration, which its status shows, says it.
+func (b *Backend) RuntimeConfig(ctx context.Context, in *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
+	r, err := b.Backend.RuntimeConfig(ctx, in)
+	if status.Code(err) != codes.Unimplemented {
+		return r, err
+	}
+	st, err := b.Status(ctx, &runtimeapi.StatusRequest{Verbose: true})
+	if err != nil {
+		return nil, err
+	}
+	var config struct {
+		Containerd struct {
+			DefaultRuntimeName string
+			Runtimes           map[string]struct {
+				Options struct{ SystemdCgroup bool }
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(st.Info["config"]), &config); err != nil {
+		return nil, status.Errorf(codes.Unimplemented, "containerd does not show its configuration: %v", err)
+	}
+	driver := runtimeapi.CgroupDriver_CGROUPFS
+	if config.Containerd.Runtimes[config.Containerd.DefaultRuntimeName].Options.SystemdCgroup {
+		driver = runtimeapi.CgroupDriver_SYSTEMD
+	}
+	return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: driver}}, nil
 }
 
 // importTime bounds how long containerd keeps the parts of an import that never came to its end.
