@@ -2,14 +2,22 @@ package oracle
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	v1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/yaml"
 
 	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
 	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
@@ -21,6 +29,10 @@ type Case struct {
 	Namespaces  []*v1.Namespace      `json:"namespaces,omitempty"`
 	Services    []*v1.Service        `json:"services,omitempty"`
 	ReplicaSets []*appsv1.ReplicaSet `json:"replicaSets,omitempty"`
+
+	Budgets []*policyv1.PodDisruptionBudget `json:"budgets,omitempty"`
+	// With Volumes.
+	Storage *Storage `json:"storage,omitempty"`
 
 	Nodes []*v1.Node `json:"nodes,omitempty"`
 	Bound []*v1.Pod  `json:"bound,omitempty"`
@@ -36,6 +48,9 @@ type Step struct {
 	// NodeGone and PodGone name what is removed. There may be no such thing.
 	NodeGone string `json:"nodeGone,omitempty"`
 	PodGone  string `json:"podGone,omitempty"`
+	// Storage is new, or new versions; StorageGone is removed.
+	Storage     *Storage `json:"storage,omitempty"`
+	StorageGone *Storage `json:"storageGone,omitempty"`
 }
 
 // Kind is what two results differ in.
@@ -49,6 +64,7 @@ const (
 	Choice      Kind = "choice" // the decision is not in upstream's best set, or differs from our own scan
 	Message     Kind = "message"
 	Preemption  Kind = "preemption" // whether evicting pods would help
+	Victims     Kind = "victims"    // which, and on which node
 	Failure     Kind = "failure"    // one side returned an error
 )
 
@@ -61,7 +77,7 @@ type Mismatch struct {
 }
 
 // Tally counts what was compared.
-type Tally struct{ Clusters, Pods, Placed, Refused, Preemptible, Nodes int }
+type Tally struct{ Clusters, Pods, Placed, Refused, Preemptible, Preempted, Nodes int }
 
 // Checker compares both sides over one case after another.
 type Checker struct {
@@ -76,21 +92,35 @@ func NewChecker(ctx context.Context, options Options) (*Checker, error) {
 	if err != nil {
 		return nil, err
 	}
+	var spec schedulingv1alpha1.SchedulerProfileSpec
+	if err := yaml.UnmarshalStrict([]byte(options.Profile), &spec); err != nil {
+		return nil, fmt.Errorf("read the profile: %w", err)
+	}
 	var set schedulingv1alpha1.PluginSet
 	for _, name := range options.disabled() {
 		set.Disabled = append(set.Disabled, schedulingv1alpha1.PluginRef{Name: name})
 	}
-	profile, err := cluster.NewProfile(v1.DefaultSchedulerName, schedulingv1alpha1.SchedulerProfileSpec{Plugins: schedulingv1alpha1.Plugins{Filter: set, Score: set}})
+	spec.Plugins = schedulingv1alpha1.Plugins{Filter: set, Score: scoresOf(set)}
+	profile, err := cluster.NewProfile(v1.DefaultSchedulerName, spec)
 	if err != nil {
 		return nil, fmt.Errorf("make our profile: %w", err)
 	}
 	return &Checker{upstream: upstream, profile: profile}, nil
 }
 
+// scoresOf keeps the plugins that rate nodes.
+func scoresOf(set schedulingv1alpha1.PluginSet) schedulingv1alpha1.PluginSet {
+	set.Disabled = slices.DeleteFunc(slices.Clone(set.Disabled), func(ref schedulingv1alpha1.PluginRef) bool {
+		plugin, _ := schedulingv1alpha1.ScorePlugin(ref.Name)
+		return plugin == ""
+	})
+	return set
+}
+
 // Check returns the first mismatch of the case, or nil.
 func (c *Checker) Check(ctx context.Context, seed uint64, in Case) *Mismatch {
 	c.Tally.Clusters++
-	r := &run{Checker: c, ours: cluster.New(seed)}
+	r := &run{Checker: c, ours: cluster.New(seed), budgets: in.Budgets}
 	if err := c.upstream.Load(ctx, in); err != nil {
 		return &Mismatch{Failure, err.Error(), in}
 	}
@@ -106,6 +136,13 @@ func (c *Checker) Check(ctx context.Context, seed uint64, in Case) *Mismatch {
 	for _, node := range in.Nodes {
 		r.setNode(ctx, node)
 	}
+	if in.Storage != nil {
+		r.storage = &Storage{}
+		in.Storage.each(func(object metav1.Object) {
+			r.storage.put(object, false)
+			r.ours.SetStorage(object)
+		})
+	}
 	for _, pod := range in.Bound {
 		if err := c.upstream.Bind(ctx, pod); err != nil {
 			return &Mismatch{Failure, err.Error(), in}
@@ -116,7 +153,7 @@ func (c *Checker) Check(ctx context.Context, seed uint64, in Case) *Mismatch {
 	for _, step := range in.Steps {
 		if kind, detail := r.step(ctx, step); kind != "" {
 			now := in
-			now.Nodes, now.Bound, now.Steps = r.nodes, r.bound, []Step{step}
+			now.Nodes, now.Bound, now.Storage, now.Steps = r.nodes, r.bound, r.storage, []Step{step}
 			return &Mismatch{kind, detail, now}
 		}
 	}
@@ -126,9 +163,56 @@ func (c *Checker) Check(ctx context.Context, seed uint64, in Case) *Mismatch {
 // run is one case under way.
 type run struct {
 	*Checker
-	ours  *cluster.State
-	nodes []*v1.Node
-	bound []*v1.Pod
+	ours    *cluster.State
+	nodes   []*v1.Node
+	bound   []*v1.Pod
+	budgets []*policyv1.PodDisruptionBudget
+	storage *Storage
+	version int
+}
+
+func (r *run) setStorage(object metav1.Object, gone bool) error {
+	r.storage.put(object, gone)
+	if gone {
+		r.ours.RemoveStorage(object)
+	} else {
+		r.ours.SetStorage(object)
+	}
+	return r.upstream.SetStorage(object, gone)
+}
+
+// bindVolumes is what the controllers of volumes do once the pod has its node.
+func (r *run) bindVolumes(class *cluster.Class, node *v1.Node) error {
+	b, err := r.ours.AssumeVolumes(class, node.Name)
+	if err != nil || b == nil {
+		return err
+	}
+	next := func(object metav1.Object) {
+		r.version++
+		object.SetResourceVersion(strconv.Itoa(2_000_000 + r.version))
+	}
+	for _, p := range b.Volumes {
+		ref := p.Spec.ClaimRef
+		c := r.ours.Claim(types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}).DeepCopy()
+		p = p.DeepCopy()
+		bind(c, p)
+		next(c)
+		next(p)
+		if err := errors.Join(r.setStorage(p, false), r.setStorage(c, false)); err != nil {
+			return err
+		}
+	}
+	for _, c := range b.Claims {
+		c = c.DeepCopy()
+		p := made(c, node, csiDriver)
+		bind(c, p)
+		next(c)
+		next(p)
+		if err := errors.Join(r.setStorage(p, false), r.setStorage(c, false)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (r *run) setNode(ctx context.Context, node *v1.Node) {
@@ -161,19 +245,25 @@ func (r *run) step(ctx context.Context, step Step) (Kind, string) {
 			r.ours.RemovePod(types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name})
 			r.bound = slices.Delete(r.bound, i, i+1)
 		}
+	case step.Storage != nil && r.storage != nil:
+		step.Storage.each(func(object metav1.Object) { err = errors.Join(err, r.setStorage(object, false)) })
+	case step.StorageGone != nil && r.storage != nil:
+		step.StorageGone.each(func(object metav1.Object) { err = errors.Join(err, r.setStorage(object, true)) })
 	case step.Decide != nil:
 		pod := step.Decide
-		node, kind, detail := r.decide(ctx, r.ours, pod)
+		node, kind, detail := r.decide(ctx, pod)
 		if kind != "" {
 			return kind, fmt.Sprintf("pod %s: %s", pod.Name, detail)
 		}
 		if node != "" {
 			placed := pod.DeepCopy()
 			placed.Spec.NodeName = node
+			placed.Status.StartTime = &metav1.Time{Time: time.Unix(1_700_002_000+int64(len(r.bound)), 0).UTC()}
 			class := r.ours.ClassOf(r.profile, pod)
+			err = r.bindVolumes(class, r.ours.Node(node))
 			r.ours.Assume(class, placed)
 			r.ours.Release(class)
-			err = r.upstream.Bind(ctx, placed)
+			err = errors.Join(err, r.upstream.Bind(ctx, placed))
 			r.bound = append(r.bound, placed)
 		}
 	}
@@ -183,7 +273,8 @@ func (r *run) step(ctx context.Context, step Step) (Kind, string) {
 	return "", ""
 }
 
-func (c *Checker) decide(ctx context.Context, ours *cluster.State, pod *v1.Pod) (node string, kind Kind, detail string) {
+func (r *run) decide(ctx context.Context, pod *v1.Pod) (node string, kind Kind, detail string) {
+	c, ours := r.Checker, r.ours
 	want, err := c.upstream.Decide(ctx, pod)
 	if err != nil {
 		return "", Failure, err.Error()
@@ -224,7 +315,68 @@ func (c *Checker) decide(ctx context.Context, ours *cluster.State, pod *v1.Pod) 
 	if helps := want.Nominated != ""; verdict.Preemptible != helps {
 		return "", Preemption, fmt.Sprintf("ours says that preemption helps: %t; upstream nominates %q with the victims %v", verdict.Preemptible, want.Nominated, want.Victims)
 	}
-	return "", "", ""
+	if want.Nominated == "" {
+		return "", "", ""
+	}
+	kind, detail = r.preempt(class, verdict, pod, want)
+	return "", kind, detail
+}
+
+// preempt compares whom both sides would evict, and where.
+func (r *run) preempt(class *cluster.Class, verdict *cluster.Verdict, pod *v1.Pod, want *Result) (Kind, string) {
+	p := r.ours.Preempt(class, verdict, cluster.Tie(pod), r.budgets, time.Unix(1_800_000_000, 0))
+	if p == nil {
+		return Victims, fmt.Sprintf("ours evicts none, upstream %v on %s", want.Victims, want.Nominated)
+	}
+	r.Tally.Preempted++
+	there := want
+	if p.Node.Name != want.Nominated { // as good a node, or there were too many to look at them all
+		var err error
+		if there, err = want.on(p.Node.Name); err != nil {
+			return Failure, err.Error()
+		}
+		if a, b := r.rank(p.Node.Name, there), r.rank(want.Nominated, want); a != b && len(r.nodes) <= 100 && !r.ending(p.Node.Name) && !r.ending(want.Nominated) {
+			return Victims, fmt.Sprintf("ours chose %s %v, upstream %s %v", p.Node.Name, a, want.Nominated, b)
+		}
+	}
+	var victims []string
+	for _, v := range p.Victims {
+		if v.DeletionTimestamp == nil { // upstream does not tell of those that end already
+			victims = append(victims, v.Name)
+		}
+	}
+	slices.Sort(victims)
+	if !slices.Equal(victims, there.Victims) || len(victims) > 0 && int64(p.Violations) != there.Violations {
+		return Victims, fmt.Sprintf("on %s ours evicts %v (%d beyond budgets), upstream %v (%d)", p.Node.Name, victims, p.Violations, there.Victims, there.Violations)
+	}
+	return "", ""
+}
+
+// ending says that a pod on the node ends already.
+func (r *run) ending(node string) bool {
+	return slices.ContainsFunc(r.bound, func(pod *v1.Pod) bool { return pod.Spec.NodeName == node && pod.DeletionTimestamp != nil })
+}
+
+// rank is what candidates are ordered by; equal ones are as good as each other.
+func (r *run) rank(node string, of *Result) [5]int64 {
+	rank := [5]int64{of.Violations, math.MinInt64, 0, int64(len(of.Victims)), 0}
+	for _, pod := range r.bound {
+		if pod.Spec.NodeName != node || !slices.Contains(of.Victims, pod.Name) {
+			continue
+		}
+		priority := int64(ptr.Deref(pod.Spec.Priority, 0))
+		rank[2] += priority
+		start := int64(0)
+		if pod.Status.StartTime != nil {
+			start = -pod.Status.StartTime.UnixNano()
+		}
+		if priority > rank[1] {
+			rank[1], rank[4] = priority, start
+		} else if priority == rank[1] {
+			rank[4] = max(rank[4], start)
+		}
+	}
+	return rank
 }
 
 func resultOf(scan *cluster.Scan) map[string]NodeResult {

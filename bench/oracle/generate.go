@@ -9,6 +9,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	v1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -30,6 +31,12 @@ func Generate(seed uint64, options Options) Case {
 	}
 	for i := range nodes {
 		c.Nodes = append(c.Nodes, g.node(i))
+	}
+	if options.Volumes {
+		c.Storage = g.storage(c.Nodes)
+	}
+	if g.chance(50) {
+		c.Budgets = g.budgets()
 	}
 	crowd := g.IntN(7)
 	for i := range nodes {
@@ -53,6 +60,12 @@ func Generate(seed uint64, options Options) Case {
 		pod := shapes[g.IntN(len(shapes))].DeepCopy()
 		pod.Name = fmt.Sprintf("pod-%d", i)
 		pod.UID = types.UID(pod.Name)
+		if options.Volumes && g.chance(8) {
+			if own := g.ephemeral(pod, c.Storage); own != nil {
+				own.ResourceVersion = "1"
+				c.Storage.Claims = append(c.Storage.Claims, own)
+			}
+		}
 		c.Steps = append(c.Steps, Step{Decide: pod})
 	}
 	return c
@@ -78,6 +91,9 @@ func (g generator) surroundings(c *Case) {
 
 // event is one before the i-th pod is decided on.
 func (g generator) event(c Case, i int) Step {
+	if c.Storage != nil && g.chance(40) {
+		return g.storageEvent(c, i)
+	}
 	switch roll := g.IntN(100); {
 	case roll < 30:
 		return Step{Node: g.node(g.IntN(len(c.Nodes) + 2))}
@@ -88,6 +104,48 @@ func (g generator) event(c Case, i int) Step {
 	default:
 		return Step{PodGone: fmt.Sprintf("pod-%d", g.IntN(i+1))}
 	}
+}
+
+// storageEvent changes what volumes depend on.
+func (g generator) storageEvent(c Case, i int) Step {
+	version := strconv.Itoa(1_000_000 + i)
+	var s Storage
+	switch roll := g.IntN(100); {
+	case roll < 30:
+		p := g.volume(g.IntN(16), len(c.Nodes))
+		p.ResourceVersion = version
+		s.Volumes = append(s.Volumes, p)
+	case roll < 60:
+		x := g.claim(pick(g, "default", "other"), "claim-"+strconv.Itoa(g.IntN(claims)), &Storage{})
+		x.ResourceVersion = version
+		s.Claims = append(s.Claims, x)
+	case roll < 75:
+		s.CSINodes = append(s.CSINodes, g.csiNode(fmt.Sprintf("n%d", g.IntN(len(c.Nodes)+1))))
+	case roll < 85:
+		s.Capacities = append(s.Capacities, g.capacity(g.IntN(4)))
+	default:
+		if len(c.Storage.Classes) > 0 {
+			s.Classes = append(s.Classes, c.Storage.Classes[g.IntN(len(c.Storage.Classes))])
+		}
+	}
+	if g.chance(20) {
+		return Step{StorageGone: &s}
+	}
+	return Step{Storage: &s}
+}
+
+// budgets allow for few disruptions.
+func (g generator) budgets() (list []*policyv1.PodDisruptionBudget) {
+	for i := range 1 + g.IntN(3) {
+		b := &policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Namespace: pick(g, "default", "default", "other"), Name: "b" + strconv.Itoa(i)},
+			Spec: policyv1.PodDisruptionBudgetSpec{Selector: g.apps()}}
+		b.Status.DisruptionsAllowed = int32(g.IntN(3))
+		if g.chance(10) {
+			b.Status.DisruptedPods = map[string]metav1.Time{"bound-0-0": {}}
+		}
+		list = append(list, b)
+	}
+	return list
 }
 
 type generator struct {
@@ -246,8 +304,13 @@ func (g generator) pod(name string) *v1.Pod {
 		}
 	}
 	g.nodeAffinity(p)
-	if g.options.InterPodAffinity || g.options.TopologySpread {
+	if g.options.Volumes && g.chance(60) {
+		g.volumes(p)
+	}
+	if g.chance(70) {
 		p.Labels = map[string]string{"app": pick(g, "a", "b", "c"), "version": pick(g, "1", "2")}
+	}
+	if g.options.InterPodAffinity || g.options.TopologySpread {
 		if g.chance(30) {
 			controller := true
 			p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "s", UID: "s", Controller: &controller}}

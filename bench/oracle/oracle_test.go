@@ -26,6 +26,7 @@ var groups = []struct {
 	{"basic", Options{}},
 	{"relations", Options{InterPodAffinity: true, TopologySpread: true}},
 	{"pod-level-resources", Options{PodLevelResources: true}},
+	{"volumes", Options{Volumes: true}},
 }
 
 func checker(t *testing.T, options Options) *Checker {

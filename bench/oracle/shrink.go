@@ -14,7 +14,7 @@ var (
 	keptFields = map[string]bool{
 		"nodes": true, "steps": true, "decide": true, "nodeGone": true, "podGone": true, "metadata": true, "spec": true, "containers": true, "name": true, "namespace": true, "uid": true, "selector": true, "apiVersion": true, "kind": true, "controller": true,
 		"nodeName": true, "key": true, "operator": true, "values": true, "effect": true, "weight": true, "preference": true,
-		"nodeSelectorTerms": true, "containerPort": true, "topologyKey": true, "labelSelector": true, "maxSkew": true,
+		"nodeSelectorTerms": true, "containerPort": true, "topologyKey": true, "labelSelector": true, "startTime": true, "status": true, "maxSkew": true,
 		"whenUnsatisfiable": true, "podAffinityTerm": true, "names": true, "sizeBytes": true, "reference": true,
 	}
 	neverEmpty = map[string]bool{"containers": true, "values": true, "nodeSelectorTerms": true, "names": true, "steps": true}

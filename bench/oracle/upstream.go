@@ -12,10 +12,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/sets"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
@@ -45,12 +48,17 @@ import (
 
 // Options say what generated pods may ask for beside what always takes part.
 type Options struct {
-	InterPodAffinity, TopologySpread, PodLevelResources bool
+	InterPodAffinity, TopologySpread, PodLevelResources, Volumes bool
+	// Profile is the YAML of a SchedulerProfile's spec whose args both sides get.
+	Profile string
 }
 
 // disabled lists the plugins that do not take part.
 func (o Options) disabled() []string {
-	list := []string{names.VolumeBinding}
+	var list []string
+	if !o.Volumes {
+		list = append(list, names.VolumeBinding, names.VolumeRestrictions, names.VolumeZone, names.NodeVolumeLimits)
+	}
 	if !o.InterPodAffinity {
 		list = append(list, names.InterPodAffinity)
 	}
@@ -81,6 +89,10 @@ type Result struct {
 	// would evict there, as sorted names.
 	Nominated string
 	Victims   []string
+	// Violations is the number of victims that no budget allows for.
+	Violations int64
+	// on asks the same of one node.
+	on func(node string) (*Result, error)
 }
 
 // Upstream is upstream's framework with its default plugins. It loads one
@@ -90,8 +102,10 @@ type Upstream struct {
 	lister    *lister
 	pods      cache.Indexer
 	victims   []string
+	violated  int64 // budgets, by these
 	// What affinity and spread read beside nodes and pods.
-	namespaces, services, replicaSets cache.Indexer
+	namespaces, services, replicaSets, budgets cache.Indexer
+	storage                                    map[reflect.Type]cache.Indexer
 
 	cache internalcache.Cache
 	stale bool               // the snapshot, since nodes changed
@@ -129,7 +143,18 @@ func NewUpstream(ctx context.Context, options Options) (*Upstream, error) {
 		namespaces:  factory.Core().V1().Namespaces().Informer().GetIndexer(),
 		services:    factory.Core().V1().Services().Informer().GetIndexer(),
 		replicaSets: factory.Apps().V1().ReplicaSets().Informer().GetIndexer(),
+		budgets:     factory.Policy().V1().PodDisruptionBudgets().Informer().GetIndexer(),
 		end:         func() {},
+	}
+	storage := factory.Storage().V1()
+	u.storage = map[reflect.Type]cache.Indexer{
+		reflect.TypeFor[*v1.PersistentVolumeClaim]():     factory.Core().V1().PersistentVolumeClaims().Informer().GetIndexer(),
+		reflect.TypeFor[*v1.PersistentVolume]():          factory.Core().V1().PersistentVolumes().Informer().GetIndexer(),
+		reflect.TypeFor[*storagev1.StorageClass]():       storage.StorageClasses().Informer().GetIndexer(),
+		reflect.TypeFor[*storagev1.CSINode]():            storage.CSINodes().Informer().GetIndexer(),
+		reflect.TypeFor[*storagev1.CSIDriver]():          storage.CSIDrivers().Informer().GetIndexer(),
+		reflect.TypeFor[*storagev1.CSIStorageCapacity](): storage.CSIStorageCapacities().Informer().GetIndexer(),
+		reflect.TypeFor[*storagev1.VolumeAttachment]():   storage.VolumeAttachments().Informer().GetIndexer(),
 	}
 	registry := plugins.NewInTreeRegistry()
 	registry[names.DefaultPreemption] = u.newPreemption
@@ -156,7 +181,7 @@ func NewUpstream(ctx context.Context, options Options) (*Upstream, error) {
 
 func upstreamProfile(options Options) (*config.KubeSchedulerProfile, error) {
 	name, set := v1.DefaultSchedulerName, &schedulerv1.Plugins{}
-	for _, plugin := range append(options.disabled(), names.VolumeRestrictions, names.VolumeZone, names.NodeVolumeLimits) {
+	for _, plugin := range options.disabled() {
 		set.MultiPoint.Disabled = append(set.MultiPoint.Disabled, schedulerv1.Plugin{Name: plugin})
 	}
 	versioned := schedulerv1.KubeSchedulerConfiguration{Profiles: []schedulerv1.KubeSchedulerProfile{{SchedulerName: &name, Plugins: set}}}
@@ -177,8 +202,8 @@ func (u *Upstream) newPreemption(ctx context.Context, args runtime.Object, handl
 	if err != nil {
 		return nil, err
 	}
-	p.Executor.PreemptPod = func(_ context.Context, _ preemption.Candidate, _ preemption.ExecutorPreemptor, victim *v1.Pod, _ string) error {
-		u.victims = append(u.victims, victim.Name)
+	p.Executor.PreemptPod = func(_ context.Context, c preemption.Candidate, _ preemption.ExecutorPreemptor, victim *v1.Pod, _ string) error {
+		u.victims, u.violated = append(u.victims, victim.Name), c.Victims().NumPDBViolations
 		return nil
 	}
 	return p, nil
@@ -190,7 +215,14 @@ func (u *Upstream) Load(ctx context.Context, in Case) error {
 	ctx, u.end = context.WithCancel(ctx)
 	u.cache = internalcache.New(ctx, nil, utilfeature.DefaultFeatureGate.Enabled(features.GenericWorkload))
 	u.stale = true
-	return errors.Join(replace(u.namespaces, in.Namespaces), replace(u.services, in.Services), replace(u.replicaSets, in.ReplicaSets))
+	for _, indexer := range u.storage {
+		if err := indexer.Replace(nil, ""); err != nil {
+			return fmt.Errorf("clear upstream's storage: %w", err)
+		}
+	}
+	var err error
+	in.Storage.each(func(object metav1.Object) { err = errors.Join(err, u.SetStorage(object, false)) })
+	return errors.Join(err, replace(u.budgets, in.Budgets), replace(u.namespaces, in.Namespaces), replace(u.services, in.Services), replace(u.replicaSets, in.ReplicaSets))
 }
 
 func replace[T any](in cache.Indexer, objects []T) error {
@@ -200,6 +232,20 @@ func replace[T any](in cache.Indexer, objects []T) error {
 	}
 	if err := in.Replace(list, ""); err != nil {
 		return fmt.Errorf("show objects to upstream: %w", err)
+	}
+	return nil
+}
+
+// SetStorage adds what volumes depend on, or its new version; gone takes it away.
+func (u *Upstream) SetStorage(object metav1.Object, gone bool) (err error) {
+	indexer := u.storage[reflect.TypeOf(object)]
+	if gone {
+		err = indexer.Delete(object)
+	} else {
+		err = indexer.Update(object)
+	}
+	if err != nil {
+		return fmt.Errorf("show %s to upstream: %w", object.GetName(), err)
 	}
 	return nil
 }
@@ -333,13 +379,22 @@ func (u *Upstream) preempt(ctx context.Context, state fwk.CycleState, pod *v1.Po
 	if err := u.pods.Delete(pod); err != nil {
 		return fmt.Errorf("hide pod %s from upstream's preemption: %w", pod.Name, err)
 	}
+	result.on = func(node string) (*Result, error) {
+		one := *result
+		only := framework.NewDefaultNodeToStatus()
+		only.SetAbsentNodesStatus(fwk.NewStatus(fwk.UnschedulableAndUnresolvable))
+		only.Set(node, d.NodeToStatus.Get(node))
+		there := d
+		there.NodeToStatus = only
+		return &one, u.preempt(ctx, state, pod, nodes, there, &one)
+	}
 	d.PostFilterMsg = status.Message() // upstream shows an error here too
 	fit := framework.FitError{Pod: pod, NumAllNodes: nodes, Diagnosis: d}
 	result.Message = fit.Error()
 	if status.IsSuccess() && nominated != nil && nominated.NominatingInfo != nil {
 		result.Nominated = nominated.NominatedNodeName
 	}
-	result.Victims = slices.SortedFunc(slices.Values(u.victims), strings.Compare)
+	result.Victims, result.Violations = slices.SortedFunc(slices.Values(u.victims), strings.Compare), u.violated
 	return nil
 }
 

@@ -22,6 +22,7 @@ type Class struct {
 	rated      []scoredRequest   // for NodeResourcesFit's score; nil: its default
 	even       []scoredRequest   // for NodeResourcesBalancedAllocation; nil: its default
 	bestEffort bool              // asks for nothing that is to be even; that score is skipped, as upstream's
+	volumes    *volumes // nil: none that nodes differ in
 	ports      []hostPort
 	images     []uint32 // symbols of the normalised names, one for each use
 	containers int
@@ -116,6 +117,7 @@ func (s *State) ClassOf(profile *Profile, pod *v1.Pod) *Class {
 			c.even = s.evenRequests(profile.balance, pod)
 			c.bestEffort = !slices.ContainsFunc(c.even, func(x scoredRequest) bool { return x.amount != 0 })
 		}
+		c.volumes = volumesOf(profile, pod)
 		if profile.filters[NodePorts] {
 			c.ports = hostPortsOf(pod)
 		}
@@ -220,6 +222,7 @@ func appendKey(b []byte, profile *Profile, pod *v1.Pod) []byte {
 		b = appendResources(b, spec.Resources.Requests)
 		b = appendResources(b, spec.Resources.Limits)
 	}
+	b = appendVolumes(b, pod)
 	for i := range spec.Volumes {
 		if image := spec.Volumes[i].Image; image != nil {
 			b = append(b, 'v')

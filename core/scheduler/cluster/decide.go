@@ -71,7 +71,7 @@ func (s *State) FeasibleOn(c *Class, row int32) bool {
 func (s *State) catchUp(c *Class) {
 	s.tick++
 	c.usedAt = s.tick
-	if c.met != len(s.carriers) || c.carriersEpoch != s.carriersEpoch {
+	if c.met != len(s.carriers) || c.carriersEpoch != s.carriersEpoch || c.volumes != nil {
 		s.meet(c)
 	}
 	end, images := s.fleet.Generation, s.imageSum(c)
@@ -245,7 +245,15 @@ func (s *State) fits(c *Class, row int32) bool {
 			}
 		}
 	}
-	return len(c.ports) == 0 || s.portsFree(c.ports, s.byRow[row])
+	if len(c.ports) > 0 && !s.portsFree(c.ports, s.byRow[row]) {
+		return false
+	}
+	if c.volumes != nil {
+		if plugin, _, _ := s.volumesRefuse(c.volumes, s.byRow[row]); plugin != "" {
+			return false
+		}
+	}
+	return true
 }
 
 // portsFree says that no pod on the node, but those lifted off, has a port in the way.

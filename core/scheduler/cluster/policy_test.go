@@ -160,10 +160,6 @@ func TestUnsupportedNamesTheField(t *testing.T) {
 	}
 	for want, change := range map[string]func(*v1.PodSpec){
 		"": func(*v1.PodSpec) {},
-		"spec.volumes[1].persistentVolumeClaim": func(s *v1.PodSpec) {
-			s.Volumes = []v1.Volume{{VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}},
-				{VolumeSource: v1.VolumeSource{PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{}}}}
-		},
 		"spec.resourceClaims":  func(s *v1.PodSpec) { s.ResourceClaims = []v1.PodResourceClaim{{Name: "c"}} },
 		"spec.schedulingGroup": func(s *v1.PodSpec) { s.SchedulingGroup = &v1.PodSchedulingGroup{} },
 	} {

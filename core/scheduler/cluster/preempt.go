@@ -230,7 +230,7 @@ func (s *State) Nominate(c *Class, pod *v1.Pod, name string) {
 		return
 	}
 	// Made anew: a bound pod that shared its sets would not see later ones.
-	e := &podEntry{pod: pod, node: n, requests: c.requests, ports: c.ports, priority: c.priority, terms: c.terms, sets: s.setsOf(pod, c.terms)}
+	e := &podEntry{nominee: true, pod: pod, node: n, requests: c.requests, ports: c.ports, priority: c.priority, terms: c.terms, sets: s.setsOf(pod, c.terms)}
 	n.nominated = append(n.nominated, e)
 	s.nominees[key] = e
 	s.changed(n.row)

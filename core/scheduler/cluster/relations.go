@@ -230,6 +230,7 @@ func (s *State) carrierOf(t *term, kind carried) *podSet {
 
 // meet brings up to date which placed pods' terms concern the class.
 func (s *State) meet(c *Class) {
+	s.resolve(c)
 	if c.carriersEpoch != s.carriersEpoch {
 		c.carriersEpoch, c.met, c.built = s.carriersEpoch, 0, false
 		if c.related != nil {

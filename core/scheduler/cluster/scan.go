@@ -43,6 +43,10 @@ func (s *State) Scan(ctx context.Context, profile *Profile, pod *v1.Pod, tie uin
 		ports = hostPortsOf(pod)
 	}
 	scan := &Scan{Outcome: Outcome{Evaluated: s.count}}
+	v := volumesOf(profile, pod)
+	if v != nil {
+		v = s.resolved(profile, pod)
+	}
 	related := s.scanRelations(profile, pod)
 	at := make([]int, len(s.byRow)) // index into scan.Nodes by row
 	for row, n := range s.byRow {
@@ -53,6 +57,8 @@ func (s *State) Scan(ctx context.Context, profile *Profile, pod *v1.Pod, tie uin
 		result := NodeScan{Node: n.object}
 		if reason := st.refuses(n.object); reason == refusedByNodeNames && st.conflict {
 			result.Plugin, result.Reasons = NodeAffinity, []string{affinityConflict}
+		} else if v != nil && v.refuses != "" {
+			result.Plugin, result.Reasons = v.by, []string{v.refuses}
 		} else if reason != refusedNot {
 			result.Plugin, result.Reasons = refusals[reason].plugin, []string{refusals[reason].reason}
 		} else {
@@ -66,13 +72,13 @@ func (s *State) Scan(ctx context.Context, profile *Profile, pod *v1.Pod, tie uin
 			}
 			reserved := n.pods[len(placed):]
 			if len(reserved) > 0 {
-				result.Plugin, result.Reasons = s.scanNode(n, ports, &wanted, related)
+				result.Plugin, result.Reasons = s.scanNode(n, ports, &wanted, v, related)
 			}
 			for _, e := range reserved {
 				related.count(e, n.object, -1)
 			}
 			if n.pods, n.ports = placed, occupied; result.Plugin == "" {
-				result.Plugin, result.Reasons = s.scanNode(n, ports, &wanted, related)
+				result.Plugin, result.Reasons = s.scanNode(n, ports, &wanted, v, related)
 			}
 		}
 		scan.Nodes = append(scan.Nodes, result)
@@ -133,13 +139,18 @@ func (s *State) Scan(ctx context.Context, profile *Profile, pod *v1.Pod, tie uin
 }
 
 // scanNode gives the first filter on other pods that refuses the node.
-func (s *State) scanNode(n *node, ports []hostPort, r *requests, related *relationScan) (plugin string, why []string) {
+func (s *State) scanNode(n *node, ports []hostPort, r *requests, v *volumes, related *relationScan) (plugin string, why []string) {
 	if !s.portsFree(ports, n) {
 		return NodePorts, []string{portsTaken}
 	}
 	if related.profile.filters[NodeResourcesFit] {
 		if why = n.lacks(r); why != nil {
 			return NodeResourcesFit, why
+		}
+	}
+	if v != nil {
+		if plugin, why, _ := s.volumesRefuse(v, n); plugin != "" {
+			return plugin, why
 		}
 	}
 	if reason := related.refuses(n.object); reason != relatedNot {

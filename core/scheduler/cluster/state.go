@@ -48,6 +48,7 @@ type State struct {
 	carriersEpoch     uint64
 	keysRead          map[string]bool // terms and constraints whose label keys are in labelKeys
 	labelKeys         map[string]bool
+	storage           storage
 	related           bool   // some pod has asked something of others
 	selectsNamespaces bool   // … by the labels of their namespaces
 	epoch             uint64 // see Epoch
@@ -86,6 +87,8 @@ type podEntry struct {
 	priority int32
 	terms    *podTerms // nil: none
 	sets     []*podSet
+	claims   []types.NamespacedName
+	nominee  bool // not bound; see Nominate
 	lifted   bool // off its node for a trial
 	doomed   bool // being evicted
 }
@@ -117,6 +120,7 @@ func New(seed uint64) *State {
 		selecting:  map[string][]*podSet{},
 		keysRead:   map[string]bool{},
 		labelKeys:  map[string]bool{},
+		storage:    newStorage(),
 	}
 	s.fleet = abi.Fleet{
 		ExtendedAllocatable: map[v1.ResourceName][]int64{},
@@ -310,7 +314,7 @@ func (s *State) place(key types.NamespacedName, e *podEntry) {
 		n = &node{name: e.pod.Spec.NodeName, row: -1}
 		s.nodes[n.name] = n
 	}
-	e.node, e.index = n, len(n.pods)
+	e.node, e.index, e.claims = n, len(n.pods), claimsOf(e.pod)
 	n.pods = append(n.pods, e)
 	if len(e.ports) > 0 {
 		n.ports++
@@ -337,6 +341,9 @@ func (s *State) account(e *podEntry, sign int64) {
 	}
 	for _, p := range e.sets {
 		p.add(s, row, int32(sign))
+	}
+	if len(e.claims) > 0 && !s.quiet {
+		s.use(e, sign)
 	}
 	s.changed(row)
 }

@@ -1,8 +1,6 @@
 package cluster
 
 import (
-	"fmt"
-
 	v1 "k8s.io/api/core/v1"
 )
 
@@ -11,43 +9,11 @@ import (
 // not disabled; "" when there is none. Such a pod must stay pending: it would
 // otherwise be placed against its wishes.
 func (p *Profile) Unsupported(pod *v1.Pod) string {
-	spec := &pod.Spec
-	if p.filters[VolumeBinding] {
-		for i := range spec.Volumes {
-			if source := placedVolume(&spec.Volumes[i]); source != "" {
-				return fmt.Sprintf("spec.volumes[%d].%s", i, source)
-			}
-		}
-	}
-	if p.filters[dynamicResources] && len(spec.ResourceClaims) > 0 {
+	if p.filters[dynamicResources] && len(pod.Spec.ResourceClaims) > 0 {
 		return "spec.resourceClaims"
 	}
-	if p.filters[gangScheduling] && spec.SchedulingGroup != nil {
+	if p.filters[gangScheduling] && pod.Spec.SchedulingGroup != nil {
 		return "spec.schedulingGroup"
-	}
-	return ""
-}
-
-// placedVolume names the source of a volume that limits which nodes a pod may
-// go to, or "".
-func placedVolume(v *v1.Volume) string {
-	switch {
-	case v.PersistentVolumeClaim != nil:
-		return "persistentVolumeClaim"
-	case v.Ephemeral != nil:
-		return "ephemeral"
-	case v.GCEPersistentDisk != nil:
-		return "gcePersistentDisk"
-	case v.AWSElasticBlockStore != nil:
-		return "awsElasticBlockStore"
-	case v.AzureDisk != nil:
-		return "azureDisk"
-	case v.Cinder != nil:
-		return "cinder"
-	case v.ISCSI != nil:
-		return "iscsi"
-	case v.RBD != nil:
-		return "rbd"
 	}
 	return ""
 }

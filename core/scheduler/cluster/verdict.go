@@ -63,6 +63,7 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 	filter, preemption := reasons{}, reasons{}
 	var counts [len(refusals)]int
 	v := &Verdict{policy: policy}
+	s.resolve(c)
 	for row, n := range s.byRow {
 		if n == nil {
 			continue
@@ -73,6 +74,9 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 			continue
 		}
 		why, resolvable := s.refusedBeside(c, row)
+		if c.volumes != nil && c.volumes.refuses != "" {
+			resolvable = false // even where another filter refuses first
+		}
 		if why == nil && policy != nil {
 			why = []string{policy(row)}
 		}
@@ -96,6 +100,8 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 	preFilter := ""
 	if c.factor.conflict && c.profile.filters[NodeAffinity] {
 		preFilter = affinityConflict
+	} else if c.volumes != nil {
+		preFilter = c.volumes.refuses
 	}
 	post := ""
 	switch {
@@ -138,6 +144,11 @@ func (s *State) refusedBy(c *Class, row int32) (why []string, resolvable bool) {
 	}
 	if c.profile.fit {
 		if why, resolvable = s.lacks(c, row); why != nil {
+			return why, resolvable
+		}
+	}
+	if c.volumes != nil {
+		if plugin, why, resolvable := s.volumesRefuse(c.volumes, s.byRow[row]); plugin != "" {
 			return why, resolvable
 		}
 	}
