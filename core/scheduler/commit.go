@@ -23,7 +23,8 @@ type commit struct {
 	reason  string
 	text    string
 
-	nominated string // node, when there is no bind
+	nominated string      // node, when there is no bind
+	volumes   *volumeBind // that the pod has to wait for first
 
 	result Result
 }

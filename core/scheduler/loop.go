@@ -2,10 +2,14 @@ package scheduler
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
 
 	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
 )
@@ -49,19 +53,32 @@ func (s *Scheduler) loop(ctx context.Context) {
 			s.decide(ctx, s.queue.active.pop())
 			continue
 		}
-		if len(s.queue.backOff.list) > 0 {
-			ready.Reset(max(s.queue.backOff.list[0].readyAt.Sub(s.clock.Now()), 0))
-		}
+		s.setTimer(ready)
 		select {
 		case <-ctx.Done():
 		case <-s.inbox.signal:
 		case <-s.changed:
 			s.policiesChanged()
 		case <-ready.C():
+			s.checkAllVolumes()
 		case <-flush.C():
 			flush.Reset(flushEvery)
 			s.flush()
 		}
+	}
+}
+
+// setTimer wakes the loop when the next back-off or wait for volumes ends.
+func (s *Scheduler) setTimer(ready clock.Timer) {
+	now := s.clock.Now()
+	least, some := s.untilVolumes(now)
+	if len(s.queue.backOff.list) > 0 {
+		if d := max(s.queue.backOff.list[0].readyAt.Sub(now), 0); !some || d < least {
+			least, some = d, true
+		}
+	}
+	if some {
+		ready.Reset(least)
 	}
 }
 
@@ -81,26 +98,46 @@ func (s *Scheduler) apply(ctx context.Context, m *message) {
 		s.state.SetNode(m.node)
 	case m.goneN != "":
 		s.state.RemoveNode(m.goneN)
+		s.checkAllVolumes()
 	case m.profiles:
 		s.applyProfiles()
 	case m.set != nil:
-		if namespace, ok := m.set.(*v1.Namespace); ok {
-			s.state.SetNamespace(namespace.Name, namespace.Labels)
-		} else {
-			s.state.SetOwner(m.set)
-		}
+		s.applyObject(m.set)
 	case m.gone != nil:
-		if namespace, ok := m.gone.(*v1.Namespace); ok {
-			s.state.RemoveNamespace(namespace.Name)
-		} else {
-			s.state.RemoveOwner(m.gone)
-		}
+		s.removeObject(m.gone)
 	case m.committed != nil:
 		for _, c := range m.committed {
 			s.committed(c)
 		}
 	case m.call != nil:
 		m.call()
+	}
+}
+
+// applyObject acts on what decisions read beside nodes and pods.
+func (s *Scheduler) applyObject(object metav1.Object) {
+	switch o := object.(type) {
+	case *v1.Namespace:
+		s.state.SetNamespace(o.Name, o.Labels)
+	case *v1.PersistentVolume, *v1.PersistentVolumeClaim, *storagev1.StorageClass, *storagev1.CSINode, *storagev1.CSIDriver,
+		*storagev1.CSIStorageCapacity, *storagev1.VolumeAttachment:
+		s.state.SetStorage(o)
+		s.checkAllVolumes()
+	default:
+		s.state.SetOwner(o)
+	}
+}
+
+func (s *Scheduler) removeObject(object metav1.Object) {
+	switch o := object.(type) {
+	case *v1.Namespace:
+		s.state.RemoveNamespace(o.Name)
+	case *v1.PersistentVolume, *v1.PersistentVolumeClaim, *storagev1.StorageClass, *storagev1.CSINode, *storagev1.CSIDriver,
+		*storagev1.CSIStorageCapacity, *storagev1.VolumeAttachment:
+		s.state.RemoveStorage(o)
+		s.checkAllVolumes()
+	default:
+		s.state.RemoveOwner(o)
 	}
 }
 
@@ -166,6 +203,7 @@ func (s *Scheduler) applyPod(pod *v1.Pod) {
 
 // drop forgets a pending pod.
 func (s *Scheduler) drop(p *pending) {
+	s.dropVolumes(p)
 	s.queue.take(p)
 	s.unwoken(p)
 	s.state.Free(s.state.Withdraw(p.key))
@@ -231,20 +269,16 @@ func (s *Scheduler) wake() {
 	rows, terms := s.state.TakeFreed(), s.state.TakeFreedTerms()
 	since := s.woken
 	s.woken = s.state.Fleet().Generation
+	storage := s.state.TakeFreedStorage()
 	s.wakeWaiting(rows, terms, since)
 	if len(s.queue.parked) == 0 {
 		return
 	}
+	if len(storage) > 0 {
+		s.wakeGroups(func(g *group) bool { return s.state.ReadsStorage(g.class, storage) })
+	}
 	if terms {
-		for _, g := range s.queue.parked {
-			if s.state.FreedSince(g.class, since) {
-				if g.class.Profile().HasPolicies() {
-					s.wakeAll(g)
-				} else {
-					s.wakeNext(g)
-				}
-			}
-		}
+		s.wakeGroups(func(g *group) bool { return s.state.FreedSince(g.class, since) })
 	}
 	if len(rows) == 0 {
 		return
@@ -257,16 +291,20 @@ func (s *Scheduler) wake() {
 			unique = append(unique, row)
 		}
 	}
+	s.wakeGroups(func(g *group) bool {
+		return slices.ContainsFunc(unique, func(row int32) bool { return s.state.FeasibleOn(g.class, row) })
+	})
+}
+
+// wakeGroups tries pods of the parked classes again that something may help.
+func (s *Scheduler) wakeGroups(helps func(*group) bool) {
 	for _, g := range s.queue.parked {
-		for _, row := range unique {
-			if s.state.FeasibleOn(g.class, row) {
-				if g.class.Profile().HasPolicies() {
-					s.wakeAll(g)
-				} else {
-					s.wakeNext(g)
-				}
-				break
-			}
+		switch {
+		case !helps(g):
+		case g.class.Profile().HasPolicies():
+			s.wakeAll(g)
+		default:
+			s.wakeNext(g)
 		}
 	}
 }
@@ -378,11 +416,19 @@ func (s *Scheduler) decide(ctx context.Context, p *pending) {
 	}
 	bound := *p.pod
 	bound.Spec.NodeName = out.Node.Name
+	bindings, err := s.state.AssumeVolumes(p.class, out.Node.Name)
+	if err != nil { // nothing that a decision with this node allows
+		s.log.Error("assume volumes", "pod", p.key, "node", out.Node.Name, "error", err)
+	}
 	s.state.Assume(p.class, &bound)
 	s.record(p, out, "")
 	p.text, p.nominated = "", ""
 	p.bind = &commit{pending: p, pod: p.pod, node: out.Node}
-	s.send(p.bind)
+	if bindings == nil {
+		s.send(p.bind)
+	} else {
+		s.bindVolumes(p.bind, bindings)
+	}
 	s.unwoken(p)
 	if g := s.queue.parked[p.class]; g != nil {
 		s.wakeNext(g)

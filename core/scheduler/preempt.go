@@ -4,10 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -25,17 +23,7 @@ type eviction struct {
 	err     error
 }
 
-// evictions are what waits for the evicting goroutine.
-type evictions struct {
-	mu     sync.Mutex
-	list   []*eviction
-	signal chan struct{}
-}
-
-const (
-	evictionsAtOnce = 16
-	evictionTimeout = 30 * time.Second
-)
+const evictionTimeout = 30 * time.Second
 
 // preempt makes room for a pod that no node takes, if evictions can: the node
 // is reserved for it, and its victims are told to end. It returns the verdict
@@ -77,13 +65,14 @@ func (s *Scheduler) preempt(p *pending, verdict *cluster.Verdict, now time.Time)
 	if len(e.victims) > 0 {
 		p.evicting = e
 		s.state.Doom(e.victims, true)
-		s.evicts.mu.Lock()
-		s.evicts.list = append(s.evicts.list, e)
-		s.evicts.mu.Unlock()
-		select {
-		case s.evicts.signal <- struct{}{}:
-		default:
-		}
+		s.jobs.put(func(ctx context.Context) {
+			for _, victim := range e.victims {
+				if e.err = s.evictPod(ctx, e, victim); e.err != nil {
+					break
+				}
+			}
+			s.inbox.put(message{call: func() { s.evicted(e) }})
+		})
 	}
 	return verdict
 }
@@ -114,35 +103,6 @@ func (s *Scheduler) wakeWaiting(rows []int32, terms bool, since uint64) {
 		}
 		if wake && p.evicting == nil {
 			s.queue.activate(p)
-		}
-	}
-}
-
-// evict carries out evictions, several at once.
-func (s *Scheduler) evict(ctx context.Context) {
-	var group errgroup.Group
-	group.SetLimit(evictionsAtOnce)
-	defer group.Wait() //nolint:errcheck // no job returns one
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.evicts.signal:
-		}
-		s.evicts.mu.Lock()
-		list := s.evicts.list
-		s.evicts.list = nil
-		s.evicts.mu.Unlock()
-		for _, e := range list {
-			group.Go(func() error {
-				for _, victim := range e.victims {
-					if e.err = s.evictPod(ctx, e, victim); e.err != nil {
-						break
-					}
-				}
-				s.inbox.put(message{call: func() { s.evicted(e) }})
-				return nil
-			})
 		}
 	}
 }

@@ -61,11 +61,11 @@ type Committer interface {
 
 // Options of a scheduler. Client, Informers and Committer are required.
 type Options struct {
-	// Client evicts pods and writes events.
+	// Client evicts pods, binds volumes and writes events.
 	Client kubernetes.Interface
 	// Informers of pods, nodes, and what says how pods relate (namespaces,
 	// services, replication controllers, replica sets, stateful sets, disruption
-	// budgets); started by the caller, after New.
+	// budgets), and of what volumes depend on; started by the caller, after New.
 	Informers informers.SharedInformerFactory
 	// Profiles of SchedulerProfile objects; nil serves the default one only.
 	Profiles cache.SharedIndexInformer
@@ -101,7 +101,7 @@ type Scheduler struct {
 	commits commits
 	reports reporter
 	budgets policylisters.PodDisruptionBudgetLister
-	evicts  evictions
+	jobs    jobs
 	stopped chan struct{}
 	running atomic.Bool
 
@@ -115,7 +115,8 @@ type Scheduler struct {
 	woken    uint64 // generation of the state at the last wake
 	revision int64
 	inFlight int
-	auditAt  time.Time // not before, by default
+	binding  map[*commit]struct{} // pods whose volumes are being bound
+	auditAt  time.Time            // not before, by default
 
 	stats counters
 }
@@ -169,10 +170,11 @@ func New(options Options) (*Scheduler, error) {
 		profiles: map[string]*cluster.Profile{cluster.DefaultSchedulerName: cluster.DefaultProfile()},
 		pinned:   map[string]policies.Pinned{},
 		queue:    newQueue(),
+		binding:  map[*commit]struct{}{},
 	}
 	s.inbox.signal = make(chan struct{}, 1)
 	s.commits.signal = make(chan struct{}, 1)
-	s.evicts.signal = make(chan struct{}, 1)
+	s.jobs.signal = make(chan struct{}, 1)
 	s.reports.init(options, &s.stats)
 	return s, nil
 }
@@ -216,7 +218,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	}
 	group.Go(func() { s.commit(ctx) })
 	group.Go(func() { s.reports.run(ctx) })
-	group.Go(func() { s.evict(ctx) })
+	group.Go(func() { s.jobs.run(ctx) })
 	s.loop(ctx)
 	return nil
 }
@@ -224,10 +226,12 @@ func (s *Scheduler) Run(ctx context.Context) error {
 // watched are the informers that Run reads, those first that decisions about
 // pods depend on.
 func watched(factory informers.SharedInformerFactory) []cache.SharedIndexInformer {
-	core, apps := factory.Core().V1(), factory.Apps().V1()
+	core, apps, storage := factory.Core().V1(), factory.Apps().V1(), factory.Storage().V1()
 	return []cache.SharedIndexInformer{
 		core.Namespaces().Informer(), core.Services().Informer(), core.ReplicationControllers().Informer(),
 		apps.ReplicaSets().Informer(), apps.StatefulSets().Informer(), factory.Policy().V1().PodDisruptionBudgets().Informer(),
+		storage.StorageClasses().Informer(), storage.CSINodes().Informer(), storage.CSIDrivers().Informer(), storage.CSIStorageCapacities().Informer(),
+		storage.VolumeAttachments().Informer(), core.PersistentVolumes().Informer(), core.PersistentVolumeClaims().Informer(),
 		core.Nodes().Informer(), core.Pods().Informer(),
 	}
 }

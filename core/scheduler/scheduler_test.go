@@ -36,7 +36,7 @@ var (
 )
 
 // watchedResources is the number of resources that a scheduler watches.
-const watchedResources = 8
+const watchedResources = 15
 
 // world is a store in a fake clientset: it gives revisions and commits what the
 // scheduler writes, by compare and set.

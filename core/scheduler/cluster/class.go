@@ -22,7 +22,7 @@ type Class struct {
 	rated      []scoredRequest   // for NodeResourcesFit's score; nil: its default
 	even       []scoredRequest   // for NodeResourcesBalancedAllocation; nil: its default
 	bestEffort bool              // asks for nothing that is to be even; that score is skipped, as upstream's
-	volumes    *volumes // nil: none that nodes differ in
+	volumes    *volumes          // nil: none that nodes differ in
 	ports      []hostPort
 	images     []uint32 // symbols of the normalised names, one for each use
 	containers int

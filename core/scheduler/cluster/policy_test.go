@@ -159,7 +159,7 @@ func TestUnsupportedNamesTheField(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, change := range map[string]func(*v1.PodSpec){
-		"": func(*v1.PodSpec) {},
+		"":                     func(*v1.PodSpec) {},
 		"spec.resourceClaims":  func(s *v1.PodSpec) { s.ResourceClaims = []v1.PodResourceClaim{{Name: "c"}} },
 		"spec.schedulingGroup": func(s *v1.PodSpec) { s.SchedulingGroup = &v1.PodSchedulingGroup{} },
 	} {

@@ -142,7 +142,9 @@ func (s *State) overLimit(v *volumes, n *node) string {
 	return ""
 }
 
-func limited(d storagev1.CSINodeDriver) bool { return d.Allocatable != nil && d.Allocatable.Count != nil }
+func limited(d storagev1.CSINodeDriver) bool {
+	return d.Allocatable != nil && d.Allocatable.Count != nil
+}
 
 // attachable collects the driver of each CSI volume of the pod by its handle.
 func (s *State) attachable(pod *v1.Pod, node *storagev1.CSINode, into map[string]string) {
