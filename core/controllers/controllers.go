@@ -25,6 +25,7 @@ import (
 	"github.com/quaymaster/quaymaster/core/controllers/endpoints"
 	"github.com/quaymaster/quaymaster/core/controllers/eviction"
 	"github.com/quaymaster/quaymaster/core/controllers/garbage"
+	"github.com/quaymaster/quaymaster/core/controllers/job"
 	"github.com/quaymaster/quaymaster/core/controllers/kinds"
 	"github.com/quaymaster/quaymaster/core/controllers/loop"
 	"github.com/quaymaster/quaymaster/core/controllers/namespace"
@@ -63,6 +64,7 @@ var table = []struct {
 }{
 	{"deployment", func(_ Options, env loop.Env) (loop.Controller, error) { return deployment.New(env) }},
 	{"replicaset", func(o Options, env loop.Env) (loop.Controller, error) { return replicaset.New(env, o.Pods) }},
+	{"job", func(o Options, env loop.Env) (loop.Controller, error) { return job.New(env, o.Pods) }},
 	{"statefulset", func(o Options, env loop.Env) (loop.Controller, error) { return statefulset.New(env, o.Pods) }},
 	{"daemonset", func(o Options, env loop.Env) (loop.Controller, error) { return daemonset.New(env, o.Pods) }},
 	{"replicationcontroller", func(o Options, env loop.Env) (loop.Controller, error) {

@@ -160,6 +160,14 @@ func (k *cluster) runAgent() {
 			_ = k.direct.Delete(ctx, podResource, pod.Namespace, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: new(int64), Preconditions: &metav1.Preconditions{UID: &pod.UID}})
 		case pod.Spec.NodeName == "":
 			_ = k.direct.Bind(ctx, &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name}, Target: corev1.ObjectReference{Kind: "Node", Name: "n1"}})
+		case pod.Status.Phase == corev1.PodRunning && (pod.Annotations["test"] == "ends" || pod.Annotations["test"] == "fails"):
+			next := pod.DeepCopy()
+			next.Status.Phase = corev1.PodSucceeded
+			if pod.Annotations["test"] == "fails" {
+				next.Status.Phase = corev1.PodFailed
+			}
+			next.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionFalse, LastTransitionTime: metav1.Now()}}
+			_, _ = k.direct.UpdateStatus(ctx, podResource, pod.Namespace, next)
 		case pod.Status.Phase == corev1.PodPending:
 			next := pod.DeepCopy()
 			next.Status.Phase = corev1.PodRunning

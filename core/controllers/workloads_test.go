@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -285,5 +286,78 @@ func TestEndpoints(t *testing.T) {
 			err = fmt.Errorf("%d slices", len(slices.Items))
 		}
 		return err
+	})
+}
+
+// TestJob runs Jobs to their end, good and bad, leaves no pod with a finalizer,
+// and lets one go that is suspended.
+func TestJob(t *testing.T) {
+	k := start(t, clock.RealClock{})
+	k.namespace("test")
+	ctx := t.Context()
+	jobs := k.BatchV1().Jobs("test")
+	create := func(name, fate string, change func(*batchv1.JobSpec)) {
+		t.Helper()
+		template := corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{"test": fate}}, Spec: corev1.PodSpec{
+			RestartPolicy: corev1.RestartPolicyNever, Containers: []corev1.Container{{Name: "c", Image: "v1"}},
+		}}
+		job := &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: batchv1.JobSpec{Template: template}}
+		change(&job.Spec)
+		if _, err := jobs.Create(ctx, job, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	status := func(name string, check func(batchv1.JobStatus) bool) {
+		t.Helper()
+		eventually(t, func() error {
+			job, err := jobs.Get(ctx, name, metav1.GetOptions{})
+			if err == nil && !check(job.Status) {
+				err = fmt.Errorf("status %+v", job.Status)
+			}
+			return err
+		})
+	}
+	has := func(s batchv1.JobStatus, t batchv1.JobConditionType) bool {
+		return slices.ContainsFunc(s.Conditions, func(c batchv1.JobCondition) bool { return c.Type == t && c.Status == corev1.ConditionTrue })
+	}
+	create("good", "ends", func(s *batchv1.JobSpec) {
+		s.CompletionMode, s.Completions, s.Parallelism = ptr.To(batchv1.IndexedCompletion), ptr.To[int32](5), ptr.To[int32](2)
+	})
+	status("good", func(s batchv1.JobStatus) bool {
+		return has(s, batchv1.JobComplete) && s.Succeeded == 5 && s.CompletedIndexes == "0-4" && s.CompletionTime != nil
+	})
+	create("bad", "fails", func(s *batchv1.JobSpec) { s.BackoffLimit = ptr.To[int32](0) })
+	status("bad", func(s batchv1.JobStatus) bool { return has(s, batchv1.JobFailed) && s.Failed == 1 && s.Active == 0 })
+	eventually(t, func() error {
+		list, err := k.CoreV1().Pods("test").List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		for _, p := range list.Items {
+			if len(p.Finalizers) > 0 {
+				err = fmt.Errorf("%s keeps %v", p.Name, p.Finalizers)
+			}
+		}
+		return err
+	})
+	create("idle", "", func(s *batchv1.JobSpec) { s.Completions, s.Parallelism = ptr.To[int32](3), ptr.To[int32](3) })
+	status("idle", func(s batchv1.JobStatus) bool { return s.Active == 3 && ptr.Deref(s.Ready, 0) == 3 })
+	for _, step := range []struct {
+		suspend bool
+		active  int32
+	}{{true, 0}, {false, 3}} {
+		if _, err := jobs.Patch(ctx, "idle", types.MergePatchType, fmt.Appendf(nil, `{"spec":{"suspend":%t}}`, step.suspend), metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		status("idle", func(s batchv1.JobStatus) bool {
+			return s.Active == step.active && has(s, batchv1.JobSuspended) == step.suspend && s.Failed == 0
+		})
+	}
+	if err := jobs.Delete(ctx, "idle", metav1.DeleteOptions{PropagationPolicy: ptr.To(metav1.DeletePropagationForeground)}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		_, err := jobs.Get(ctx, "idle", metav1.GetOptions{})
+		return gone(err)
 	})
 }

@@ -112,6 +112,8 @@ type Settler[O metav1.Object] struct {
 	Fresh func(context.Context) (metav1.Object, error)
 	// Patch applies a strategic merge patch to one of the candidates.
 	Patch func(ctx context.Context, object O, patch []byte) error
+	// Finalizers are added to what is adopted.
+	Finalizers []string
 }
 
 // Settle adopts and releases, and returns all that the controller now holds.
@@ -130,7 +132,7 @@ func (s Settler[O]) Settle(ctx context.Context, c Claim[O]) ([]O, error) {
 		}
 	}
 	for _, o := range c.Adopt {
-		err := s.Patch(ctx, o, adoptPatch(s.Controller, s.Kind, o.GetUID()))
+		err := s.Patch(ctx, o, adoptPatch(s.Controller, s.Kind, o.GetUID(), s.Finalizers))
 		switch {
 		case err == nil:
 			held = append(held, o)
@@ -155,11 +157,15 @@ func (s Settler[O]) mayAdopt(ctx context.Context) error {
 	return nil
 }
 
-func adoptPatch(controller metav1.Object, kind schema.GroupVersionKind, uid types.UID) []byte {
-	return encode(map[string]any{"metadata": map[string]any{
+func adoptPatch(controller metav1.Object, kind schema.GroupVersionKind, uid types.UID, finalizers []string) []byte {
+	changes := map[string]any{
 		"uid":             uid,
 		"ownerReferences": []metav1.OwnerReference{*metav1.NewControllerRef(controller, kind)},
-	}})
+	}
+	if len(finalizers) > 0 {
+		changes["finalizers"] = finalizers
+	}
+	return encode(map[string]any{"metadata": changes})
 }
 
 func releasePatch(uid types.UID, owners ...types.UID) []byte { return ReleasePatch(uid, owners...) }
