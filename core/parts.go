@@ -130,8 +130,12 @@ func (p *parts) assemble() (err error) {
 		Dir:           options.dir("pki"),
 		Admission:     []admission.Interface{policyadmission.New(p.policies, p.informers.Core().V1().Namespaces().Lister())},
 		NodeTransport: p.nodes.transport,
-		Decisions: func(ctx context.Context, namespace, pod string) (*decisionv1alpha1.Decision, error) {
-			return p.scheduler.Explain(ctx, namespace, pod)
+		Decisions: func(ctx context.Context, namespace, pod string, all bool) (*decisionv1alpha1.Decision, error) {
+			d, err := p.scheduler.Explain(ctx, namespace, pod, all)
+			if errors.Is(err, scheduler.ErrPodNotFound) {
+				return nil, nil
+			}
+			return d, err
 		},
 		Paths:   map[string]http.Handler{BackupPath: http.HandlerFunc(p.backup), HistoryPath: http.HandlerFunc(p.history)},
 		Metrics: p.metrics,

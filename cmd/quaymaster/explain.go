@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/yaml"
 
 	"github.com/quaymaster/quaymaster/cmd/quaymaster/matrix"
 	"github.com/quaymaster/quaymaster/core/api"
@@ -16,13 +17,16 @@ import (
 
 func newExplain() *cobra.Command {
 	var kubeconfig, output string
+	var all bool
 	command := &cobra.Command{
 		Use:   "explain pod [NAMESPACE/]NAME",
 		Short: "Tell why a pod went where it went, or why it goes nowhere",
 		Long: `Explain prints, for each node, the filter that refused it or the weighted score
 of every plugin and policy. For a running pod it also prints the decision as it
-was taken.`,
-		Example: "  quaymaster explain pod default/web-7c5d -o json",
+was taken. For one that no node takes it prints what preemption would do, and the
+smallest changes that would let it run, which have been tried. With --all it prints
+every filter that refuses a node, with what the pod wants and what the node has.`,
+		Example: "  quaymaster explain pod default/web-7c5d --all -o yaml",
 		Args: cobra.MatchAll(cobra.ExactArgs(2), func(_ *cobra.Command, args []string) error {
 			if args[0] != "pod" && args[0] != "pods" {
 				return fmt.Errorf("only pods are scheduled: say explain pod %s", args[1])
@@ -48,7 +52,12 @@ was taken.`,
 			if err != nil {
 				return err
 			}
-			decision, err := client.Decisions(namespace).Get(cmd.Context(), name, metav1.GetOptions{})
+			var decision *decisionv1alpha1.Decision
+			if all {
+				decision, err = client.FullDecision(cmd.Context(), namespace, name)
+			} else {
+				decision, err = client.Decisions(namespace).Get(cmd.Context(), name, metav1.GetOptions{})
+			}
 			if err != nil {
 				return fmt.Errorf("explain pod %s/%s: %w", namespace, name, err)
 			}
@@ -56,7 +65,8 @@ was taken.`,
 		},
 	}
 	command.Flags().StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file (default: KUBECONFIG, then ~/.kube/config)")
-	command.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	command.Flags().BoolVar(&all, "all", false, "every filter that refuses a node, and preemption on each")
+	command.Flags().StringVarP(&output, "output", "o", "table", "table, json or yaml")
 	return command
 }
 
@@ -69,7 +79,15 @@ func printDecision(cmd *cobra.Command, decision *decisionv1alpha1.Decision, outp
 		encoder := json.NewEncoder(cmd.OutOrStdout())
 		encoder.SetIndent("", "  ")
 		return encoder.Encode(decision)
+	case "yaml":
+		decision.GetObjectKind().SetGroupVersionKind(decisionv1alpha1.SchemeGroupVersion.WithKind("Decision"))
+		text, err := yaml.Marshal(decision)
+		if err != nil {
+			return err
+		}
+		_, err = cmd.OutOrStdout().Write(text)
+		return err
 	default:
-		return fmt.Errorf("unknown output %q: it is table or json", output)
+		return fmt.Errorf("unknown output %q: it is table, json or yaml", output)
 	}
 }

@@ -5,6 +5,7 @@ package api
 //go:generate go run k8s.io/code-generator/cmd/deepcopy-gen@v0.36.3 --go-header-file /dev/null --output-file zz_generated.deepcopy.go ./policy/v1alpha1 ./scheduling/v1alpha1 ./decision/v1alpha1
 
 import (
+	"context"
 	"fmt"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -79,6 +80,12 @@ func NewClient(config *rest.Config) (*Client, error) {
 func (c *Client) Decisions(namespace string) *gentype.Client[*decisionv1alpha1.Decision] {
 	return gentype.NewClient(decisionv1alpha1.Resource, c.decisions, runtime.NewParameterCodec(Scheme), namespace,
 		func() *decisionv1alpha1.Decision { return &decisionv1alpha1.Decision{} })
+}
+
+// FullDecision explains one pod with every failing filter of each node.
+func (c *Client) FullDecision(ctx context.Context, namespace, name string) (*decisionv1alpha1.Decision, error) {
+	d := &decisionv1alpha1.Decision{}
+	return d, c.decisions.Get().Namespace(namespace).Resource(decisionv1alpha1.Resource).Name(name).SubResource("full").Do(ctx).Into(d)
 }
 
 func restClient(config *rest.Config, gv schema.GroupVersion) (rest.Interface, error) {

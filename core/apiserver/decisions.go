@@ -16,11 +16,15 @@ import (
 
 // decisions makes the virtual resource that explains scheduling by pod name.
 func decisions(r *registries) (map[string]rest.Storage, error) {
-	return map[string]rest.Storage{"": &decisionREST{explain: r.options.Decisions}}, nil
+	return map[string]rest.Storage{
+		"":     &decisionREST{explain: r.options.Decisions},
+		"full": &decisionREST{explain: r.options.Decisions, all: true},
+	}, nil
 }
 
 type decisionREST struct {
-	explain func(ctx context.Context, namespace, pod string) (*decisionv1alpha1.Decision, error)
+	explain func(ctx context.Context, namespace, pod string, all bool) (*decisionv1alpha1.Decision, error)
+	all     bool
 }
 
 var _ interface {
@@ -40,7 +44,7 @@ func (d *decisionREST) Get(ctx context.Context, name string, _ *metav1.GetOption
 	if d.explain == nil {
 		return nil, apierrors.NewServiceUnavailable("no scheduler runs in this engine")
 	}
-	decision, err := d.explain(ctx, apirequest.NamespaceValue(ctx), name)
+	decision, err := d.explain(ctx, apirequest.NamespaceValue(ctx), name, d.all)
 	if err != nil {
 		return nil, err
 	}

@@ -128,12 +128,16 @@ func TestPolicyStatus(t *testing.T) {
 
 func TestDecisions(t *testing.T) {
 	c := start(t, func(o *apiserver.Options) {
-		o.Decisions = func(_ context.Context, namespace, pod string) (*decisionv1alpha1.Decision, error) {
+		o.Decisions = func(_ context.Context, namespace, pod string, all bool) (*decisionv1alpha1.Decision, error) {
 			if pod != "p" {
 				return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "pods"}, pod)
 			}
+			message := ""
+			if all {
+				message = "in full"
+			}
 			return &decisionv1alpha1.Decision{
-				ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: pod}, Node: "n1",
+				ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: pod}, Node: "n1", Message: message,
 				Nodes: []decisionv1alpha1.NodeVerdict{{Name: "n1", Total: 77}, {Name: "n2", Filter: &decisionv1alpha1.FilterVerdict{Plugin: "TaintToleration", Reason: "node(s) had untolerated taint(s)"}}},
 			}, nil
 		}
@@ -145,6 +149,9 @@ func TestDecisions(t *testing.T) {
 	decision, err := client.Decisions("default").Get(t.Context(), "p", metav1.GetOptions{})
 	if err != nil || decision.Node != "n1" || len(decision.Nodes) != 2 {
 		t.Fatalf("%+v, %v", decision, err)
+	}
+	if full, err := client.FullDecision(t.Context(), "default", "p"); err != nil || full.Message != "in full" || decision.Message != "" {
+		t.Errorf("the subresource full: %+v, %v", full, err)
 	}
 	if _, err := client.Decisions("default").Get(t.Context(), "q", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("of a pod that is not there: %v", err)

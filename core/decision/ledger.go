@@ -64,14 +64,26 @@ func (l *Ledger) Taken(pod types.NamespacedName, uid types.UID) *decisionv1alpha
 	return l.entries[i].taken.DeepCopy()
 }
 
-// FromScan is the matrix of a scan as the API shows it: the feasible nodes, best
-// first with the chosen one at the head, then the refused by name.
-func FromScan(pod types.NamespacedName, schedulerName string, scan *cluster.Scan, message string) *decisionv1alpha1.Decision {
+// From puts an explanation into the form that it has in the API: the feasible
+// nodes, best first with the chosen one at the head, then the refused by name.
+func From(pod types.NamespacedName, schedulerName string, scan *cluster.Explanation) *decisionv1alpha1.Decision {
 	d := &decisionv1alpha1.Decision{
 		ObjectMeta:    metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name},
 		SchedulerName: schedulerName,
-		Message:       message,
+		Message:       scan.Message,
+		Margin:        scan.Margin,
+		Preemption:    preemption(scan.Preemption, ""),
 		Nodes:         make([]decisionv1alpha1.NodeVerdict, 0, len(scan.Nodes)),
+	}
+	if scan.RunnerUp != nil {
+		d.RunnerUp = scan.RunnerUp.Name
+	}
+	for _, change := range scan.Changes {
+		to := decisionv1alpha1.Change{Node: change.Node.Name}
+		for _, step := range change.Steps {
+			to.Steps = append(to.Steps, decisionv1alpha1.ChangeStep(step))
+		}
+		d.Changes = append(d.Changes, to)
 	}
 	d.SetGroupVersionKind(decisionv1alpha1.SchemeGroupVersion.WithKind("Decision"))
 	if scan.Node != nil {
@@ -85,6 +97,12 @@ func FromScan(pod types.NamespacedName, schedulerName string, scan *cluster.Scan
 		}
 		for _, s := range n.Scores {
 			row.Scores = append(row.Scores, decisionv1alpha1.PluginScore(s))
+		}
+		if scan.Details != nil {
+			for _, f := range scan.Details[i].Failures {
+				row.Failures = append(row.Failures, decisionv1alpha1.Failure{Plugin: f.Plugin, Reason: f.Reason, Wanted: f.Wanted, Found: f.Found})
+			}
+			row.Preemption = preemption(scan.Details[i].Preemption, scan.Details[i].Helpless)
 		}
 		d.Nodes = append(d.Nodes, row)
 	}
@@ -101,6 +119,20 @@ func Sort(d *decisionv1alpha1.Decision) {
 			compareBool(a.Name != d.Node, b.Name != d.Node),
 			cmp.Compare(a.Name, b.Name))
 	})
+}
+
+func preemption(p *cluster.Preemption, helpless string) *decisionv1alpha1.PreemptionVerdict {
+	switch {
+	case p != nil:
+		v := &decisionv1alpha1.PreemptionVerdict{Node: p.Node.Name, Violations: int32(p.Violations)}
+		for _, victim := range p.Victims {
+			v.Victims = append(v.Victims, victim.Namespace+"/"+victim.Name)
+		}
+		return v
+	case helpless != "":
+		return &decisionv1alpha1.PreemptionVerdict{Reason: helpless}
+	}
+	return nil
 }
 
 func compareBool(a, b bool) int {

@@ -38,7 +38,7 @@ func TestLedgerKeepsTheLast(t *testing.T) {
 	}
 }
 
-func TestFromScanOrder(t *testing.T) {
+func TestOrder(t *testing.T) {
 	node := func(name string) *v1.Node { return &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}} }
 	chosen := node("c")
 	scan := &cluster.Scan{Outcome: cluster.Outcome{Node: chosen}, Nodes: []cluster.NodeScan{
@@ -48,7 +48,7 @@ func TestFromScanOrder(t *testing.T) {
 		{Node: chosen, Total: 7},
 		{Node: node("a"), Total: 3},
 	}}
-	d := FromScan(types.NamespacedName{Namespace: "ns", Name: "p"}, "default-scheduler", scan, "")
+	d := From(types.NamespacedName{Namespace: "ns", Name: "p"}, "default-scheduler", &cluster.Explanation{Scan: scan})
 	var order string
 	for _, n := range d.Nodes {
 		order += n.Name

@@ -116,7 +116,7 @@ func TestPoliciesAndProfilesChangeLive(t *testing.T) {
 	pod("p3")
 	w.refused("p3", "0/2 nodes are available: 2 node(s) not allowed. "+
 		"no new claims to deallocate, preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.")
-	d, err := w.sched.Explain(context.Background(), "default", "p3")
+	d, err := w.sched.Explain(context.Background(), "default", "p3", false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +129,7 @@ func TestPoliciesAndProfilesChangeLive(t *testing.T) {
 	// Without the profile nobody serves the name; with a wrong one neither.
 	source.Delete(profile)
 	eventually(t, "the profile is gone", func() bool {
-		_, err := w.sched.Explain(context.Background(), "default", "p1")
+		_, err := w.sched.Explain(context.Background(), "default", "p1", false)
 		return errors.Is(err, ErrNotServed)
 	})
 	pod("p4")

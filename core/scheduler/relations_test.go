@@ -135,7 +135,7 @@ func TestSpreadByDefault(t *testing.T) {
 		w.bound(name, "")
 		used[w.pod(name).Spec.NodeName]++
 		eventually(t, "the service is known, on a watch of its own", func() bool {
-			d, err := w.sched.Explain(context.Background(), "default", name)
+			d, err := w.sched.Explain(context.Background(), "default", name, false)
 			return err == nil && slices.ContainsFunc(d.Nodes[0].Scores, func(s decisionv1alpha1.PluginScore) bool { return s.Plugin == cluster.PodTopologySpread })
 		})
 	}

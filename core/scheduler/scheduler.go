@@ -237,15 +237,16 @@ func watched(factory informers.SharedInformerFactory) []cache.SharedIndexInforme
 }
 
 // Explain says where the pod would go on the state of now and why: for a bound
-// one as if it were not there, beside the decision as it was taken.
-func (s *Scheduler) Explain(ctx context.Context, namespace, name string) (*decisionv1alpha1.Decision, error) {
+// one as if it were not there, beside the decision as it was taken. All adds, for
+// each refused node, every failing filter and what preemption would do there.
+func (s *Scheduler) Explain(ctx context.Context, namespace, name string, all bool) (*decisionv1alpha1.Decision, error) {
 	type answer struct {
 		decision *decisionv1alpha1.Decision
 		err      error
 	}
 	reply := make(chan answer, 1)
 	s.inbox.put(message{call: func() {
-		d, err := s.explain(ctx, namespace, name)
+		d, err := s.explain(ctx, namespace, name, all)
 		reply <- answer{d, err}
 	}})
 	select {
@@ -258,7 +259,7 @@ func (s *Scheduler) Explain(ctx context.Context, namespace, name string) (*decis
 	}
 }
 
-func (s *Scheduler) explain(ctx context.Context, namespace, name string) (*decisionv1alpha1.Decision, error) {
+func (s *Scheduler) explain(ctx context.Context, namespace, name string, all bool) (*decisionv1alpha1.Decision, error) {
 	pod, err := s.pods.Pods(namespace).Get(name)
 	if err != nil {
 		return nil, fmt.Errorf("explain pod %s/%s: %w", namespace, name, ErrPodNotFound)
@@ -267,15 +268,19 @@ func (s *Scheduler) explain(ctx context.Context, namespace, name string) (*decis
 	if profile == nil {
 		return nil, fmt.Errorf("explain pod %s/%s of scheduler %q: %w", namespace, name, pod.Spec.SchedulerName, ErrNotServed)
 	}
-	scan, text, err := s.state.Explain(ctx, profile, pod, s.policiesOf(profile))
+	budgets, err := s.budgets.List(everything)
+	if err != nil {
+		return nil, fmt.Errorf("explain pod %s/%s: list disruption budgets: %w", namespace, name, err)
+	}
+	explained, err := s.state.Explain(ctx, profile, pod, s.policiesOf(profile), cluster.ExplainOptions{All: all, Budgets: budgets, Now: s.clock.Now()})
 	if err != nil {
 		return nil, fmt.Errorf("explain pod %s/%s: %w", namespace, name, err)
 	}
 	if field := profile.Unsupported(pod); field != "" {
-		scan.Node, text = nil, cluster.UnsupportedMessage(field)
+		explained.Node, explained.Message = nil, cluster.UnsupportedMessage(field)
 	}
 	key := types.NamespacedName{Namespace: namespace, Name: name}
-	d := decision.FromScan(key, profile.Name, scan, text)
+	d := decision.From(key, profile.Name, explained)
 	d.Policies = s.versions(profile)
 	d.Taken = s.ledger.Taken(key, pod.UID)
 	return d, nil

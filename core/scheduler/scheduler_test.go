@@ -247,12 +247,23 @@ func TestNotesScenario(t *testing.T) {
 		"no new claims to deallocate, preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling."
 	w.refused("httpserver", message)
 	w.event("FailedScheduling", message)
-	d, err := w.sched.Explain(context.Background(), "default", "httpserver")
+	d, err := w.sched.Explain(context.Background(), "default", "httpserver", false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if d.Node != "" || d.Message != message || d.Taken == nil || d.Taken.Message != message || len(d.Nodes) != 3 || d.Nodes[0].Filter.Plugin != "TaintToleration" {
 		t.Errorf("explained as %+v", d)
+	}
+	if want := (decisionv1alpha1.ChangeStep{Object: "Node node01", Action: "label it disktype=ssd"}); len(d.Changes) == 0 || !slices.Equal(d.Changes[0].Steps, []decisionv1alpha1.ChangeStep{want}) || d.Nodes[0].Failures != nil {
+		t.Errorf("changes %+v, want %+v first, and no failures", d.Changes, want)
+	}
+	d, err = w.sched.Explain(context.Background(), "default", "httpserver", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := d.Nodes[0]; n.Name != "master01" || len(n.Failures) != 2 || n.Failures[1].Plugin != "NodeAffinity" || n.Failures[1].Wanted != "disktype=ssd" ||
+		n.Preemption == nil || n.Preemption.Reason != "Preemption is not helpful for scheduling" {
+		t.Errorf("explained in full as %+v", n)
 	}
 
 	w.put(nodeResource, testNode("node01", "4", map[string]string{v1.LabelTopologyZone: "z1", "disktype": "ssd"}))
@@ -262,7 +273,7 @@ func TestNotesScenario(t *testing.T) {
 		t.Errorf("the pod carries the zone %q", zone)
 	}
 	eventually(t, "the decision is in the ledger", func() bool {
-		d, err = w.sched.Explain(context.Background(), "default", "httpserver")
+		d, err = w.sched.Explain(context.Background(), "default", "httpserver", false)
 		return err == nil && d.Taken != nil && d.Taken.Node == "node01"
 	})
 	if d.Node != "node01" || d.Message != "" || d.Taken.Feasible != 1 || d.Taken.Evaluated != 3 || d.Taken.Revision == 0 || d.Nodes[0].Total != d.Taken.Score {
@@ -273,7 +284,7 @@ func TestNotesScenario(t *testing.T) {
 	w.put(nodeResource, testNode("node01", "4", nil, special))
 	w.put(nodeResource, testNode("node02", "4", nil, special))
 	eventually(t, "both taints are seen", func() bool { // pods and nodes come from two informers
-		d, err := w.sched.Explain(context.Background(), "default", "httpserver")
+		d, err := w.sched.Explain(context.Background(), "default", "httpserver", false)
 		return err == nil && !slices.ContainsFunc(d.Nodes, func(n decisionv1alpha1.NodeVerdict) bool {
 			return n.Filter == nil || n.Filter.Plugin != "TaintToleration"
 		})
@@ -422,7 +433,7 @@ func TestDeletedNodeTakesNothing(t *testing.T) {
 	w.remove(nodeResource, "", "big")
 	// The pod comes after the node's end on another watch: wait until that is seen.
 	eventually(t, "the node is gone", func() bool {
-		d, err := w.sched.Explain(context.Background(), "default", "a")
+		d, err := w.sched.Explain(context.Background(), "default", "a", false)
 		return err == nil && len(d.Nodes) == 1
 	})
 	w.put(podResource, testPod("b", "1"))
@@ -438,15 +449,15 @@ func TestExplainErrors(t *testing.T) {
 	foreign.Spec.SchedulerName = "other"
 	w.put(podResource, foreign)
 	eventually(t, "the pod is known", func() bool {
-		_, err := w.sched.Explain(context.Background(), "default", "foreign")
+		_, err := w.sched.Explain(context.Background(), "default", "foreign", false)
 		return errors.Is(err, ErrNotServed)
 	})
-	if _, err := w.sched.Explain(context.Background(), "default", "none"); !errors.Is(err, ErrPodNotFound) {
+	if _, err := w.sched.Explain(context.Background(), "default", "none", false); !errors.Is(err, ErrPodNotFound) {
 		t.Errorf("error %v", err)
 	}
 	w.cancel()
 	eventually(t, "the scheduler has stopped", func() bool {
-		_, err := w.sched.Explain(context.Background(), "default", "none")
+		_, err := w.sched.Explain(context.Background(), "default", "none", false)
 		return errors.Is(err, ErrStopped)
 	})
 	if _, err := New(Options{}); err == nil || !strings.Contains(err.Error(), "needs a client") {

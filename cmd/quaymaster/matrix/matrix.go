@@ -34,6 +34,7 @@ func Write(w io.Writer, d *decisionv1alpha1.Decision, indent string) error {
 		p.line("now:    none: %s", d.Message)
 	}
 	p.policies(d.Policies)
+	p.remedies(d)
 	feasible, refused := split(d.Nodes)
 	if err := p.scores(feasible); err != nil {
 		return err
@@ -59,6 +60,32 @@ func (p *printer) policies(versions []decisionv1alpha1.PolicyVersion) {
 	for _, v := range versions {
 		p.line("        with policy %s, generation %d, %.19s", v.Name, v.Generation, v.Digest)
 	}
+}
+
+// remedies are what would let a pod run that no node takes.
+func (p *printer) remedies(d *decisionv1alpha1.Decision) {
+	if d.Preemption != nil {
+		p.line("preempt on %s: %s", d.Preemption.Node, victims(d.Preemption))
+	}
+	for i, change := range d.Changes {
+		if i == 0 {
+			p.line("it would run with")
+		} else {
+			p.line("or with")
+		}
+		for _, step := range change.Steps {
+			p.line("  %s: %s", step.Object, step.Action)
+		}
+		p.line("  on %s", change.Node)
+	}
+}
+
+func victims(v *decisionv1alpha1.PreemptionVerdict) string {
+	text := "evict " + strings.Join(v.Victims, ", ")
+	if v.Violations > 0 {
+		text += fmt.Sprintf("; %d more than disruption budgets allow", v.Violations)
+	}
+	return text
 }
 
 func (p *printer) scores(nodes []decisionv1alpha1.NodeVerdict) error {
@@ -88,8 +115,24 @@ func (p *printer) scores(nodes []decisionv1alpha1.NodeVerdict) error {
 
 func (p *printer) refusals(nodes []decisionv1alpha1.NodeVerdict) {
 	for _, node := range nodes[:min(len(nodes), maxNodes)] {
-		p.line("  %s refused by %s:", node.Name, node.Filter.Plugin)
-		p.line("    %s", node.Filter.Reason)
+		if len(node.Failures) == 0 {
+			p.line("  %s refused by %s:", node.Name, node.Filter.Plugin)
+			p.line("    %s", node.Filter.Reason)
+			continue
+		}
+		p.line("  %s refused by", node.Name)
+		for _, f := range node.Failures {
+			p.line("    %s: %s", f.Plugin, f.Reason)
+			if f.Wanted != "" {
+				p.line("      wants %s", f.Wanted)
+				p.line("      finds %s", f.Found)
+			}
+		}
+		if v := node.Preemption; v != nil && v.Reason != "" {
+			p.line("    preemption: %s", v.Reason)
+		} else if v != nil {
+			p.line("    preemption: %s", victims(v))
+		}
 	}
 	p.more(len(nodes), "refused")
 }

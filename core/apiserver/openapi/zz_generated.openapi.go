@@ -15,11 +15,15 @@ import (
 
 func GetOpenAPIDefinitions(ref common.ReferenceCallback) map[string]common.OpenAPIDefinition {
 	return map[string]common.OpenAPIDefinition{
+		v1alpha1.Change{}.OpenAPIModelName():                                        schema_core_api_decision_v1alpha1_Change(ref),
+		v1alpha1.ChangeStep{}.OpenAPIModelName():                                    schema_core_api_decision_v1alpha1_ChangeStep(ref),
 		v1alpha1.Decision{}.OpenAPIModelName():                                      schema_core_api_decision_v1alpha1_Decision(ref),
+		v1alpha1.Failure{}.OpenAPIModelName():                                       schema_core_api_decision_v1alpha1_Failure(ref),
 		v1alpha1.FilterVerdict{}.OpenAPIModelName():                                 schema_core_api_decision_v1alpha1_FilterVerdict(ref),
 		v1alpha1.NodeVerdict{}.OpenAPIModelName():                                   schema_core_api_decision_v1alpha1_NodeVerdict(ref),
 		v1alpha1.PluginScore{}.OpenAPIModelName():                                   schema_core_api_decision_v1alpha1_PluginScore(ref),
 		v1alpha1.PolicyVersion{}.OpenAPIModelName():                                 schema_core_api_decision_v1alpha1_PolicyVersion(ref),
+		v1alpha1.PreemptionVerdict{}.OpenAPIModelName():                             schema_core_api_decision_v1alpha1_PreemptionVerdict(ref),
 		v1alpha1.TakenDecision{}.OpenAPIModelName():                                 schema_core_api_decision_v1alpha1_TakenDecision(ref),
 		policyv1alpha1.ConfigMapKey{}.OpenAPIModelName():                            schema_core_api_policy_v1alpha1_ConfigMapKey(ref),
 		policyv1alpha1.MatchRule{}.OpenAPIModelName():                               schema_core_api_policy_v1alpha1_MatchRule(ref),
@@ -51,6 +55,77 @@ func GetOpenAPIDefinitions(ref common.ReferenceCallback) map[string]common.OpenA
 		schedulingv1alpha1.ScoringStrategy{}.OpenAPIModelName():                     schema_core_api_scheduling_v1alpha1_ScoringStrategy(ref),
 		schedulingv1alpha1.UtilizationShapePoint{}.OpenAPIModelName():               schema_core_api_scheduling_v1alpha1_UtilizationShapePoint(ref),
 		schedulingv1alpha1.VolumeBindingArgs{}.OpenAPIModelName():                   schema_core_api_scheduling_v1alpha1_VolumeBindingArgs(ref),
+	}
+}
+
+func schema_core_api_decision_v1alpha1_Change(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "Change would let the pod run on the node.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"node": {
+						SchemaProps: spec.SchemaProps{
+							Default: "",
+							Type:    []string{"string"},
+							Format:  "",
+						},
+					},
+					"steps": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "Steps to take together.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Default: map[string]interface{}{},
+										Ref:     ref(v1alpha1.ChangeStep{}.OpenAPIModelName()),
+									},
+								},
+							},
+						},
+					},
+				},
+				Required: []string{"node", "steps"},
+			},
+		},
+		Dependencies: []string{
+			v1alpha1.ChangeStep{}.OpenAPIModelName()},
+	}
+}
+
+func schema_core_api_decision_v1alpha1_ChangeStep(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "ChangeStep says what to do to which object.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"object": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Object as \"Pod namespace/name\" or \"Node name\".",
+							Default:     "",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"action": {
+						SchemaProps: spec.SchemaProps{
+							Default: "",
+							Type:    []string{"string"},
+							Format:  "",
+						},
+					},
+				},
+				Required: []string{"object", "action"},
+			},
+		},
 	}
 }
 
@@ -109,6 +184,44 @@ func schema_core_api_decision_v1alpha1_Decision(ref common.ReferenceCallback) co
 							Format:      "",
 						},
 					},
+					"runnerUp": {
+						SchemaProps: spec.SchemaProps{
+							Description: "RunnerUp is the best of the other feasible nodes, Margin points behind Node.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"margin": {
+						SchemaProps: spec.SchemaProps{
+							Type:   []string{"integer"},
+							Format: "int64",
+						},
+					},
+					"preemption": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Preemption that would make room when no node is feasible.",
+							Ref:         ref(v1alpha1.PreemptionVerdict{}.OpenAPIModelName()),
+						},
+					},
+					"changes": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "Changes, the smallest first, each of which would let the pod run when no node is feasible. Each has been tried on the state of now.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Default: map[string]interface{}{},
+										Ref:     ref(v1alpha1.Change{}.OpenAPIModelName()),
+									},
+								},
+							},
+						},
+					},
 					"policies": {
 						VendorExtensible: spec.VendorExtensible{
 							Extensions: spec.Extensions{
@@ -152,7 +265,49 @@ func schema_core_api_decision_v1alpha1_Decision(ref common.ReferenceCallback) co
 			},
 		},
 		Dependencies: []string{
-			v1alpha1.NodeVerdict{}.OpenAPIModelName(), v1alpha1.PolicyVersion{}.OpenAPIModelName(), v1alpha1.TakenDecision{}.OpenAPIModelName(), "k8s.io/apimachinery/pkg/apis/meta/v1.ObjectMeta"},
+			v1alpha1.Change{}.OpenAPIModelName(), v1alpha1.NodeVerdict{}.OpenAPIModelName(), v1alpha1.PolicyVersion{}.OpenAPIModelName(), v1alpha1.PreemptionVerdict{}.OpenAPIModelName(), v1alpha1.TakenDecision{}.OpenAPIModelName(), "k8s.io/apimachinery/pkg/apis/meta/v1.ObjectMeta"},
+	}
+}
+
+func schema_core_api_decision_v1alpha1_Failure(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "Failure is one reason of one filter.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"plugin": {
+						SchemaProps: spec.SchemaProps{
+							Default: "",
+							Type:    []string{"string"},
+							Format:  "",
+						},
+					},
+					"reason": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Reason is upstream's text.",
+							Default:     "",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"wanted": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Wanted by the pod, and Found on the node.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"found": {
+						SchemaProps: spec.SchemaProps{
+							Type:   []string{"string"},
+							Format: "",
+						},
+					},
+				},
+				Required: []string{"plugin", "reason"},
+			},
+		},
 	}
 }
 
@@ -231,12 +386,37 @@ func schema_core_api_decision_v1alpha1_NodeVerdict(ref common.ReferenceCallback)
 							Format:      "int64",
 						},
 					},
+					"failures": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "Failures of all filters, where the subresource full was asked for.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Default: map[string]interface{}{},
+										Ref:     ref(v1alpha1.Failure{}.OpenAPIModelName()),
+									},
+								},
+							},
+						},
+					},
+					"preemption": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Preemption on this node, there too.",
+							Ref:         ref(v1alpha1.PreemptionVerdict{}.OpenAPIModelName()),
+						},
+					},
 				},
 				Required: []string{"name", "total"},
 			},
 		},
 		Dependencies: []string{
-			v1alpha1.FilterVerdict{}.OpenAPIModelName(), v1alpha1.PluginScore{}.OpenAPIModelName()},
+			v1alpha1.Failure{}.OpenAPIModelName(), v1alpha1.FilterVerdict{}.OpenAPIModelName(), v1alpha1.PluginScore{}.OpenAPIModelName(), v1alpha1.PreemptionVerdict{}.OpenAPIModelName()},
 	}
 }
 
@@ -312,6 +492,60 @@ func schema_core_api_decision_v1alpha1_PolicyVersion(ref common.ReferenceCallbac
 					},
 				},
 				Required: []string{"name", "generation", "digest"},
+			},
+		},
+	}
+}
+
+func schema_core_api_decision_v1alpha1_PreemptionVerdict(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "PreemptionVerdict says which pods would be evicted on a node, or why that does not help there.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"node": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Node that the victims are on.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"victims": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "Victims as namespace/name, the most important first.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Default: "",
+										Type:    []string{"string"},
+										Format:  "",
+									},
+								},
+							},
+						},
+					},
+					"violations": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Violations is the number of victims that no disruption budget allows for.",
+							Type:        []string{"integer"},
+							Format:      "int32",
+						},
+					},
+					"reason": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Reason why evictions do not help.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+				},
 			},
 		},
 	}

@@ -90,7 +90,7 @@ func BenchmarkExplain(b *testing.B) {
 	benchNodes(s, 5000)
 	profile, pod := DefaultProfile(), benchPod(1)
 	for b.Loop() {
-		if scan, _, err := s.Explain(context.Background(), profile, pod, Policies{}); err != nil || len(scan.Nodes) != 5000 {
+		if e, err := s.Explain(context.Background(), profile, pod, Policies{}, ExplainOptions{}); err != nil || len(e.Nodes) != 5000 {
 			b.Fatal(err)
 		}
 	}

@@ -162,7 +162,7 @@ func TestDecisionsEqualScan(t *testing.T) {
 	}
 	usual := DefaultProfile()
 	profiles := []*Profile{usual, usual, heavy, profileOf(t, classicProfile), profileOf(t, argsProfile)}
-	decided, refused, gated := 0, 0, 0
+	decided, refused, gated, explained, changes := 0, 0, 0, 0, 0
 	seen, preempted := reasons{}, 0
 	for seed := range clusters {
 		g := generator{rand.New(rand.NewPCG(uint64(seed), 1))}
@@ -218,6 +218,11 @@ func TestDecisionsEqualScan(t *testing.T) {
 			if out != want.Outcome {
 				t.Fatalf("seed %d step %d: decided %s, scan %s", seed, step, describe(out), describe(want.Outcome))
 			}
+			if g.chance(10) {
+				failures, remedies := checkExplanation(t, s, profile, pod, want)
+				explained += failures
+				changes += remedies
+			}
 			for _, n := range want.Nodes {
 				seen.add(n.Reasons...)
 				for _, score := range n.Scores {
@@ -246,6 +251,9 @@ func TestDecisionsEqualScan(t *testing.T) {
 	}
 	if decided < clusters*20 || refused < clusters || preempted < clusters || gated < clusters {
 		t.Fatalf("too tame: %d decided, %d refused, %d of them preempt, %d with gates", decided, refused, preempted, gated)
+	}
+	if explained < 10*clusters || changes < clusters {
+		t.Errorf("too tame: %d failures explained, %d changes found", explained, changes)
 	}
 	for _, refusal := range relatedRefusals[1:] {
 		if seen[refusal.reason] < clusters {

@@ -123,6 +123,10 @@ func (r *relationScan) refuses(object *v1.Node) uint8 {
 	if !r.profile.filters[InterPodAffinity] {
 		return relatedNot
 	}
+	return r.refusesAffinity(object)
+}
+
+func (r *relationScan) refusesAffinity(object *v1.Node) uint8 {
 	there, none := true, true
 	for _, n := range r.affinity {
 		none = none && n == 0

@@ -22,6 +22,15 @@ type Decision struct {
 	Node string `json:"node,omitempty"`
 	// Message is the FailedScheduling text when no node is feasible.
 	Message string `json:"message,omitempty"`
+	// RunnerUp is the best of the other feasible nodes, Margin points behind Node.
+	RunnerUp string `json:"runnerUp,omitempty"`
+	Margin   int64  `json:"margin,omitempty"`
+	// Preemption that would make room when no node is feasible.
+	Preemption *PreemptionVerdict `json:"preemption,omitempty"`
+	// Changes, the smallest first, each of which would let the pod run when no node
+	// is feasible. Each has been tried on the state of now.
+	// +listType=atomic
+	Changes []Change `json:"changes,omitempty"`
 	// Policies that took part.
 	// +listType=atomic
 	Policies []PolicyVersion `json:"policies,omitempty"`
@@ -72,6 +81,58 @@ type NodeVerdict struct {
 	Scores []PluginScore `json:"scores,omitempty"`
 	// Total of the weighted scores.
 	Total int64 `json:"total"`
+	// Failures of all filters, where the subresource full was asked for.
+	// +listType=atomic
+	Failures []Failure `json:"failures,omitempty"`
+	// Preemption on this node, there too.
+	Preemption *PreemptionVerdict `json:"preemption,omitempty"`
+}
+
+// +k8s:openapi-gen=true
+
+// Failure is one reason of one filter.
+type Failure struct {
+	Plugin string `json:"plugin"`
+	// Reason is upstream's text.
+	Reason string `json:"reason"`
+	// Wanted by the pod, and Found on the node.
+	Wanted string `json:"wanted,omitempty"`
+	Found  string `json:"found,omitempty"`
+}
+
+// +k8s:openapi-gen=true
+
+// PreemptionVerdict says which pods would be evicted on a node, or why that does
+// not help there.
+type PreemptionVerdict struct {
+	// Node that the victims are on.
+	Node string `json:"node,omitempty"`
+	// Victims as namespace/name, the most important first.
+	// +listType=atomic
+	Victims []string `json:"victims,omitempty"`
+	// Violations is the number of victims that no disruption budget allows for.
+	Violations int32 `json:"violations,omitempty"`
+	// Reason why evictions do not help.
+	Reason string `json:"reason,omitempty"`
+}
+
+// +k8s:openapi-gen=true
+
+// Change would let the pod run on the node.
+type Change struct {
+	Node string `json:"node"`
+	// Steps to take together.
+	// +listType=atomic
+	Steps []ChangeStep `json:"steps"`
+}
+
+// +k8s:openapi-gen=true
+
+// ChangeStep says what to do to which object.
+type ChangeStep struct {
+	// Object as "Pod namespace/name" or "Node name".
+	Object string `json:"object"`
+	Action string `json:"action"`
 }
 
 // +k8s:openapi-gen=true

@@ -6,8 +6,23 @@
 package v1alpha1
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
+func (in Change) OpenAPIModelName() string {
+	return "dev.quaymaster.decision.v1alpha1.Change"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in ChangeStep) OpenAPIModelName() string {
+	return "dev.quaymaster.decision.v1alpha1.ChangeStep"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
 func (in Decision) OpenAPIModelName() string {
 	return "dev.quaymaster.decision.v1alpha1.Decision"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in Failure) OpenAPIModelName() string {
+	return "dev.quaymaster.decision.v1alpha1.Failure"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
@@ -28,6 +43,11 @@ func (in PluginScore) OpenAPIModelName() string {
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in PolicyVersion) OpenAPIModelName() string {
 	return "dev.quaymaster.decision.v1alpha1.PolicyVersion"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in PreemptionVerdict) OpenAPIModelName() string {
+	return "dev.quaymaster.decision.v1alpha1.PreemptionVerdict"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
