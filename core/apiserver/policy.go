@@ -40,6 +40,8 @@ func policies(r *registries) (map[string]rest.Storage, error) {
 			{Name: "Points", Type: "string", Description: "Extension points of the program in force."},
 			{Name: "Ready", Type: "string", Description: "Whether a generation is in force."},
 			{Name: "Generation", Type: "integer", Description: "Number of the generation in force."},
+			{Name: "Revision", Type: "integer", Priority: 1, Description: "Revision in force among the versions kept."},
+			{Name: "Mode", Type: "string", Priority: 1, Description: "Enforce or Shadow."},
 			{Name: "Digest", Type: "string", Description: "Digest of the source in force."},
 			{Name: "Error", Type: "string", Priority: 1, Description: "Why the newest version is not in force."},
 		},
@@ -61,7 +63,11 @@ func policies(r *registries) (map[string]rest.Storage, error) {
 			if len(digest) > digestShown {
 				digest = digest[:digestShown]
 			}
-			return []any{string(p.Spec.Engine), strings.Join(points, ","), ready, p.Status.ActiveGeneration, digest, failure}
+			mode := p.Spec.Mode
+			if mode == "" {
+				mode = policyv1alpha1.PolicyModeEnforce
+			}
+			return []any{string(p.Spec.Engine), strings.Join(points, ","), ready, p.Status.ActiveGeneration, p.Status.Revision, string(mode), digest, failure}
 		},
 	}, true)
 }
@@ -69,6 +75,7 @@ func policies(r *registries) (map[string]rest.Storage, error) {
 var (
 	engines         = sets.New(policyv1alpha1.EngineWasm, policyv1alpha1.EngineRego)
 	extensionPoints = sets.New(policyv1alpha1.ExtensionFilter, policyv1alpha1.ExtensionScore, policyv1alpha1.ExtensionValidate, policyv1alpha1.ExtensionMutate)
+	modes           = sets.New(policyv1alpha1.PolicyModeEnforce, policyv1alpha1.PolicyModeShadow)
 	failurePolicies = sets.New(policyv1alpha1.FailurePolicyFail, policyv1alpha1.FailurePolicyIgnore)
 	operations      = sets.New("CREATE", "UPDATE", "DELETE", "CONNECT", "*")
 	digest          = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
@@ -87,6 +94,9 @@ func validatePolicySpec(spec *policyv1alpha1.PolicySpec, path *field.Path) (all 
 		all = append(all, field.NotSupported(path.Child("engine"), spec.Engine, sets.List(engines)))
 	}
 	all = append(all, validateSource(spec, path.Child("source"))...)
+	if spec.Mode != "" && !modes.Has(spec.Mode) {
+		all = append(all, field.NotSupported(path.Child("mode"), spec.Mode, sets.List(modes)))
+	}
 	seen := sets.New[policyv1alpha1.ExtensionPoint]()
 	for i, point := range spec.ExtensionPoints {
 		at := path.Child("extensionPoints").Index(i)
@@ -133,22 +143,27 @@ func validateGrants(grants *policyv1alpha1.PolicyGrants, path *field.Path) (all 
 		}
 		seen.Insert(read)
 	}
+	for i, host := range grants.Network {
+		if at := path.Child("network").Index(i); host == "" || strings.ContainsAny(host, "/:@ ") {
+			all = append(all, field.Invalid(at, host, `must be a host name or address without scheme and port, or "*"`))
+		}
+	}
 	return all
 }
 
 func validateSource(spec *policyv1alpha1.PolicySpec, path *field.Path) (all field.ErrorList) {
 	source := spec.Source
 	var set []string
-	for name, is := range map[string]bool{"rego": source.Rego != "", "wasm": len(source.Wasm) > 0, "file": source.File != "", "configMap": source.ConfigMap != nil} {
+	for name, is := range map[string]bool{"rego": source.Rego != "", "wasm": len(source.Wasm) > 0, "file": source.File != "", "configMap": source.ConfigMap != nil, "oci": source.OCI != nil} {
 		if is {
 			set = append(set, name)
 		}
 	}
 	switch {
 	case len(set) == 0:
-		all = append(all, field.Required(path, "set one of rego, wasm, file, configMap"))
+		all = append(all, field.Required(path, "set one of rego, wasm, file, configMap, oci"))
 	case len(set) > 1:
-		all = append(all, field.Forbidden(path, "only one of rego, wasm, file, configMap may be set"))
+		all = append(all, field.Forbidden(path, "only one of rego, wasm, file, configMap, oci may be set"))
 	}
 	if source.Rego != "" && spec.Engine == policyv1alpha1.EngineWasm {
 		all = append(all, field.Forbidden(path.Child("rego"), "the engine is Wasm"))
@@ -164,8 +179,36 @@ func validateSource(spec *policyv1alpha1.PolicySpec, path *field.Path) (all fiel
 			}
 		}
 	}
+	if source.OCI != nil {
+		all = append(all, validateOCI(source.OCI, path.Child("oci"))...)
+	}
 	if source.Digest != "" && !digest.MatchString(source.Digest) {
 		all = append(all, field.Invalid(path.Child("digest"), source.Digest, `must be "sha256:" and 64 lower-case hexadecimal digits`))
+	}
+	return all
+}
+
+var imageDigest = regexp.MustCompile(`^[^@]+@sha256:[0-9a-f]{64}$`)
+
+func validateOCI(oci *policyv1alpha1.OCISource, path *field.Path) (all field.ErrorList) {
+	switch {
+	case (oci.Image == "") == (oci.Layout == ""):
+		return append(all, field.Required(path, "set one of image, layout"))
+	case oci.Image != "" && !imageDigest.MatchString(oci.Image):
+		all = append(all, field.Invalid(path.Child("image"), oci.Image, `must be an image with the digest of its manifest, such as "registry.example.com/policies/teams@sha256:…": a tag may change what runs`))
+	}
+	if oci.Image != "" && oci.Reference != "" {
+		all = append(all, field.Forbidden(path.Child("reference"), "is for layouts; an image has its reference in its name"))
+	}
+	if oci.Layout != "" && (oci.CertificateAuthority != "" || oci.PullSecret != nil) {
+		all = append(all, field.Forbidden(path, "certificateAuthority and pullSecret are for images"))
+	}
+	if secret := oci.PullSecret; secret != nil {
+		for name, value := range map[string]string{"namespace": secret.Namespace, "name": secret.Name} {
+			if value == "" {
+				all = append(all, field.Required(path.Child("pullSecret", name), ""))
+			}
+		}
 	}
 	return all
 }

@@ -27,15 +27,20 @@ func GetOpenAPIDefinitions(ref common.ReferenceCallback) map[string]common.OpenA
 		v1alpha1.TakenDecision{}.OpenAPIModelName():                                 schema_core_api_decision_v1alpha1_TakenDecision(ref),
 		policyv1alpha1.ConfigMapKey{}.OpenAPIModelName():                            schema_core_api_policy_v1alpha1_ConfigMapKey(ref),
 		policyv1alpha1.MatchRule{}.OpenAPIModelName():                               schema_core_api_policy_v1alpha1_MatchRule(ref),
+		policyv1alpha1.OCISource{}.OpenAPIModelName():                               schema_core_api_policy_v1alpha1_OCISource(ref),
 		policyv1alpha1.Policy{}.OpenAPIModelName():                                  schema_core_api_policy_v1alpha1_Policy(ref),
+		policyv1alpha1.PolicyCost{}.OpenAPIModelName():                              schema_core_api_policy_v1alpha1_PolicyCost(ref),
 		policyv1alpha1.PolicyError{}.OpenAPIModelName():                             schema_core_api_policy_v1alpha1_PolicyError(ref),
 		policyv1alpha1.PolicyGrants{}.OpenAPIModelName():                            schema_core_api_policy_v1alpha1_PolicyGrants(ref),
 		policyv1alpha1.PolicyLimits{}.OpenAPIModelName():                            schema_core_api_policy_v1alpha1_PolicyLimits(ref),
 		policyv1alpha1.PolicyList{}.OpenAPIModelName():                              schema_core_api_policy_v1alpha1_PolicyList(ref),
 		policyv1alpha1.PolicyMatch{}.OpenAPIModelName():                             schema_core_api_policy_v1alpha1_PolicyMatch(ref),
+		policyv1alpha1.PolicyRollback{}.OpenAPIModelName():                          schema_core_api_policy_v1alpha1_PolicyRollback(ref),
 		policyv1alpha1.PolicySource{}.OpenAPIModelName():                            schema_core_api_policy_v1alpha1_PolicySource(ref),
 		policyv1alpha1.PolicySpec{}.OpenAPIModelName():                              schema_core_api_policy_v1alpha1_PolicySpec(ref),
 		policyv1alpha1.PolicyStatus{}.OpenAPIModelName():                            schema_core_api_policy_v1alpha1_PolicyStatus(ref),
+		policyv1alpha1.PolicyVersion{}.OpenAPIModelName():                           schema_core_api_policy_v1alpha1_PolicyVersion(ref),
+		policyv1alpha1.SecretName{}.OpenAPIModelName():                              schema_core_api_policy_v1alpha1_SecretName(ref),
 		schedulingv1alpha1.DefaultPreemptionArgs{}.OpenAPIModelName():               schema_core_api_scheduling_v1alpha1_DefaultPreemptionArgs(ref),
 		schedulingv1alpha1.InterPodAffinityArgs{}.OpenAPIModelName():                schema_core_api_scheduling_v1alpha1_InterPodAffinityArgs(ref),
 		schedulingv1alpha1.NodeAffinityArgs{}.OpenAPIModelName():                    schema_core_api_scheduling_v1alpha1_NodeAffinityArgs(ref),
@@ -743,6 +748,55 @@ func schema_core_api_policy_v1alpha1_MatchRule(ref common.ReferenceCallback) com
 	}
 }
 
+func schema_core_api_policy_v1alpha1_OCISource(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "OCISource is an artifact whose one layer is the program: a WebAssembly module, a Rego module or an OPA bundle. Exactly one of image and layout is set.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"image": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Image in a registry, with the digest of its manifest: \"registry.example.com/policies/teams@sha256:…\".",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"layout": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Layout is the path of an OCI image layout, absolute or relative to the server's policy directory. A change of its index.json is looked at.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"reference": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Reference of the manifest in the layout: a tag (the annotation org.opencontainers.image.ref.name) or a digest. Empty takes the only one.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"certificateAuthority": {
+						SchemaProps: spec.SchemaProps{
+							Description: "CertificateAuthority is PEM of those that sign the registry's certificate. Empty: the system's.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"pullSecret": {
+						SchemaProps: spec.SchemaProps{
+							Description: "PullSecret of type kubernetes.io/dockerconfigjson has the registry's credentials.",
+							Ref:         ref(policyv1alpha1.SecretName{}.OpenAPIModelName()),
+						},
+					},
+				},
+			},
+		},
+		Dependencies: []string{
+			policyv1alpha1.SecretName{}.OpenAPIModelName()},
+	}
+}
+
 func schema_core_api_policy_v1alpha1_Policy(ref common.ReferenceCallback) common.OpenAPIDefinition {
 	return common.OpenAPIDefinition{
 		Schema: spec.Schema{
@@ -791,6 +845,62 @@ func schema_core_api_policy_v1alpha1_Policy(ref common.ReferenceCallback) common
 	}
 }
 
+func schema_core_api_policy_v1alpha1_PolicyCost(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "PolicyCost is what a generation used since it is in force.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"calls": {
+						SchemaProps: spec.SchemaProps{
+							Default: 0,
+							Type:    []string{"integer"},
+							Format:  "int64",
+						},
+					},
+					"failures": {
+						SchemaProps: spec.SchemaProps{
+							Default: 0,
+							Type:    []string{"integer"},
+							Format:  "int64",
+						},
+					},
+					"fuelPerCall": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Fuel of a call, on average; 0 for engines without.",
+							Type:        []string{"integer"},
+							Format:      "int64",
+						},
+					},
+					"timePerCall": {
+						SchemaProps: spec.SchemaProps{
+							Description: "TimePerCall on the wall clock, on average.",
+							Ref:         ref("k8s.io/apimachinery/pkg/apis/meta/v1.Duration"),
+						},
+					},
+					"memory": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Memory of its instances now; not told by every engine.",
+							Ref:         ref("k8s.io/apimachinery/pkg/api/resource.Quantity"),
+						},
+					},
+					"differences": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Differences that it would have made, had its mode been Enforce.",
+							Type:        []string{"integer"},
+							Format:      "int64",
+						},
+					},
+				},
+				Required: []string{"calls", "failures", "timePerCall"},
+			},
+		},
+		Dependencies: []string{
+			"k8s.io/apimachinery/pkg/api/resource.Quantity", "k8s.io/apimachinery/pkg/apis/meta/v1.Duration"},
+	}
+}
+
 func schema_core_api_policy_v1alpha1_PolicyError(ref common.ReferenceCallback) common.OpenAPIDefinition {
 	return common.OpenAPIDefinition{
 		Schema: spec.Schema{
@@ -800,7 +910,7 @@ func schema_core_api_policy_v1alpha1_PolicyError(ref common.ReferenceCallback) c
 				Properties: map[string]spec.Schema{
 					"step": {
 						SchemaProps: spec.SchemaProps{
-							Description: "Step of the load: Fetch, Parse, Manifest, Imports, Rewrite, Compile, Instantiate, Configure or SelfTest.",
+							Description: "Step of the load: Fetch, Parse, Manifest, Imports, Rewrite, Compile, Instantiate, Configure or SelfTest; or Probation, when it was in force and failed.",
 							Default:     "",
 							Type:        []string{"string"},
 							Format:      "",
@@ -843,6 +953,26 @@ func schema_core_api_policy_v1alpha1_PolicyGrants(ref common.ReferenceCallback) 
 						},
 						SchemaProps: spec.SchemaProps{
 							Description: "Reads are the resources that the program may read from the store at the revision of a decision: \"configmaps\", \"deployments.apps\".",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Default: "",
+										Type:    []string{"string"},
+										Format:  "",
+									},
+								},
+							},
+						},
+					},
+					"network": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "set",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "Network holds the hosts that a Rego policy may reach with http.send and net.lookup_ip_addr; \"*\" is any. What it answers then is not repeatable.",
 							Type:        []string{"array"},
 							Items: &spec.SchemaOrArray{
 								Schema: &spec.Schema{
@@ -990,6 +1120,50 @@ func schema_core_api_policy_v1alpha1_PolicyMatch(ref common.ReferenceCallback) c
 	}
 }
 
+func schema_core_api_policy_v1alpha1_PolicyRollback(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "PolicyRollback is a version that was left for one before it.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"from": {
+						SchemaProps: spec.SchemaProps{
+							Description: "From identifies the spec and source that were left: the rollback holds as long as the policy asks for these.",
+							Default:     "",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"to": {
+						SchemaProps: spec.SchemaProps{
+							Description: "To is the revision in force instead.",
+							Default:     0,
+							Type:        []string{"integer"},
+							Format:      "int64",
+						},
+					},
+					"reason": {
+						SchemaProps: spec.SchemaProps{
+							Default: "",
+							Type:    []string{"string"},
+							Format:  "",
+						},
+					},
+					"time": {
+						SchemaProps: spec.SchemaProps{
+							Ref: ref("k8s.io/apimachinery/pkg/apis/meta/v1.Time"),
+						},
+					},
+				},
+				Required: []string{"from", "to", "reason", "time"},
+			},
+		},
+		Dependencies: []string{
+			"k8s.io/apimachinery/pkg/apis/meta/v1.Time"},
+	}
+}
+
 func schema_core_api_policy_v1alpha1_PolicySource(ref common.ReferenceCallback) common.OpenAPIDefinition {
 	return common.OpenAPIDefinition{
 		Schema: spec.Schema{
@@ -1024,9 +1198,15 @@ func schema_core_api_policy_v1alpha1_PolicySource(ref common.ReferenceCallback) 
 							Ref:         ref(policyv1alpha1.ConfigMapKey{}.OpenAPIModelName()),
 						},
 					},
+					"oci": {
+						SchemaProps: spec.SchemaProps{
+							Description: "OCI names an artifact in an image layout or a registry.",
+							Ref:         ref(policyv1alpha1.OCISource{}.OpenAPIModelName()),
+						},
+					},
 					"digest": {
 						SchemaProps: spec.SchemaProps{
-							Description: "Digest, as \"sha256:…\", pins the source: any other content is refused.",
+							Description: "Digest, as \"sha256:…\", pins the source: any other content is refused. It is of the program, not of what it is packed in.",
 							Type:        []string{"string"},
 							Format:      "",
 						},
@@ -1035,7 +1215,7 @@ func schema_core_api_policy_v1alpha1_PolicySource(ref common.ReferenceCallback) 
 			},
 		},
 		Dependencies: []string{
-			policyv1alpha1.ConfigMapKey{}.OpenAPIModelName()},
+			policyv1alpha1.ConfigMapKey{}.OpenAPIModelName(), policyv1alpha1.OCISource{}.OpenAPIModelName()},
 	}
 }
 
@@ -1060,6 +1240,14 @@ func schema_core_api_policy_v1alpha1_PolicySpec(ref common.ReferenceCallback) co
 							Description: "Source holds the program. Exactly one of its members is set.",
 							Default:     map[string]interface{}{},
 							Ref:         ref(policyv1alpha1.PolicySource{}.OpenAPIModelName()),
+						},
+					},
+					"mode": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Mode: Enforce, the default, or Shadow.\n\nPossible enum values:\n - `\"Enforce\"`\n - `\"Shadow\"`",
+							Type:        []string{"string"},
+							Format:      "",
+							Enum:        []interface{}{"Enforce", "Shadow"},
 						},
 					},
 					"extensionPoints": {
@@ -1175,6 +1363,60 @@ func schema_core_api_policy_v1alpha1_PolicyStatus(ref common.ReferenceCallback) 
 							},
 						},
 					},
+					"revision": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Revision of the version in force among the versions; 0 when it is none of them.",
+							Type:        []string{"integer"},
+							Format:      "int64",
+						},
+					},
+					"versions": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-map-keys": []interface{}{
+									"revision",
+								},
+								"x-kubernetes-list-type": "map",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "Versions that were in force and can be put back, newest first. Each is a ControllerRevision in kube-system.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Default: map[string]interface{}{},
+										Ref:     ref(policyv1alpha1.PolicyVersion{}.OpenAPIModelName()),
+									},
+								},
+							},
+						},
+					},
+					"rollback": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Rollback holds while a version before the newest is in force because somebody asked for it, or the newest failed in its probation. It ends when the spec or the source changes.",
+							Ref:         ref(policyv1alpha1.PolicyRollback{}.OpenAPIModelName()),
+						},
+					},
+					"probationEnds": {
+						SchemaProps: spec.SchemaProps{
+							Description: "ProbationEnds: until then, a version that fails too often is rolled back.",
+							Ref:         ref("k8s.io/apimachinery/pkg/apis/meta/v1.Time"),
+						},
+					},
+					"breaker": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Breaker is Open while the policy is not called because it failed too often, else Closed.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"cost": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Cost of the generation in force, up to a minute old.",
+							Ref:         ref(policyv1alpha1.PolicyCost{}.OpenAPIModelName()),
+						},
+					},
 					"lastError": {
 						SchemaProps: spec.SchemaProps{
 							Description: "LastError says why the newest version is not in force.",
@@ -1207,7 +1449,72 @@ func schema_core_api_policy_v1alpha1_PolicyStatus(ref common.ReferenceCallback) 
 			},
 		},
 		Dependencies: []string{
-			policyv1alpha1.PolicyError{}.OpenAPIModelName(), "k8s.io/apimachinery/pkg/apis/meta/v1.Condition"},
+			policyv1alpha1.PolicyCost{}.OpenAPIModelName(), policyv1alpha1.PolicyError{}.OpenAPIModelName(), policyv1alpha1.PolicyRollback{}.OpenAPIModelName(), policyv1alpha1.PolicyVersion{}.OpenAPIModelName(), "k8s.io/apimachinery/pkg/apis/meta/v1.Condition", "k8s.io/apimachinery/pkg/apis/meta/v1.Time"},
+	}
+}
+
+func schema_core_api_policy_v1alpha1_PolicyVersion(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "PolicyVersion is a spec with a source that was in force.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"revision": {
+						SchemaProps: spec.SchemaProps{
+							Default: 0,
+							Type:    []string{"integer"},
+							Format:  "int64",
+						},
+					},
+					"digest": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Digest of the source.",
+							Default:     "",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"time": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Time at which it was first in force.",
+							Ref:         ref("k8s.io/apimachinery/pkg/apis/meta/v1.Time"),
+						},
+					},
+				},
+				Required: []string{"revision", "digest"},
+			},
+		},
+		Dependencies: []string{
+			"k8s.io/apimachinery/pkg/apis/meta/v1.Time"},
+	}
+}
+
+func schema_core_api_policy_v1alpha1_SecretName(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "SecretName names a Secret.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"namespace": {
+						SchemaProps: spec.SchemaProps{
+							Default: "",
+							Type:    []string{"string"},
+							Format:  "",
+						},
+					},
+					"name": {
+						SchemaProps: spec.SchemaProps{
+							Default: "",
+							Type:    []string{"string"},
+							Format:  "",
+						},
+					},
+				},
+				Required: []string{"namespace", "name"},
+			},
+		},
 	}
 }
 

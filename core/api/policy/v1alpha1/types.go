@@ -50,8 +50,18 @@ const (
 	PolicyModeShadow  PolicyMode = "Shadow"
 )
 
-// ConditionReady is true while a generation of the policy is in force.
-const ConditionReady = "Ready"
+// Conditions of a policy.
+const (
+	// ConditionReady is true while a generation of the policy is in force.
+	ConditionReady = "Ready"
+	// ConditionPure is there, and false, when the program gave two answers to
+	// one question.
+	ConditionPure = "Pure"
+)
+
+// AnnotationRollback asks for a version to be put back in force: its value is a
+// revision of status.versions. It is removed when that is done or impossible.
+const AnnotationRollback = "policy.quaymaster.dev/rollback-to"
 
 // +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
 // +k8s:openapi-gen=true
@@ -107,7 +117,10 @@ type PolicySource struct {
 	File string `json:"file,omitempty"`
 	// ConfigMap names a key of data or binaryData.
 	ConfigMap *ConfigMapKey `json:"configMap,omitempty"`
-	// Digest, as "sha256:…", pins the source: any other content is refused.
+	// OCI names an artifact in an image layout or a registry.
+	OCI *OCISource `json:"oci,omitempty"`
+	// Digest, as "sha256:…", pins the source: any other content is refused. It
+	// is of the program, not of what it is packed in.
 	Digest string `json:"digest,omitempty"`
 }
 
@@ -118,6 +131,35 @@ type ConfigMapKey struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	Key       string `json:"key"`
+}
+
+// +k8s:openapi-gen=true
+
+// OCISource is an artifact whose one layer is the program: a WebAssembly
+// module, a Rego module or an OPA bundle. Exactly one of image and layout is set.
+type OCISource struct {
+	// Image in a registry, with the digest of its manifest:
+	// "registry.example.com/policies/teams@sha256:…".
+	Image string `json:"image,omitempty"`
+	// Layout is the path of an OCI image layout, absolute or relative to the
+	// server's policy directory. A change of its index.json is looked at.
+	Layout string `json:"layout,omitempty"`
+	// Reference of the manifest in the layout: a tag (the annotation
+	// org.opencontainers.image.ref.name) or a digest. Empty takes the only one.
+	Reference string `json:"reference,omitempty"`
+	// CertificateAuthority is PEM of those that sign the registry's
+	// certificate. Empty: the system's.
+	CertificateAuthority string `json:"certificateAuthority,omitempty"`
+	// PullSecret of type kubernetes.io/dockerconfigjson has the registry's credentials.
+	PullSecret *SecretName `json:"pullSecret,omitempty"`
+}
+
+// +k8s:openapi-gen=true
+
+// SecretName names a Secret.
+type SecretName struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
 }
 
 // +k8s:openapi-gen=true
@@ -141,6 +183,10 @@ type PolicyGrants struct {
 	// revision of a decision: "configmaps", "deployments.apps".
 	// +listType=set
 	Reads []string `json:"reads,omitempty"`
+	// Network holds the hosts that a Rego policy may reach with http.send and
+	// net.lookup_ip_addr; "*" is any. What it answers then is not repeatable.
+	// +listType=set
+	Network []string `json:"network,omitempty"`
 }
 
 // +k8s:openapi-gen=true
@@ -184,6 +230,23 @@ type PolicyStatus struct {
 	// ExtensionPoints of the program in force.
 	// +listType=set
 	ExtensionPoints []ExtensionPoint `json:"extensionPoints,omitempty"`
+	// Revision of the version in force among the versions; 0 when it is none of them.
+	Revision int64 `json:"revision,omitempty"`
+	// Versions that were in force and can be put back, newest first. Each is a
+	// ControllerRevision in kube-system.
+	// +listType=map
+	// +listMapKey=revision
+	Versions []PolicyVersion `json:"versions,omitempty"`
+	// Rollback holds while a version before the newest is in force because
+	// somebody asked for it, or the newest failed in its probation. It ends
+	// when the spec or the source changes.
+	Rollback *PolicyRollback `json:"rollback,omitempty"`
+	// ProbationEnds: until then, a version that fails too often is rolled back.
+	ProbationEnds *metav1.Time `json:"probationEnds,omitempty"`
+	// Breaker is Open while the policy is not called because it failed too often, else Closed.
+	Breaker string `json:"breaker,omitempty"`
+	// Cost of the generation in force, up to a minute old.
+	Cost *PolicyCost `json:"cost,omitempty"`
 	// LastError says why the newest version is not in force.
 	LastError *PolicyError `json:"lastError,omitempty"`
 	// Conditions hold Ready.
@@ -194,10 +257,50 @@ type PolicyStatus struct {
 
 // +k8s:openapi-gen=true
 
+// PolicyVersion is a spec with a source that was in force.
+type PolicyVersion struct {
+	Revision int64 `json:"revision"`
+	// Digest of the source.
+	Digest string `json:"digest"`
+	// Time at which it was first in force.
+	Time metav1.Time `json:"time,omitempty"`
+}
+
+// +k8s:openapi-gen=true
+
+// PolicyRollback is a version that was left for one before it.
+type PolicyRollback struct {
+	// From identifies the spec and source that were left: the rollback holds as
+	// long as the policy asks for these.
+	From string `json:"from"`
+	// To is the revision in force instead.
+	To     int64       `json:"to"`
+	Reason string      `json:"reason"`
+	Time   metav1.Time `json:"time"`
+}
+
+// +k8s:openapi-gen=true
+
+// PolicyCost is what a generation used since it is in force.
+type PolicyCost struct {
+	Calls    int64 `json:"calls"`
+	Failures int64 `json:"failures"`
+	// Fuel of a call, on average; 0 for engines without.
+	FuelPerCall int64 `json:"fuelPerCall,omitempty"`
+	// TimePerCall on the wall clock, on average.
+	TimePerCall metav1.Duration `json:"timePerCall"`
+	// Memory of its instances now; not told by every engine.
+	Memory *resource.Quantity `json:"memory,omitempty"`
+	// Differences that it would have made, had its mode been Enforce.
+	Differences int64 `json:"differences,omitempty"`
+}
+
+// +k8s:openapi-gen=true
+
 // PolicyError is the failure of one step of loading.
 type PolicyError struct {
 	// Step of the load: Fetch, Parse, Manifest, Imports, Rewrite, Compile,
-	// Instantiate, Configure or SelfTest.
+	// Instantiate, Configure or SelfTest; or Probation, when it was in force and failed.
 	Step string `json:"step"`
 	// Message says what failed and what to do.
 	Message string `json:"message"`

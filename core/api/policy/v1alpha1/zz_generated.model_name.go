@@ -16,8 +16,18 @@ func (in MatchRule) OpenAPIModelName() string {
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
+func (in OCISource) OpenAPIModelName() string {
+	return "dev.quaymaster.policy.v1alpha1.OCISource"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
 func (in Policy) OpenAPIModelName() string {
 	return "dev.quaymaster.policy.v1alpha1.Policy"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in PolicyCost) OpenAPIModelName() string {
+	return "dev.quaymaster.policy.v1alpha1.PolicyCost"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
@@ -46,6 +56,11 @@ func (in PolicyMatch) OpenAPIModelName() string {
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
+func (in PolicyRollback) OpenAPIModelName() string {
+	return "dev.quaymaster.policy.v1alpha1.PolicyRollback"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
 func (in PolicySource) OpenAPIModelName() string {
 	return "dev.quaymaster.policy.v1alpha1.PolicySource"
 }
@@ -58,4 +73,14 @@ func (in PolicySpec) OpenAPIModelName() string {
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in PolicyStatus) OpenAPIModelName() string {
 	return "dev.quaymaster.policy.v1alpha1.PolicyStatus"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in PolicyVersion) OpenAPIModelName() string {
+	return "dev.quaymaster.policy.v1alpha1.PolicyVersion"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in SecretName) OpenAPIModelName() string {
+	return "dev.quaymaster.policy.v1alpha1.SecretName"
 }
