@@ -202,6 +202,7 @@ func (p *parts) assembleControllers() (err error) {
 	p.recorder = newRecorder(p.client, "policy-controller")
 	p.loader = policy.New(policy.Options{
 		Client: p.ours, Policies: p.informers.Policies(), ConfigMaps: p.informers.Core().V1().ConfigMaps(), Host: p.policies,
+		Kube: p.client, Revisions: p.informers.Apps().V1().ControllerRevisions(),
 		Dir: options.PolicyDir, Recorder: p.recorder, Clock: options.Clock, Logger: log.With("part", "policies"),
 	})
 	if options.PolicyDir != "" {

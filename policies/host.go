@@ -317,6 +317,15 @@ func (h *Host) Status(policy string) (Status, bool) {
 	return g.status(), true
 }
 
+// InForce says whether that version is in force.
+func (h *Host) InForce(policy string, spec *policyv1alpha1.PolicySpec, digest string) (Status, bool) {
+	g := h.table.Load().byName[policy]
+	if g == nil || !g.is(spec, digest) {
+		return Status{}, false
+	}
+	return g.status(), true
+}
+
 // Stats of the generation in force; false when there is none.
 func (h *Host) Stats(policy string) (Stats, bool) {
 	g := h.table.Load().byName[policy]

@@ -79,6 +79,13 @@ func (h *Host) known(name string, spec *policyv1alpha1.PolicySpec, digest string
 	return s.status(), true, nil
 }
 
+// Forgive lets a version that was rolled back be put in force again.
+func (h *Host) Forgive(policy string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.rejected, policy)
+}
+
 // putBack swaps the version that stands by with the one in force, which is to
 // be released. The caller holds the lock.
 func (h *Host) putBack(name string, s *standby) (over []*generation) {

@@ -171,7 +171,7 @@ func TestRegistry(t *testing.T) {
 	fails("a tag", trusting, prefix+"policies/p:latest", "image")
 	fails("another digest", trusting, prefix+"policies/p@sha256:"+strings.Repeat("0", 64), "fetch "+prefix)
 	damaged = true
-	fails("a damaged layer", trusting, image, "digest")
+	fails("a damaged layer", trusting, image, "sha256")
 	damaged, closed = false, true
 	fails("no credentials", trusting, image, "401")
 	config := func(host string) []byte {

@@ -9,15 +9,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"reflect"
 	"sync"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	appsinformers "k8s.io/client-go/informers/apps/v1"
 	coreinformers "k8s.io/client-go/informers/core/v1"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
@@ -30,8 +30,11 @@ import (
 
 const (
 	workers = 2
-	quiet   = 40 * time.Millisecond // without file events before files are read
-	poll    = 2 * time.Second       // between two looks at files, for what gives no events
+	costs   = time.Minute // between two writes of a policy's cost
+	// fetchAgain is how long a registry is left alone that did not give an image.
+	fetchAgain = 30 * time.Second
+	quiet      = 40 * time.Millisecond // without file events before files are read
+	poll       = 2 * time.Second       // between two looks at files, for what gives no events
 )
 
 // Component is the source of the events.
@@ -44,7 +47,11 @@ type Options struct {
 	Policies cache.SharedIndexInformer
 	// ConfigMaps serve the sources that name one; nil refuses those.
 	ConfigMaps coreinformers.ConfigMapInformer
-	Host       *policies.Host
+	// Kube and Revisions keep the versions that can be rolled back to, as
+	// ControllerRevisions; Kube also reads pull secrets. nil: neither.
+	Kube      kubernetes.Interface
+	Revisions appsinformers.ControllerRevisionInformer
+	Host      *policies.Host
 	// Dir that relative file names refer to; "" refuses those.
 	Dir      string
 	Recorder record.EventRecorder // nil: no events
@@ -59,17 +66,45 @@ type Controller struct {
 	files  *watcher
 	synced chan struct{}
 
-	mu       sync.Mutex
-	attempts map[string]attempt
-	fromFile map[string]string // path by policy
-	pending  map[string]bool   // policies of the first list that were not tried yet; nil later
+	mu      sync.Mutex
+	states  map[string]*state
+	pending map[string]bool // policies of the first list that were not tried yet; nil later
+}
+
+// state is what the controller knows of a policy besides its object.
+type state struct {
+	refused *attempt
+	file    string            // that its source is read from, or ""
+	images  map[string]string // digest of the program, by image that was fetched
+	// put in force, by generation
+	generations map[int64]inForce
+	// failed is the version that the host rolled back last
+	failed *policyv1alpha1.PolicyRollback
+	newest *appsv1.ControllerRevision // that was written
+	costAt time.Time                  // when the cost was last written
+}
+
+// inForce tells which version a generation is.
+type inForce struct {
+	id       string
+	revision int64 // 0: not kept
+	written  bool  // or not to be written
 }
 
 // attempt is a version that was refused, so that it is not built again and again.
 type attempt struct {
-	spec   policyv1alpha1.PolicySpec
-	digest string
-	err    error
+	id  string
+	err error
+}
+
+// state of a policy. The caller holds the lock.
+func (c *Controller) state(name string) *state {
+	s := c.states[name]
+	if s == nil {
+		s = &state{images: map[string]string{}, generations: map[int64]inForce{}}
+		c.states[name] = s
+	}
+	return s
 }
 
 // New returns a controller. Run it.
@@ -81,8 +116,7 @@ func New(options Options) *Controller {
 		options.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &Controller{
-		Options: options, synced: make(chan struct{}),
-		attempts: map[string]attempt{}, fromFile: map[string]string{},
+		Options: options, synced: make(chan struct{}), states: map[string]*state{},
 	}
 }
 
@@ -122,6 +156,9 @@ func (c *Controller) Run(ctx context.Context) error {
 		defer informer.RemoveEventHandler(r) //nolint:errcheck // as above
 		ready = append(ready, r.HasSynced)
 	}
+	if c.Revisions != nil {
+		ready = append(ready, c.Revisions.Informer().HasSynced)
+	}
 	if !cache.WaitForCacheSync(ctx.Done(), ready...) {
 		return ctx.Err()
 	}
@@ -131,6 +168,7 @@ func (c *Controller) Run(ctx context.Context) error {
 
 	var tasks sync.WaitGroup
 	tasks.Go(func() { c.files.run(ctx, 0, quiet, poll, c.filesChanged) })
+	tasks.Go(func() { c.tellCost(ctx) })
 	for range workers {
 		tasks.Go(func() {
 			for c.next(ctx) {
@@ -168,15 +206,17 @@ func (c *Controller) configMapChanged(o any) {
 func (c *Controller) filesChanged() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for name := range c.fromFile {
-		c.queue.Add(name)
+	for name, s := range c.states {
+		if s.file != "" {
+			c.queue.Add(name)
+		}
 	}
 	return 0
 }
 
 // happened is told of by the host.
 func (c *Controller) happened(e policies.Event) {
-	c.queue.Add(e.Policy)
+	defer c.queue.Add(e.Policy)
 	p, ok := c.get(e.Policy)
 	if !ok {
 		return
@@ -187,6 +227,7 @@ func (c *Controller) happened(e policies.Event) {
 	case policies.BreakerClosed:
 		c.event(p, corev1.EventTypeNormal, "PolicyBreakerClosed", "the policy works again")
 	case policies.RolledBack:
+		c.failed(e)
 		c.event(p, corev1.EventTypeWarning, "PolicyRolledBack",
 			fmt.Sprintf("generation %d failed too often while it was new, generation %d is in force again: %s", e.Generation, e.To, e.Reason))
 	case policies.Impure:
@@ -260,96 +301,22 @@ func (c *Controller) reconcile(ctx context.Context, name string) error {
 	if !ok || p.DeletionTimestamp != nil {
 		c.Host.Remove(name)
 		c.mu.Lock()
-		delete(c.attempts, name)
+		delete(c.states, name)
 		c.mu.Unlock()
 		c.watch(name, "")
 		return nil
 	}
 	before, had := c.Host.Status(name)
-	now, refused := c.load(ctx, p)
+	out := c.load(ctx, p)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if refused == nil && (!had || now.Generation != before.Generation) {
+	if now, ok := c.Host.Status(name); ok && (!had || now.Generation != before.Generation) {
 		c.Logger.Info("policy in force", "policy", name, "generation", now.Generation, "digest", now.Digest)
 		c.event(p, corev1.EventTypeNormal, "PolicyLoaded", fmt.Sprintf("generation %d is in force (%s)", now.Generation, now.Digest))
 	}
-	return c.writeStatus(ctx, p, refused)
-}
-
-// load brings the policy into force. A version that was refused before is not
-// built again.
-func (c *Controller) load(ctx context.Context, p *policyv1alpha1.Policy) (policies.Status, *policyv1alpha1.PolicyError) {
-	source, file, err := c.fetch(p)
-	if err != nil {
-		return policies.Status{}, policyError(&policies.LoadError{Step: policies.StepFetch, Err: err}, "")
+	if out.refused != nil && out.refused.Step == policies.StepFetch && imageOf(p) != "" {
+		c.queue.AddAfter(name, fetchAgain)
 	}
-	digest := policies.Digest(source)
-	c.mu.Lock()
-	last, tried := c.attempts[p.Name]
-	c.mu.Unlock()
-	if tried && last.digest == digest && reflect.DeepEqual(last.spec, p.Spec) {
-		return policies.Status{}, policyError(last.err, digest)
-	}
-	status, err := c.Host.Apply(ctx, p.Name, &p.Spec, source, file)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.attempts, p.Name)
-	if err == nil {
-		return status, nil
-	}
-	if ctx.Err() == nil && !errors.Is(err, policies.ErrDeadline) { // that may have been the machine's fault
-		c.attempts[p.Name] = attempt{p.Spec, digest, err}
-	}
-	return policies.Status{}, policyError(err, digest)
-}
-
-func policyError(err error, digest string) *policyv1alpha1.PolicyError {
-	out := &policyv1alpha1.PolicyError{Step: policies.StepFetch, Message: err.Error(), Digest: digest}
-	var load *policies.LoadError
-	if errors.As(err, &load) {
-		out.Step, out.Message = load.Step, load.Err.Error()
-	}
-	return out
-}
-
-// writeStatus writes what is in force and why the newest version is not.
-func (c *Controller) writeStatus(ctx context.Context, p *policyv1alpha1.Policy, refused *policyv1alpha1.PolicyError) error {
-	next := p.DeepCopy()
-	s := &next.Status
-	s.ObservedGeneration = p.Generation
-	s.LastError = refused
-	s.ActiveGeneration, s.ActiveDigest, s.ExtensionPoints = 0, "", nil
-	condition := metav1.Condition{Type: policyv1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Loaded",
-		ObservedGeneration: p.Generation, LastTransitionTime: metav1.NewTime(c.Clock.Now())}
-	active, ok := c.Host.Status(p.Name)
-	if ok {
-		s.ActiveGeneration, s.ActiveDigest, s.ExtensionPoints = active.Generation, active.Digest, active.Points
-		condition.Message = fmt.Sprintf("generation %d is in force", active.Generation)
-	}
-	stats, _ := c.Host.Stats(p.Name)
-	switch {
-	case !ok:
-		condition.Status, condition.Reason, condition.Message = metav1.ConditionFalse, "Refused", "no version is in force"
-		if refused != nil {
-			condition.Message = fmt.Sprintf("%s: %s", refused.Step, refused.Message)
-		}
-	case stats.BreakerOpen:
-		condition.Status, condition.Reason, condition.Message = metav1.ConditionFalse, "BreakerOpen", "not called, because it failed too often: "+stats.LastFailure
-	case refused != nil:
-		condition.Reason = "NewVersionRefused"
-		condition.Message = fmt.Sprintf("generation %d stays in force; the newest version was refused: %s: %s", active.Generation, refused.Step, refused.Message)
-	}
-	meta.SetStatusCondition(&s.Conditions, condition)
-	if reflect.DeepEqual(next.Status, p.Status) {
-		return nil
-	}
-	if refused != nil && !reflect.DeepEqual(p.Status.LastError, refused) {
-		c.Logger.Warn("policy refused", "policy", p.Name, "step", refused.Step, "error", refused.Message)
-		c.event(p, corev1.EventTypeWarning, "PolicyRefused", fmt.Sprintf("%s: %s", refused.Step, refused.Message))
-	}
-	if _, err := c.Client.Policies.UpdateStatus(ctx, next, metav1.UpdateOptions{}); err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("write status of policy %s: %w", p.Name, err)
-	}
-	return nil
+	return errors.Join(c.writeStatus(ctx, p, out), out.history)
 }

@@ -59,6 +59,7 @@ type cluster struct {
 	dir    string
 	events *record.FakeRecorder
 	kube   *fake.Clientset
+	stop   func()
 }
 
 func start(t *testing.T, sync bool, before ...*policyv1alpha1.Policy) *cluster {
@@ -68,37 +69,45 @@ func start(t *testing.T, sync bool, before ...*policyv1alpha1.Policy) *cluster {
 			t.Fatal(err)
 		}
 	}
+	c := &cluster{server: s, t: t, client: client, dir: t.TempDir(), events: record.NewFakeRecorder(1000), kube: fake.NewClientset()}
+	c.run(sync)
+	t.Cleanup(func() { c.stop() })
+	return c
+}
+
+// run starts a host and a controller; stop ends them.
+func (c *cluster) run(sync bool) {
+	t := c.t
 	engine := wasm.New(wasm.Options{})
-	c := &cluster{server: s, t: t, client: client, dir: t.TempDir(), events: record.NewFakeRecorder(1000), kube: fake.NewClientset(),
-		host: policies.NewHost(policies.Options{Engines: map[policyv1alpha1.EngineType]policies.Engine{
-			policyv1alpha1.EngineRego: rego.New(), policyv1alpha1.EngineWasm: engine,
-		}})}
-	t.Cleanup(func() {
-		c.host.Close()
-		if err := engine.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	host := policies.NewHost(policies.Options{Engines: map[policyv1alpha1.EngineType]policies.Engine{
+		policyv1alpha1.EngineRego: rego.New(), policyv1alpha1.EngineWasm: engine,
+	}})
+	c.host = host
 	factory := informers.NewSharedInformerFactory(c.kube, 0)
-	controller := New(Options{Client: client, Policies: s.informer(t), ConfigMaps: factory.Core().V1().ConfigMaps(),
-		Host: c.host, Dir: c.dir, Recorder: c.events})
 	ctx, cancel := context.WithCancel(context.Background())
+	controller := New(Options{Client: c.client, Policies: c.informer(ctx), ConfigMaps: factory.Core().V1().ConfigMaps(),
+		Kube: c.kube, Revisions: factory.Apps().V1().ControllerRevisions(), Host: host, Dir: c.dir, Recorder: c.events})
 	factory.Core().V1().ConfigMaps().Informer()
+	factory.Apps().V1().ControllerRevisions().Informer()
 	factory.StartWithContext(ctx)
 	var done waitGroup
 	done.run(t, func() error { return controller.Run(ctx) })
 	if sync {
-		syncer := NewSyncer(SyncerOptions{Dir: c.dir, Client: client, Recorder: c.events})
+		syncer := NewSyncer(SyncerOptions{Dir: c.dir, Client: c.client, Recorder: c.events})
 		done.run(t, func() error { return syncer.Run(ctx) })
 		<-syncer.Synced()
 	}
-	t.Cleanup(func() {
+	c.stop = func() {
 		cancel()
 		done.Wait()
 		factory.Shutdown()
-	})
+		c.server.informers.Wait()
+		host.Close()
+		if err := engine.Close(); err != nil {
+			t.Error(err)
+		}
+	}
 	<-controller.Synced()
-	return c
 }
 
 type waitGroup struct{ sync.WaitGroup }
@@ -207,7 +216,7 @@ func TestSources(t *testing.T) {
 func TestBadSources(t *testing.T) {
 	c := start(t, false)
 	c.create(newPolicy("none", policyv1alpha1.PolicySource{}))
-	c.refused("none", "Fetch", "spec.source has 0 of rego, wasm, file and configMap; set exactly one")
+	c.refused("none", "Fetch", "spec.source has 0 of rego, wasm, file, configMap and oci; set exactly one")
 	c.create(newPolicy("missing", policyv1alpha1.PolicySource{File: "missing.rego"}))
 	c.refused("missing", "Fetch", "missing.rego: no such file")
 	c.create(newPolicy("digest", policyv1alpha1.PolicySource{Rego: regoSource("x"), Digest: "sha256:00"}))

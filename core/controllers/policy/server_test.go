@@ -34,6 +34,8 @@ type server struct {
 	objects  map[string]object // resource/name
 	watchers *watch.Broadcaster
 	writes   int
+
+	informers sync.WaitGroup
 }
 
 func newServer(t *testing.T) (*server, *api.Client) {
@@ -154,8 +156,8 @@ func (s *server) publish(kind watch.EventType, o object) {
 	}
 }
 
-// informer of policies; it runs until the test ends.
-func (s *server) informer(t *testing.T) cache.SharedIndexInformer {
+// informer of policies; it runs until the context ends.
+func (s *server) informer(ctx context.Context) cache.SharedIndexInformer {
 	informer := cache.NewSharedIndexInformer(&cache.ListWatch{
 		ListWithContextFunc: func(context.Context, metav1.ListOptions) (runtime.Object, error) {
 			s.mu.Lock()
@@ -180,13 +182,7 @@ func (s *server) informer(t *testing.T) cache.SharedIndexInformer {
 			return s.watchers.Watch()
 		},
 	}, &policyv1alpha1.Policy{}, 0, cache.Indexers{})
-	ctx, cancel := context.WithCancel(context.Background())
-	var done sync.WaitGroup
-	done.Go(func() { informer.RunWithContext(ctx) })
-	t.Cleanup(func() {
-		cancel()
-		done.Wait()
-	})
+	s.informers.Go(func() { informer.RunWithContext(ctx) })
 	return informer
 }
 
