@@ -170,9 +170,11 @@ func (s *Server) newAdmission() error {
 	if err != nil {
 		return err
 	}
-	if s.admission, err = registered.NewFromPlugins(names, config, initialize, admission.Decorators{}); err != nil {
+	chain, err := registered.NewFromPlugins(names, config, initialize, admission.Decorators{})
+	if err != nil {
 		return fmt.Errorf("admission: %w", err)
 	}
+	s.admission = judging{chain, &s.judged}
 	return nil
 }
 

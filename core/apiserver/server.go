@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/util/waitgroup"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -114,6 +115,7 @@ type Server struct {
 	abort     context.CancelFunc
 	joinToken string
 	running   sync.Mutex
+	judged    waitgroup.SafeWaitGroup // requests in the admission chain
 }
 
 // New assembles a server. It writes nothing but keys; in-memory clients may be
@@ -268,6 +270,7 @@ func (s *Server) drain(server *http.Server) {
 		}
 	}
 	s.generic.NonLongRunningRequestWaitGroup.Wait()
+	s.judged.Wait()
 }
 
 // Close frees what New made. Run does so itself: only a server that was never
