@@ -40,9 +40,9 @@ func policies(r *registries) (map[string]rest.Storage, error) {
 			{Name: "Points", Type: "string", Description: "Extension points of the program in force."},
 			{Name: "Ready", Type: "string", Description: "Whether a generation is in force."},
 			{Name: "Generation", Type: "integer", Description: "Number of the generation in force."},
+			{Name: "Digest", Type: "string", Description: "Digest of the source in force."},
 			{Name: "Revision", Type: "integer", Priority: 1, Description: "Revision in force among the versions kept."},
 			{Name: "Mode", Type: "string", Priority: 1, Description: "Enforce or Shadow."},
-			{Name: "Digest", Type: "string", Description: "Digest of the source in force."},
 			{Name: "Error", Type: "string", Priority: 1, Description: "Why the newest version is not in force."},
 		},
 		cells: func(p *policyv1alpha1.Policy) []any {
@@ -67,7 +67,7 @@ func policies(r *registries) (map[string]rest.Storage, error) {
 			if mode == "" {
 				mode = policyv1alpha1.PolicyModeEnforce
 			}
-			return []any{string(p.Spec.Engine), strings.Join(points, ","), ready, p.Status.ActiveGeneration, p.Status.Revision, string(mode), digest, failure}
+			return []any{string(p.Spec.Engine), strings.Join(points, ","), ready, p.Status.ActiveGeneration, digest, p.Status.Revision, string(mode), failure}
 		},
 	}, true)
 }
