@@ -32,6 +32,7 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/agent/node"
 	"github.com/quaymaster/quaymaster/runtime/agent/pleg"
 	"github.com/quaymaster/quaymaster/runtime/agent/server"
+	"github.com/quaymaster/quaymaster/runtime/agent/stats"
 	"github.com/quaymaster/quaymaster/runtime/agent/volume"
 	"github.com/quaymaster/quaymaster/runtime/cri"
 )
@@ -108,6 +109,7 @@ type Agent struct {
 	ips     []string        // the node's own
 	wake    chan struct{}   // looks at the node's status
 	http    http.Handler
+	stats   *stats.Collector // nil = containers are not this machine's
 
 	ctx context.Context // of Run; workers end with it
 	wg  sync.WaitGroup  // of pod workers
@@ -178,6 +180,11 @@ func New(opts Options) (*Agent, error) {
 		a.volumes = volume.New(volume.Options{Dir: opts.Dir, Client: opts.Client, NodeName: opts.NodeName, Clock: opts.Clock})
 	}
 	a.pleg = pleg.New(pleg.Options{Backend: opts.Backend, Changed: a.changed, Relisted: a.relisted, Clock: opts.Clock})
+	if h := opts.Containers; h != nil {
+		a.stats = stats.New(stats.Options{
+			NodeName: opts.NodeName, Pods: func() []v1.Pod { return a.ListPods(false) }, Backend: opts.Backend, Cgroups: h.Cgroups, Dir: opts.Dir, Clock: opts.Clock,
+		})
+	}
 	a.http = server.NewHandler(a, opts.Clock)
 	return a, nil
 }
@@ -185,7 +192,7 @@ func New(opts Options) (*Agent, error) {
 // NodeName returns the node's name.
 func (a *Agent) NodeName() string { return a.opts.NodeName }
 
-// Handler serves the kubelet API: /containerLogs, /pods, /runningpods, /healthz.
+// Handler serves the kubelet API.
 // It authenticates nobody: see package server for a listener that does.
 func (a *Agent) Handler() http.Handler { return a.http }
 

@@ -6,7 +6,9 @@ import (
 	v1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/quaymaster/quaymaster/runtime/agent/stats"
 	"github.com/quaymaster/quaymaster/runtime/agent/status"
+	"github.com/quaymaster/quaymaster/runtime/cri"
 )
 
 // ListPods implements server.Host.
@@ -58,6 +60,12 @@ func (a *Agent) Instances(pod *v1.Pod, container string) []*runtimeapi.Container
 func (a *Agent) ContainerStatus(ctx context.Context, id string) (*runtimeapi.ContainerStatusResponse, error) {
 	return a.opts.Backend.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
 }
+
+// Backend implements server.Host.
+func (a *Agent) Backend() cri.Backend { return a.opts.Backend }
+
+// Stats implements server.Host.
+func (a *Agent) Stats() *stats.Collector { return a.stats }
 
 // Health implements server.Host.
 func (a *Agent) Health() error { return a.pleg.Healthy() }

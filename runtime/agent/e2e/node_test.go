@@ -100,7 +100,7 @@ func (n *node) in(t *testing.T) *node {
 // run starts the agent.
 func (n *node) run() {
 	n.t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := net.Listen("tcp", containerdtest.NodeIP+":0")
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -1,10 +1,12 @@
-// Package server is the kubelet API of a node over HTTP: /containerLogs, /pods,
-// /runningpods and /healthz; and a TLS listener that lets in only the API server and
+// Package server is the kubelet API of a node over HTTP: /containerLogs, /exec,
+// /attach, /portForward, /run, /pods, /runningpods, /stats/summary,
+// /metrics/resource and /healthz; and a TLS listener that lets in only the API server and
 // whom the cluster authorises.
 package server
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +26,9 @@ import (
 	"k8s.io/cri-client/pkg/logs"
 	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
+
+	"github.com/quaymaster/quaymaster/runtime/agent/stats"
+	"github.com/quaymaster/quaymaster/runtime/cri"
 )
 
 // Host is what the handler serves: an agent.
@@ -39,6 +44,10 @@ type Host interface {
 	ContainerStatus(ctx context.Context, id string) (*runtimeapi.ContainerStatusResponse, error)
 	// Health is nil while the node can run pods.
 	Health() error
+	// Backend is the container runtime, for streams.
+	Backend() cri.Backend
+	// Stats tells what is used; nil = nobody knows.
+	Stats() *stats.Collector
 }
 
 // NewHandler serves a host's kubelet API without asking who calls.
@@ -49,6 +58,9 @@ func NewHandler(host Host, c clock.PassiveClock) http.Handler {
 	mux.HandleFunc("GET /pods", func(w http.ResponseWriter, _ *http.Request) { h.pods(w, false) })
 	mux.HandleFunc("GET /runningpods/", func(w http.ResponseWriter, _ *http.Request) { h.pods(w, true) })
 	mux.HandleFunc("GET /runningpods", func(w http.ResponseWriter, _ *http.Request) { h.pods(w, true) })
+	mux.HandleFunc("GET /stats/summary", h.summary)
+	mux.HandleFunc("GET /metrics/resource", h.resources)
+	h.streams(mux)
 	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", h.containerLogs)
 	return mux
 }
@@ -75,6 +87,33 @@ func (h *handler) pods(w http.ResponseWriter, running bool) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(data)
+}
+
+// summary answers with what the node and its pods use.
+func (h *handler) summary(w http.ResponseWriter, r *http.Request) {
+	if h.host.Stats() == nil {
+		http.Error(w, "this node does not measure what its pods use", http.StatusNotImplemented)
+		return
+	}
+	only := r.URL.Query().Get("only_cpu_and_memory")
+	s, err := h.host.Stats().Summary(r.Context(), only == "true" || only == "1")
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(s)
+}
+
+func (h *handler) resources(w http.ResponseWriter, r *http.Request) {
+	if h.host.Stats() == nil {
+		http.Error(w, "this node does not measure what its pods use", http.StatusNotImplemented)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+	if err := h.host.Stats().Resources(r.Context(), w); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	}
 }
 
 // logOptions reads a query as the API server sends it, or as people type it (tail).

@@ -108,14 +108,21 @@ func enter() error {
 			return fmt.Errorf("mount over %s: %w", dir, err)
 		}
 	}
-	if err := up("lo"); err != nil {
+	if err := up("lo", nil); err != nil {
+		return err
+	}
+	if err := up("lo:1", net.ParseIP(NodeIP).To4()); err != nil {
 		return err
 	}
 	// Bridges need it; /proc/sys is that of the new network namespace.
 	return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644)
 }
 
-func up(name string) error {
+// NodeIP is an address of the test's network that is not a loopback one, which
+// an API server would not proxy to.
+const NodeIP = "10.99.0.1"
+
+func up(name string, address net.IP) error {
 	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 	if err != nil {
 		return err
@@ -124,6 +131,15 @@ func up(name string) error {
 	r, err := unix.NewIfreq(name)
 	if err != nil {
 		return err
+	}
+	if address != nil {
+		if err := r.SetInet4Addr(address); err != nil {
+			return err
+		}
+		if err := unix.IoctlIfreq(s, unix.SIOCSIFADDR, r); err != nil {
+			return fmt.Errorf("set address %s of interface %s: %w", address, name, err)
+		}
+		return nil
 	}
 	r.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
 	if err := unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, r); err != nil {
