@@ -37,7 +37,8 @@ const issuer = "https://kubernetes.default.svc.cluster.local"
 const tokenCacheTTL = 10 * time.Second
 
 // newAuthentication accepts, in this order: users of in-memory requests, client
-// certificates of our authority, service account tokens and bootstrap tokens.
+// certificates of our authority, service account tokens, bootstrap tokens and
+// tokens of the issuers in Options.AuthenticationConfig.
 // Only the health paths are open to everyone.
 func (s *Server) newAuthentication() error {
 	s.audiences = authenticator.Audiences{issuer}
@@ -50,10 +51,18 @@ func (s *Server) newAuthentication() error {
 	}
 	core := s.options.Informers.Core().V1()
 	objects := tokengetter.NewGetterFromClient(s.client, core.Secrets().Lister(), core.ServiceAccounts().Lister(), core.Pods().Lister(), core.Nodes().Lister())
-	tokens := tokencache.New(tokenunion.New(
+	accepted := []authenticator.Token{
 		serviceaccount.JWTTokenAuthenticator([]string{issuer}, s.tokenKeys, s.audiences, serviceaccount.NewValidator(objects)),
 		authenticator.WrapAudienceAgnosticToken(s.audiences, bootstrap.NewTokenAuthenticator(core.Secrets().Lister().Secrets(metav1.NamespaceSystem))),
-	), true, tokenCacheTTL, 0)
+	}
+	if path := s.options.AuthenticationConfig; path != "" {
+		outside, err := s.jwtAuthenticators(path)
+		if err != nil {
+			return err
+		}
+		accepted = append(accepted, outside)
+	}
+	tokens := tokencache.New(tokenunion.New(accepted...), true, tokenCacheTTL, 0)
 
 	roots := x509.NewCertPool()
 	roots.AddCert(s.pki.ca)
@@ -61,6 +70,10 @@ func (s *Server) newAuthentication() error {
 		return x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, CurrentTime: s.clock.Now()}, true
 	}, x509request.CommonNameUserConversion)
 
+	var open []apiserver.AnonymousAuthCondition
+	for _, path := range openPaths {
+		open = append(open, apiserver.AnonymousAuthCondition{Path: path})
+	}
 	s.authenticator = union.NewFailOnError(
 		group.NewAuthenticatedGroupAdder(union.New(
 			authenticator.RequestFunc(authenticateCaller),
@@ -68,10 +81,13 @@ func (s *Server) newAuthentication() error {
 			bearertoken.New(tokens),
 			websocket.NewProtocolAuthenticator(tokens),
 		)),
-		anonymous.NewAuthenticator([]apiserver.AnonymousAuthCondition{{Path: "/healthz"}, {Path: "/livez"}, {Path: "/readyz"}}),
+		anonymous.NewAuthenticator(open),
 	)
 	return nil
 }
+
+// openPaths are answered to everyone.
+var openPaths = []string{"/healthz", "/livez", "/readyz"}
 
 // newAuthorization asks, in this order: is it system:masters, is it a node and
 // within its own business, do roles allow it.

@@ -48,6 +48,9 @@ func (s *Server) bootstrap(ctx context.Context) error {
 	if err := s.ensureRoles(ctx, d); err != nil {
 		return fmt.Errorf("make the default roles: %w", err)
 	}
+	if err := s.ensureFlowControl(ctx, d); err != nil {
+		return fmt.Errorf("make the flow schemas and priority levels: %w", err)
+	}
 	if err := s.ensureJoinToken(ctx, d); err != nil {
 		return fmt.Errorf("make the join token: %w", err)
 	}

@@ -59,7 +59,7 @@ func (s *Server) newCustom(config genericapiserver.Config) (*custom, error) {
 	made, err := (&extensions.Config{
 		GenericConfig: &genericapiserver.RecommendedConfig{Config: config, SharedInformerFactory: s.options.Informers},
 		ExtraConfig: extensions.ExtraConfig{
-			CRDRESTOptionsGetter: customOptions{s.options.Storage},
+			CRDRESTOptionsGetter: customOptions{s.stored.noting(s.options.Storage)},
 			MasterCount:          1,
 			ServiceResolver:      s.webhooks,
 			AuthResolverWrapper:  s.webhooks.authentication,

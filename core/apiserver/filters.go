@@ -13,9 +13,9 @@ import (
 // trackers, HTTP logging, CORS, and the second goroutine by which upstream
 // answers for handlers that ignore their context's deadline. The first to see a
 // request is the last in this list.
-func filters(handler http.Handler, c *genericapiserver.Config) http.Handler {
+func (s *Server) filters(handler http.Handler, c *genericapiserver.Config) http.Handler {
 	handler = genericapifilters.WithAuthorization(handler, c.Authorization.Authorizer, c.Serializer)
-	handler = genericfilters.WithMaxInFlightLimit(handler, c.MaxRequestsInFlight, c.MaxMutatingRequestsInFlight, c.LongRunningFunc)
+	handler = s.withFlowControl(handler, c)
 	handler = impersonation.WithConstrainedImpersonation(handler, c.Authorization.Authorizer, c.Serializer)
 	handler = genericapifilters.WithAudit(handler, c.AuditBackend, c.AuditPolicyRuleEvaluator, c.LongRunningFunc)
 	unauthorized := genericapifilters.WithFailedAuthenticationAudit(genericapifilters.Unauthorized(c.Serializer), c.AuditBackend, c.AuditPolicyRuleEvaluator)

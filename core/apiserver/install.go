@@ -27,6 +27,8 @@ import (
 	utilcompatibility "k8s.io/apiserver/pkg/util/compatibility"
 	basecompatibility "k8s.io/component-base/compatibility"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	"k8s.io/kubernetes/pkg/routes"
+	"k8s.io/kubernetes/pkg/serviceaccount"
 
 	"github.com/quaymaster/quaymaster/core/api"
 )
@@ -61,7 +63,8 @@ const (
 	maxBody  = 3 << 20          // bytes of a request, as upstream's
 )
 
-// The most requests at work at once. Beyond it the answer is 429.
+// The most requests at work at once in a server without a port. Beyond it the
+// answer is 429.
 const (
 	maxReading = 4000
 	maxWriting = 2000
@@ -81,7 +84,8 @@ func (s *Server) install() error {
 	config.Authorization.Authorizer = s.authorizer
 	config.RuleResolver = s.rules
 	config.AdmissionControl = s.admission
-	config.BuildHandlerChainFunc = filters
+	config.BuildHandlerChainFunc = s.filters
+	config.AuditBackend, config.AuditPolicyRuleEvaluator = s.auditBackend, s.auditRules
 	config.LongRunningFunc = s.longRunning
 	config.MaxRequestsInFlight, config.MaxMutatingRequestsInFlight = maxReading, maxWriting
 	config.EnableProfiling = false
@@ -103,6 +107,7 @@ func (s *Server) install() error {
 	if s.custom, err = s.newCustom(*config); err != nil {
 		return err
 	}
+	config.FlowControl = s.newFlowControl()
 	completed := config.Complete(nil)
 	s.requestInfo = config.RequestInfoResolver
 	if s.generic, err = completed.New("quaymaster", s.custom.GenericAPIServer); err != nil {
@@ -120,11 +125,30 @@ func (s *Server) install() error {
 	if err != nil {
 		return err
 	}
+	if config.FlowControl != nil {
+		if err := s.keepFlowControl(); err != nil {
+			return err
+		}
+	}
+	if err := s.installIssuer(); err != nil {
+		return err
+	}
 	s.installMetrics()
 	for path, handler := range s.options.Paths {
 		s.generic.Handler.NonGoRestfulMux.Handle(path, handler)
 	}
 	return s.custom.follow(documents)
+}
+
+// installIssuer publishes the issuer of service account tokens and its keys, for
+// those outside who are to trust them. Service accounts may read them.
+func (s *Server) installIssuer() error {
+	metadata, err := serviceaccount.NewOpenIDMetadataProvider(issuer, "", s.generic.ExternalAddress, s.tokenKeys)
+	if err != nil {
+		return err
+	}
+	routes.NewOpenIDMetadataServer(metadata).Install(s.generic.Handler.GoRestfulContainer)
+	return nil
 }
 
 // groupKinds sorts the table into groups, in the order of their first line.

@@ -65,6 +65,11 @@ type Options struct {
 	// authorised as non-resource URLs, may take as long as they need and end with
 	// the server.
 	Paths map[string]http.Handler
+	// Audit logs requests; nil logs none. What Direct does is no request.
+	Audit *Audit
+	// AuthenticationConfig is a file with an AuthenticationConfiguration of
+	// apiserver.config.k8s.io: OpenID Connect issuers whose tokens are accepted.
+	AuthenticationConfig string
 	// Metrics of the engine, served at /metrics after those that upstream's
 	// libraries keep for the whole process. May be nil.
 	Metrics prometheus.Gatherer
@@ -98,6 +103,9 @@ type Server struct {
 	registries    *registries
 	client        kubernetes.Interface
 	mapper        meta.ResettableRESTMapper
+
+	stored storages
+	auditing
 
 	custom   *custom
 	webhooks *webhooks
@@ -161,8 +169,11 @@ func New(options Options) (*Server, error) {
 	if err := s.newAdmission(); err != nil {
 		return nil, fmt.Errorf("assemble the API server: %w", err)
 	}
-	if err := s.install(); err != nil {
+	if err := s.newAudit(); err != nil {
 		return nil, fmt.Errorf("assemble the API server: %w", err)
+	}
+	if err := s.install(); err != nil {
+		return nil, fmt.Errorf("assemble the API server: %w", errors.Join(err, s.closeAudit()))
 	}
 	return s, nil
 }
@@ -285,6 +296,9 @@ func (s *Server) Close() {
 	s.generic.Destroy()
 	s.proxy.CloseIdleConnections()
 	s.kubelets.close()
+	if err := s.closeAudit(); err != nil {
+		s.log.Error("close the audit log", "error", err)
+	}
 }
 
 // Authority is the certificate and the key of the cluster's authority, PEM, for

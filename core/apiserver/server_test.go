@@ -128,6 +128,7 @@ func start(t testing.TB, change func(*apiserver.Options)) *cluster {
 	select {
 	case <-server.Ready():
 	case err := <-ended:
+		ended <- nil // for stop
 		t.Fatalf("Run ended before it was ready: %v", err)
 	case <-time.After(30 * time.Second):
 		t.Fatal("the server is not ready after 30 s")
