@@ -7,6 +7,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/quaymaster/quaymaster/core/apiserver"
+	"github.com/quaymaster/quaymaster/core/controllers/pods"
 )
 
 var podResource = corev1.SchemeGroupVersion.WithResource("pods")
@@ -32,4 +33,13 @@ func (directPods) pod(object any, err error) (*corev1.Pod, error) {
 		return nil, err
 	}
 	return object.(*corev1.Pod), nil
+}
+
+// podControl is how controllers write pods: past HTTP, unless there is an audit
+// log, which has requests alone.
+func (p *parts) podControl() pods.Control {
+	if p.options.API.Audit != nil {
+		return nil
+	}
+	return directPods{p.server.Direct(nil)}
 }

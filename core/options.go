@@ -21,6 +21,8 @@ type Options struct {
 	// free one, which Address tells. "" serves no port: only clients in the
 	// process reach the engine.
 	Listen string
+	// API says what the API serves, whom it believes and what it writes down.
+	API API
 	// PolicyDir is watched for files with Policy and SchedulerProfile objects.
 	// "" watches none.
 	PolicyDir string

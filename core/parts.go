@@ -139,6 +139,8 @@ func (p *parts) assemble() (err error) {
 		},
 		Paths:   map[string]http.Handler{BackupPath: http.HandlerFunc(p.backup), HistoryPath: http.HandlerFunc(p.history)},
 		Metrics: p.metrics,
+		Audit:   options.API.Audit, AuthenticationConfig: options.API.AuthenticationConfig, Without: options.API.Without,
+		EnableAdmission: options.API.EnableAdmission, DisableAdmission: options.API.DisableAdmission,
 		Version: options.Version,
 		Clock:   options.Clock,
 		Logger:  log.With("part", "apiserver"),
@@ -175,7 +177,7 @@ func (p *parts) assembleControllers() (err error) {
 		GroupVersionResource: apiextensionsv1.SchemeGroupVersion.WithResource("customresourcedefinitions"),
 		Kind:                 "CustomResourceDefinition", Informer: definitions,
 	}}
-	for _, r := range apiserver.Resources() {
+	for _, r := range apiserver.Resources(p.options.API.Without...) {
 		kind := kinds.Kind{GroupVersionResource: r.GroupVersionResource, Kind: r.Kind, Namespaced: r.Namespaced}
 		if r.Resource != "events" { // nothing owns one, they end by themselves, and there are many: none is kept in memory
 			generic, err := p.informers.ForResource(r.GroupVersionResource)
@@ -189,7 +191,7 @@ func (p *parts) assembleControllers() (err error) {
 	p.kinds = kinds.NewDynamic(served, definitions, meta)
 	if p.controllers, err = controllers.New(controllers.Options{
 		Client: p.client, Informers: p.informers, Kinds: p.kinds, Metadata: meta,
-		Pods: directPods{p.server.Direct(nil)}, Clock: options.Clock, Logger: log.With("part", "controllers"),
+		Pods: p.podControl(), Clock: options.Clock, Logger: log.With("part", "controllers"),
 	}); err != nil {
 		return err
 	}

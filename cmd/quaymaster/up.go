@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,6 +22,8 @@ type serverFlags struct {
 	history                time.Duration
 	historyShare           float64
 	verbose                bool
+	api                    core.API
+	audit                  core.Audit
 }
 
 func (f *serverFlags) add(command *cobra.Command) {
@@ -30,11 +33,19 @@ func (f *serverFlags) add(command *cobra.Command) {
 	flags.StringVar(&f.policies, "policies", "", "directory watched for Policy and SchedulerProfile files")
 	flags.DurationVar(&f.history, "history", 72*time.Hour, "how long superseded states of objects stay readable: to history, diff, undelete, forks and backup --since")
 	flags.Float64Var(&f.historyShare, "history-share", 0.1, "the most of the disk's room that they take, as a part of what they and free space make together")
+	flags.StringVar(&f.audit.Policy, "audit-policy-file", "", "file with a Policy of audit.k8s.io/v1: which requests are logged")
+	flags.StringVar(&f.audit.Log, "audit-log-path", "", "file that takes the audit events, a JSON object a line")
+	flags.StringVar(&f.api.AuthenticationConfig, "authentication-config", "", "file with an AuthenticationConfiguration: OpenID Connect issuers whose tokens are accepted")
+	flags.StringSliceVar(&f.api.EnableAdmission, "enable-admission-plugins", nil, "upstream's admission plugins that are off by default: "+strings.Join(core.MoreAdmissionPlugins(), ", "))
+	flags.StringSliceVar(&f.api.DisableAdmission, "disable-admission-plugins", nil, "admission plugins that are not to be in force")
 	flags.BoolVarP(&f.verbose, "verbose", "v", false, "log what the parts do, to standard error")
 }
 
 func (f *serverFlags) options(cmd *cobra.Command) (core.Options, error) {
-	options := core.Options{DataDir: f.data, Listen: f.listen, PolicyDir: f.policies, History: f.history, HistoryShare: f.historyShare, Version: version, Logger: logger(cmd, f.verbose)}
+	options := core.Options{DataDir: f.data, Listen: f.listen, PolicyDir: f.policies, History: f.history, HistoryShare: f.historyShare, API: f.api, Version: version, Logger: logger(cmd, f.verbose)}
+	if f.audit != (core.Audit{}) {
+		options.API.Audit = &f.audit
+	}
 	if f.policies != "" {
 		if info, err := os.Stat(f.policies); err != nil {
 			return options, fmt.Errorf("--policies: %w", err)

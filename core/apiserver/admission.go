@@ -94,7 +94,7 @@ var plugins = []plugin{
 	{mutatingwebhook.PluginName, nil, byDefault},
 	{validatingpolicy.PluginName, nil, byDefault},
 	{validatingwebhook.PluginName, nil, byDefault},
-	{resourcequota.PluginName, resourcequota.Register, byDefault},
+	{resourcequota.PluginName, nil, byDefault},
 }
 
 // AdmissionPlugins are the names of upstream's plugins in the order of the
@@ -153,10 +153,12 @@ func (s *Server) newAdmission() error {
 	if last < 0 {
 		last = len(use)
 	}
-	for _, p := range use[:last] {
-		if p.register == nil {
-			p.register = made(p.name, late[p.name])
+	for i := range use {
+		if use[i].register == nil {
+			use[i].register = made(use[i].name, late[use[i].name])
 		}
+	}
+	for _, p := range use[:last] {
 		add(p.name, p.register)
 	}
 	for i, ours := range s.options.Admission {
@@ -229,6 +231,7 @@ func (s *Server) latePlugins(initialize admission.PluginInitializers) map[string
 	mutatingwebhook.Register(registered)
 	validatingpolicy.Register(registered)
 	validatingwebhook.Register(registered)
+	resourcequota.Register(registered)
 	objects := s.options.Informers.Admissionregistration().V1()
 	of := func(name string, obeys ...cache.SharedIndexInformer) *latePlugin {
 		return newLatePlugin(obeys, func() (admission.Interface, error) {
@@ -240,5 +243,6 @@ func (s *Server) latePlugins(initialize admission.PluginInitializers) map[string
 		mutatingwebhook.PluginName:   lateMutation{of(mutatingwebhook.PluginName, objects.MutatingWebhookConfigurations().Informer())},
 		validatingpolicy.PluginName:  lateValidation{of(validatingpolicy.PluginName, objects.ValidatingAdmissionPolicyBindings().Informer(), objects.ValidatingAdmissionPolicies().Informer())},
 		validatingwebhook.PluginName: lateValidation{of(validatingwebhook.PluginName, objects.ValidatingWebhookConfigurations().Informer())},
+		resourcequota.PluginName:     lateValidation{of(resourcequota.PluginName, s.options.Informers.Core().V1().ResourceQuotas().Informer())},
 	}
 }

@@ -116,7 +116,16 @@ func (s *Server) install() error {
 
 	s.registries = newRegistries(s)
 	order, groups := groupKinds()
+	for _, name := range s.options.Without {
+		if !slices.ContainsFunc(kinds, func(k kind) bool { return k.name() == name }) {
+			return fmt.Errorf("there is no kind %q to leave out; kinds are named as in deployments.apps", name)
+		}
+	}
 	for _, group := range order {
+		groups[group] = slices.DeleteFunc(groups[group], func(k kind) bool { return slices.Contains(s.options.Without, k.name()) })
+		if len(groups[group]) == 0 {
+			continue
+		}
 		if err := s.installGroup(group, groups[group]); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"slices"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -194,13 +195,16 @@ func (k kind) keys() string {
 	return k.resource
 }
 
+// name is the kind's name in Options.Without: "resource.group".
+func (k kind) name() string { return k.groupResource().String() }
+
 // Resources lists what is stored, under the version that it is stored in: one
-// entry for each key prefix.
-func Resources() []informer.Resource {
+// entry for each key prefix. Without leaves out what Options.Without does.
+func Resources(without ...string) []informer.Resource {
 	out := make([]informer.Resource, 0, len(kinds))
 	seen := make(map[string]bool, len(kinds))
 	for _, k := range kinds {
-		if k.scope == virtual || seen[k.keys()] {
+		if k.scope == virtual || seen[k.keys()] || slices.Contains(without, k.name()) {
 			continue
 		}
 		seen[k.keys()] = true

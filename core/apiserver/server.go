@@ -70,6 +70,10 @@ type Options struct {
 	// AuthenticationConfig is a file with an AuthenticationConfiguration of
 	// apiserver.config.k8s.io: OpenID Connect issuers whose tokens are accepted.
 	AuthenticationConfig string
+	// Without names kinds that are not served, as "horizontalpodautoscalers.autoscaling":
+	// they have no path, no discovery and no OpenAPI. What the server itself needs
+	// of them goes on.
+	Without []string
 	// Metrics of the engine, served at /metrics after those that upstream's
 	// libraries keep for the whole process. May be nil.
 	Metrics prometheus.Gatherer

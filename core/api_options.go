@@ -1,0 +1,28 @@
+package core
+
+import "github.com/quaymaster/quaymaster/core/apiserver"
+
+// Audit says which requests are logged, and where. With it, the engine's own
+// controllers create and delete pods by requests too, so that the log has them.
+type Audit = apiserver.Audit
+
+// API configures the API server. The zero value serves every kind to clients
+// with a certificate or a token of the cluster and logs nothing.
+type API struct {
+	// Audit logs requests; nil logs none.
+	Audit *Audit
+	// AuthenticationConfig is a file with an AuthenticationConfiguration of
+	// apiserver.config.k8s.io/v1: OpenID Connect issuers whose tokens are accepted.
+	AuthenticationConfig string
+	// EnableAdmission and DisableAdmission name admission plugins of upstream that
+	// are in force beyond the default ones, see MoreAdmissionPlugins, and that are not.
+	EnableAdmission, DisableAdmission []string
+	// Without names kinds that are not served, as "horizontalpodautoscalers.autoscaling".
+	Without []string
+}
+
+// MoreAdmissionPlugins are those that API.EnableAdmission may name.
+func MoreAdmissionPlugins() []string {
+	_, more := apiserver.AdmissionPlugins()
+	return more
+}
