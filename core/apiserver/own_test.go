@@ -125,7 +125,7 @@ func TestPolicyStatus(t *testing.T) {
 		t.Fatalf("after an update: %+v, %v", p, err)
 	}
 	raw := string(get(t, c.RESTConfig(nil), "/apis/policy.quaymaster.dev/v1alpha1/policies/a", "application/json;as=Table;v=v1;g=meta.k8s.io"))
-	for _, want := range []string{`"name":"Engine"`, `"cells":["a","Rego","Validate","True",3,"sha256:abababababab",""`} {
+	for _, want := range []string{`"name":"Engine"`, `"cells":["a","Rego","Validate","True",3,"sha256:abababababab",0,"Enforce",""`} {
 		if !strings.Contains(raw, want) {
 			t.Errorf("the table lacks %s: %s", want, raw)
 		}
