@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/tools/record"
 	"k8s.io/utils/clock"
 
+	"github.com/quaymaster/quaymaster/core/controllers/cronjob"
 	"github.com/quaymaster/quaymaster/core/controllers/daemonset"
 	"github.com/quaymaster/quaymaster/core/controllers/deployment"
 	"github.com/quaymaster/quaymaster/core/controllers/endpoints"
@@ -65,6 +66,7 @@ var table = []struct {
 	{"deployment", func(_ Options, env loop.Env) (loop.Controller, error) { return deployment.New(env) }},
 	{"replicaset", func(o Options, env loop.Env) (loop.Controller, error) { return replicaset.New(env, o.Pods) }},
 	{"job", func(o Options, env loop.Env) (loop.Controller, error) { return job.New(env, o.Pods) }},
+	{"cronjob", func(_ Options, env loop.Env) (loop.Controller, error) { return cronjob.New(env) }},
 	{"statefulset", func(o Options, env loop.Env) (loop.Controller, error) { return statefulset.New(env, o.Pods) }},
 	{"daemonset", func(o Options, env loop.Env) (loop.Controller, error) { return daemonset.New(env, o.Pods) }},
 	{"replicationcontroller", func(o Options, env loop.Env) (loop.Controller, error) {
