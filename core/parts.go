@@ -197,7 +197,7 @@ func (p *parts) assembleControllers() (err error) {
 	}
 	cert, key := p.server.Authority()
 	if p.upstream, err = upstream.New(upstream.Options{
-		Client: p.client, Informers: p.informers, Kinds: p.kinds, CACert: cert, CAKey: key, Clock: options.Clock,
+		Client: p.client, Config: p.config(), Informers: p.informers, Kinds: p.kinds, CACert: cert, CAKey: key, Clock: options.Clock,
 	}); err != nil {
 		return err
 	}

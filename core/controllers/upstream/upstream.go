@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/cert"
 	"k8s.io/client-go/util/keyutil"
 	"k8s.io/klog/v2"
@@ -41,6 +42,9 @@ type Options struct {
 	Informers informers.SharedInformerFactory
 	// Kinds are what quotas may count; nil runs no quota controller.
 	Kinds kinds.Source
+	// Config reaches what the client does not: the scale of any kind. nil runs no
+	// controller of disruption budgets.
+	Config *rest.Config
 	// CACert and CAKey are the cluster's authority, PEM. The certificate is
 	// published to every namespace, the key signs approved requests.
 	CACert, CAKey []byte
@@ -85,7 +89,7 @@ func New(o Options) (*Controllers, error) {
 	if err != nil {
 		return nil, fmt.Errorf("housekeeping controllers: claims in use: %w", err)
 	}
-	policyStatus, err := o.late("policy status", o.Informers.Admissionregistration().V1().ValidatingAdmissionPolicies().Informer(), newPolicyStatus)
+	policyStatus, err := o.late("policy status", newPolicyStatus, o.Informers.Admissionregistration().V1().ValidatingAdmissionPolicies().Informer())
 	if err != nil {
 		return nil, fmt.Errorf("housekeeping controllers: %w", err)
 	}
@@ -105,8 +109,13 @@ func New(o Options) (*Controllers, error) {
 		with(pvprotection.NewPVProtectionController(klog.Background(), core.PersistentVolumes(), o.Client).Run),
 		policyStatus,
 	}}
+	workloads, err := o.workloads()
+	if err != nil {
+		return nil, fmt.Errorf("housekeeping controllers: %w", err)
+	}
+	c.run = append(c.run, workloads...)
 	if o.Kinds != nil {
-		quota, err := o.late("resource quota", core.ResourceQuotas().Informer(), newQuota)
+		quota, err := o.late("resource quota", newQuota, core.ResourceQuotas().Informer())
 		if err != nil {
 			return nil, fmt.Errorf("housekeeping controllers: %w", err)
 		}
