@@ -36,7 +36,7 @@ func build(ctx context.Context, root string) (binaries, error) {
 	flags := func(more string) []string {
 		const at = " -X k8s.io/component-base/version."
 		minor, _, _ := strings.Cut(strings.TrimPrefix(version, "v1."), ".")
-		return []string{"-trimpath", "-ldflags", "-s -w" + more + at + "gitVersion=" + version + at + "gitMajor=1" + at + "gitMinor=" + minor}
+		return []string{"-ldflags", "-s -w" + more + at + "gitVersion=" + version + at + "gitMajor=1" + at + "gitMinor=" + minor}
 	}
 	for _, target := range []struct {
 		path, folder string

@@ -63,7 +63,7 @@ func newTTL(ctx context.Context, o Options) (func(context.Context), error) {
 func newBinder(ctx context.Context, o Options) (func(context.Context), error) {
 	core := o.Informers.Core().V1()
 	c, err := persistentvolume.NewController(ctx, persistentvolume.ControllerParameters{
-		KubeClient: o.Client, SyncPeriod: 15 * time.Second, // upstream's
+		KubeClient: o.Client, SyncPeriod: 5 * time.Second, // it leaves conflicts to its next round
 		VolumeInformer: core.PersistentVolumes(), ClaimInformer: core.PersistentVolumeClaims(), ClassInformer: o.Informers.Storage().V1().StorageClasses(),
 		PodInformer: core.Pods(), NodeInformer: core.Nodes(), EnableDynamicProvisioning: true,
 	})
