@@ -177,7 +177,12 @@ func New(opts Options) (*Agent, error) {
 		}
 	}
 	if opts.Dir != "" && !opts.SkipVolumes {
-		a.volumes = volume.New(volume.Options{Dir: opts.Dir, Client: opts.Client, NodeName: opts.NodeName, Clock: opts.Clock})
+		a.volumes = volume.New(volume.Options{
+			Dir: opts.Dir, Client: opts.Client, NodeName: opts.NodeName, Clock: opts.Clock, Mounts: opts.Containers != nil,
+			Resource: func(pod *v1.Pod, ref *v1.ResourceFieldSelector) (string, error) {
+				return a.containerResource(pod, &v1.Container{}, ref)
+			},
+		})
 	}
 	a.pleg = pleg.New(pleg.Options{Backend: opts.Backend, Changed: a.changed, Relisted: a.relisted, Clock: opts.Clock})
 	if h := opts.Containers; h != nil {
@@ -216,6 +221,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	unsubscribe := a.opts.Pods.Subscribe(a.opts.NodeName, a)
 	wg.Go(func() { a.pleg.Run(ctx) })
+	if a.volumes != nil {
+		wg.Go(func() { a.refresh(ctx) })
+	}
 	a.node.Run(ctx, func() {
 		if a.opts.Joined != nil {
 			a.opts.Joined()

@@ -3,7 +3,9 @@ package agent
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 
 	"github.com/quaymaster/quaymaster/runtime/agent/probe"
 	"github.com/quaymaster/quaymaster/runtime/agent/status"
+	"github.com/quaymaster/quaymaster/runtime/agent/volume"
 )
 
 // start makes the sandbox and whichever containers should run and do not. It
@@ -25,6 +28,11 @@ func (p *pod) start(ctx context.Context, api *v1.Pod) (time.Duration, error) {
 			p.finished = true
 			return 0, nil
 		}
+	}
+	if err := p.mount(ctx, api); err != nil {
+		return 0, err
+	}
+	if !p.rt.SandboxReady {
 		if err := p.sandbox(ctx, api); err != nil {
 			return 0, err
 		}
@@ -128,16 +136,66 @@ func (p *pod) done(api *v1.Pod) bool {
 	return true
 }
 
-// sandbox makes the pod's volumes and a new sandbox, after removing one that is ready no more.
+// mount makes the pod's volumes, at first and after a restart of the agent, and brings
+// their contents up to date when it is time.
+func (p *pod) mount(ctx context.Context, api *v1.Pod) error {
+	if p.a.volumes == nil {
+		return nil
+	}
+	p.mu.Lock()
+	stale := p.stale
+	p.stale = false
+	p.mu.Unlock()
+	if p.volumes && !stale {
+		return nil
+	}
+	work := p.a.volumes.Setup
+	if p.volumes {
+		work = p.a.volumes.Refresh
+	}
+	if err := work(ctx, api); err != nil {
+		p.a.event(api, v1.EventTypeWarning, "FailedMount", err.Error(), "")
+		if p.volumes { // the contents of before will do
+			p.a.log.Info("a volume keeps its contents", "pod", api.Namespace+"/"+api.Name, "err", err)
+			return nil
+		}
+		return err
+	}
+	p.volumes = true
+	return nil
+}
+
+// refreshPeriod is how often generated contents of volumes are compared with the API, as upstream's kubelet does.
+const refreshPeriod = time.Minute
+
+// refresh makes pods look at their volumes now and then.
+func (a *Agent) refresh(ctx context.Context) {
+	for {
+		timer := a.opts.Clock.NewTimer(refreshPeriod)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C():
+		}
+		a.mu.Lock()
+		pods := slices.Collect(maps.Values(a.pods))
+		a.mu.Unlock()
+		for _, p := range pods {
+			p.mu.Lock()
+			p.stale = slices.ContainsFunc(p.api.Spec.Volumes, func(v v1.Volume) bool { return volume.Generated(&v) })
+			stale := p.stale
+			p.mu.Unlock()
+			if stale {
+				p.kick()
+			}
+		}
+	}
+}
+
+// sandbox makes a new sandbox, after removing one that is ready no more.
 func (p *pod) sandbox(ctx context.Context, api *v1.Pod) error {
 	b := p.a.opts.Backend
-	if p.a.volumes != nil && !p.volumes {
-		if err := p.a.volumes.Setup(ctx, api); err != nil {
-			p.a.event(api, v1.EventTypeWarning, "FailedMount", err.Error(), "")
-			return err
-		}
-		p.volumes = true
-	}
 	if p.sandboxID != "" {
 		old := p.sandboxID
 		p.lost()

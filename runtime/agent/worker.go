@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"maps"
 	"sync"
 	"time"
 
@@ -30,6 +31,7 @@ type pod struct {
 	working   bool    // a worker runs
 	timer     clock.Timer
 	interrupt context.CancelFunc            // of a stop that waits for a grace period
+	stale     bool                          // volumes are to be brought up to date
 	shown     []*runtimeapi.ContainerStatus // for logs
 
 	// The worker's own.
@@ -85,6 +87,10 @@ func (p *pod) set(obj *v1.Pod) bool {
 		p.interrupt()
 	}
 	if !obj.DeletionTimestamp.Equal(old.DeletionTimestamp) {
+		return true
+	}
+	if p.a.volumes != nil && (!maps.Equal(obj.Labels, old.Labels) || !maps.Equal(obj.Annotations, old.Annotations)) {
+		p.stale = true // the downward API shows them
 		return true
 	}
 	return !apiequality.Semantic.DeepEqual(obj.Status, old.Status) || obj.Generation != old.Generation ||

@@ -1,22 +1,20 @@
 // Package volume makes a pod's volumes as folders on the node, and tells which
 // of them a container sees: emptyDir, hostPath, configMap, secret, downwardAPI
-// and projected ones, the service account's token among them. Contents are
-// written when the pod starts.
+// and projected ones, the service account's token among them, and claims of
+// local volumes. Generated contents change in one step.
 package volume
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
+	"strconv"
+	"sync"
 
-	authenticationv1 "k8s.io/api/authentication/v1"
 	v1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -29,13 +27,26 @@ type Options struct {
 	Client   kubernetes.Interface
 	NodeName string
 	Clock    clock.PassiveClock
+	// Mounts lets volumes be mounted: memory for secrets and where it is asked for, and
+	// sub paths as they are when a container starts. It needs root.
+	Mounts bool
+	// Resource answers the downward API's resourceFieldRef; nil = such items fail.
+	Resource func(pod *v1.Pod, ref *v1.ResourceFieldSelector) (string, error)
 }
 
 // Manager makes and removes volumes.
-type Manager struct{ opts Options }
+type Manager struct {
+	opts Options
+
+	mu     sync.Mutex
+	tokens map[tokenKey]token
+	claims map[types.UID]map[string]string // by volume: where it is
+}
 
 // New returns a manager over a folder, which is made when it is needed.
-func New(opts Options) *Manager { return &Manager{opts: opts} }
+func New(opts Options) *Manager {
+	return &Manager{opts: opts, tokens: map[tokenKey]token{}, claims: map[types.UID]map[string]string{}}
+}
 
 func (m *Manager) podDir(uid types.UID) string { return filepath.Join(m.opts.Dir, "pods", string(uid)) }
 
@@ -43,14 +54,35 @@ func (m *Manager) path(pod *v1.Pod, v *v1.Volume) string {
 	if v.HostPath != nil {
 		return v.HostPath.Path
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if path, ok := m.claims[pod.UID][v.Name]; ok {
+		return path
+	}
 	return filepath.Join(m.podDir(pod.UID), "volumes", v.Name)
 }
 
-// TearDown removes all volumes of a pod.
-func (m *Manager) TearDown(uid types.UID) error { return os.RemoveAll(m.podDir(uid)) }
+// TearDown removes all volumes of a pod. Nothing is removed while something is
+// still mounted below: it may be somebody else's.
+func (m *Manager) TearDown(uid types.UID) error {
+	m.mu.Lock()
+	delete(m.claims, uid)
+	for k := range m.tokens {
+		if k.pod == uid {
+			delete(m.tokens, k)
+		}
+	}
+	m.mu.Unlock()
+	if m.opts.Mounts {
+		if err := unmountAll(m.podDir(uid)); err != nil {
+			return fmt.Errorf("take down the pod's volumes: %w", err)
+		}
+	}
+	return os.RemoveAll(m.podDir(uid))
+}
 
 // Setup makes all volumes of a pod; volumes that are there stay as they are,
-// but for generated contents, which are written again.
+// but for generated contents, which are brought up to date.
 func (m *Manager) Setup(ctx context.Context, pod *v1.Pod) error {
 	if err := os.MkdirAll(m.podDir(pod.UID), 0o700); err != nil { // secrets are in it
 		return fmt.Errorf("make the pod's volumes: %w", err)
@@ -64,167 +96,139 @@ func (m *Manager) Setup(ctx context.Context, pod *v1.Pod) error {
 	return nil
 }
 
+// Generated tells whether a volume's contents may change while the pod runs.
+func Generated(v *v1.Volume) bool {
+	return v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil
+}
+
+// Refresh brings a running pod's generated contents up to date, and renews its tokens in time.
+func (m *Manager) Refresh(ctx context.Context, pod *v1.Pod) error {
+	var errs []error
+	for i := range pod.Spec.Volumes {
+		if v := &pod.Spec.Volumes[i]; Generated(v) {
+			if err := m.setup(ctx, pod, v); err != nil {
+				errs = append(errs, fmt.Errorf("MountVolume.SetUp failed for volume %q : %w", v.Name, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
 func (m *Manager) setup(ctx context.Context, pod *v1.Pod, v *v1.Volume) error {
 	switch {
 	case v.HostPath != nil:
 		return hostPath(v.HostPath)
 	case v.EmptyDir != nil:
-		return os.MkdirAll(m.path(pod, v), 0o777)
+		return m.emptyDir(pod, v)
 	case v.ConfigMap != nil:
-		return m.write(ctx, pod, v, v1.VolumeProjection{ConfigMap: &v1.ConfigMapProjection{
+		return m.write(ctx, pod, v, v.ConfigMap.DefaultMode, false, v1.VolumeProjection{ConfigMap: &v1.ConfigMapProjection{
 			LocalObjectReference: v.ConfigMap.LocalObjectReference, Items: v.ConfigMap.Items, Optional: v.ConfigMap.Optional,
 		}})
 	case v.Secret != nil:
-		return m.write(ctx, pod, v, v1.VolumeProjection{Secret: &v1.SecretProjection{
+		return m.write(ctx, pod, v, v.Secret.DefaultMode, true, v1.VolumeProjection{Secret: &v1.SecretProjection{
 			LocalObjectReference: v1.LocalObjectReference{Name: v.Secret.SecretName}, Items: v.Secret.Items, Optional: v.Secret.Optional,
 		}})
 	case v.DownwardAPI != nil:
-		return m.write(ctx, pod, v, v1.VolumeProjection{DownwardAPI: &v1.DownwardAPIProjection{Items: v.DownwardAPI.Items}})
+		return m.write(ctx, pod, v, v.DownwardAPI.DefaultMode, false, v1.VolumeProjection{DownwardAPI: &v1.DownwardAPIProjection{Items: v.DownwardAPI.Items}})
 	case v.Projected != nil:
-		return m.write(ctx, pod, v, v.Projected.Sources...)
+		return m.write(ctx, pod, v, v.Projected.DefaultMode, true, v.Projected.Sources...)
+	case v.PersistentVolumeClaim != nil, v.Ephemeral != nil:
+		path, err := m.claim(ctx, pod, v)
+		if err != nil {
+			return err
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.claims[pod.UID] == nil {
+			m.claims[pod.UID] = map[string]string{}
+		}
+		m.claims[pod.UID][v.Name] = path
+		return nil
 	}
 	return errors.New("volumes of this kind are not supported on this node")
 }
 
+func fsGroup(pod *v1.Pod) *int64 {
+	if pod.Spec.SecurityContext == nil {
+		return nil
+	}
+	return pod.Spec.SecurityContext.FSGroup
+}
+
+// emptyDir makes a folder, or memory, that everybody in the pod may write to.
+func (m *Manager) emptyDir(pod *v1.Pod, v *v1.Volume) error {
+	dir := m.path(pod, v)
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return err
+	}
+	switch v.EmptyDir.Medium {
+	case v1.StorageMediumDefault:
+	case v1.StorageMediumMemory:
+		if !m.opts.Mounts {
+			return errors.New("this node has no volumes in memory")
+		}
+		var size int64
+		if v.EmptyDir.SizeLimit != nil {
+			size = v.EmptyDir.SizeLimit.Value()
+		}
+		if err := tmpfs(dir, size); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("medium %q is not supported on this node", v.EmptyDir.Medium)
+	}
+	mode := fs.FileMode(0o777)
+	if g := fsGroup(pod); g != nil && m.opts.Mounts {
+		if err := os.Chown(dir, -1, int(*g)); err != nil {
+			return err
+		}
+		mode |= fs.ModeSetgid // what is made in it is the group's
+	}
+	return os.Chmod(dir, mode)
+}
+
+// hostPath checks, or makes, what the type asks for; its errors are upstream's.
 func hostPath(h *v1.HostPathVolumeSource) error {
 	kind := v1.HostPathUnset
 	if h.Type != nil {
 		kind = *h.Type
 	}
 	switch kind {
+	case v1.HostPathUnset:
+		return nil
 	case v1.HostPathDirectoryOrCreate:
-		return os.MkdirAll(h.Path, 0o755)
+		if err := os.MkdirAll(h.Path, 0o755); err != nil {
+			return fmt.Errorf("hostPath type check failed: %w", err)
+		}
+		kind = v1.HostPathDirectory
 	case v1.HostPathFileOrCreate:
 		f, err := os.OpenFile(h.Path, os.O_CREATE|os.O_RDONLY, 0o644)
 		if err != nil {
+			return fmt.Errorf("hostPath type check failed: %w", err)
+		}
+		if err := f.Close(); err != nil {
 			return err
 		}
-		return f.Close()
-	case v1.HostPathUnset:
-		return nil
+		kind = v1.HostPathFile
 	}
 	info, err := os.Stat(h.Path)
-	switch {
-	case err != nil:
-		return fmt.Errorf("hostPath type check failed: %s: %w", h.Path, err)
-	case kind == v1.HostPathDirectory && !info.IsDir():
-		return fmt.Errorf("hostPath type check failed: %s is not a directory", h.Path)
-	case kind == v1.HostPathFile && !info.Mode().IsRegular():
-		return fmt.Errorf("hostPath type check failed: %s is not a file", h.Path)
-	}
-	return nil
-}
-
-// write fills a volume's folder with the files of all its sources.
-func (m *Manager) write(ctx context.Context, pod *v1.Pod, v *v1.Volume, sources ...v1.VolumeProjection) error {
-	files := map[string][]byte{}
-	for _, src := range sources {
-		if err := m.project(ctx, pod, src, files); err != nil {
-			return err
-		}
-	}
-	dir := m.path(pod, v)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	root, err := os.OpenRoot(dir) // no item's path leads out of the volume
 	if err != nil {
-		return err
+		return fmt.Errorf("hostPath type check failed: %w", err)
 	}
-	defer root.Close()
-	for name, data := range files {
-		if err := root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			return err
-		}
-		if err := root.WriteFile(name, data, 0o644); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// project adds one source's files.
-func (m *Manager) project(ctx context.Context, pod *v1.Pod, src v1.VolumeProjection, files map[string][]byte) error {
-	core := m.opts.Client.CoreV1()
-	switch {
-	case src.ConfigMap != nil:
-		obj, err := core.ConfigMaps(pod.Namespace).Get(ctx, src.ConfigMap.Name, metav1.GetOptions{})
-		if missing(err, src.ConfigMap.Optional) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		data := map[string][]byte{}
-		for k, d := range obj.BinaryData {
-			data[k] = d
-		}
-		for k, d := range obj.Data {
-			data[k] = []byte(d)
-		}
-		return items(files, data, src.ConfigMap.Items, src.ConfigMap.Optional, "configmap")
-	case src.Secret != nil:
-		obj, err := core.Secrets(pod.Namespace).Get(ctx, src.Secret.Name, metav1.GetOptions{})
-		if missing(err, src.Secret.Optional) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return items(files, obj.Data, src.Secret.Items, src.Secret.Optional, "secret")
-	case src.DownwardAPI != nil:
-		for _, item := range src.DownwardAPI.Items {
-			if item.FieldRef == nil {
-				return fmt.Errorf("item %s: only fieldRef is supported", item.Path)
-			}
-			text, err := Field(pod, item.FieldRef.FieldPath)
-			if err != nil {
-				return err
-			}
-			files[item.Path] = []byte(text)
-		}
-		return nil
-	case src.ServiceAccountToken != nil:
-		seconds := int64(3600)
-		if s := src.ServiceAccountToken.ExpirationSeconds; s != nil {
-			seconds = *s
-		}
-		req := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
-			ExpirationSeconds: &seconds,
-			BoundObjectRef:    &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID},
-		}}
-		if a := src.ServiceAccountToken.Audience; a != "" {
-			req.Spec.Audiences = []string{a}
-		}
-		got, err := core.ServiceAccounts(pod.Namespace).CreateToken(ctx, pod.Spec.ServiceAccountName, req, metav1.CreateOptions{})
-		if err != nil {
-			return fmt.Errorf("failed to fetch token: %w", err)
-		}
-		files[src.ServiceAccountToken.Path] = []byte(got.Status.Token)
-		return nil
-	}
-	return errors.New("projected sources of this kind are not supported on this node")
-}
-
-func missing(err error, optional *bool) bool {
-	return apierrors.IsNotFound(err) && optional != nil && *optional
-}
-
-// items adds the wanted keys under their paths, or all keys.
-func items(files, data map[string][]byte, wanted []v1.KeyToPath, optional *bool, kind string) error {
-	if len(wanted) == 0 {
-		for k, d := range data {
-			files[k] = d
-		}
-		return nil
-	}
-	for _, item := range wanted {
-		d, ok := data[item.Key]
-		switch {
-		case ok:
-			files[item.Path] = d
-		case optional == nil || !*optional:
-			return fmt.Errorf("%s references non-existent config key: %s", kind, item.Key)
+	mode := info.Mode()
+	for _, t := range []struct {
+		kind v1.HostPathType
+		is   bool
+		what string
+	}{
+		{v1.HostPathDirectory, mode.IsDir(), "directory"},
+		{v1.HostPathFile, mode.IsRegular(), "file"},
+		{v1.HostPathSocket, mode&fs.ModeSocket != 0, "socket file"},
+		{v1.HostPathCharDev, mode&fs.ModeCharDevice != 0, "character device"},
+		{v1.HostPathBlockDev, mode&fs.ModeDevice != 0 && mode&fs.ModeCharDevice == 0, "block device"},
+	} {
+		if t.kind == kind && !t.is {
+			return fmt.Errorf("hostPath type check failed: %s is not a %s", h.Path, t.what)
 		}
 	}
 	return nil
@@ -234,7 +238,7 @@ func items(files, data map[string][]byte, wanted []v1.KeyToPath, optional *bool,
 // subPathExpr go through expand.
 func (m *Manager) Mounts(pod *v1.Pod, c *v1.Container, expand func(string) string) ([]*runtimeapi.Mount, error) {
 	var out []*runtimeapi.Mount
-	for _, vm := range c.VolumeMounts {
+	for i, vm := range c.VolumeMounts {
 		var vol *v1.Volume
 		for i := range pod.Spec.Volumes {
 			if pod.Spec.Volumes[i].Name == vm.Name {
@@ -246,20 +250,35 @@ func (m *Manager) Mounts(pod *v1.Pod, c *v1.Container, expand func(string) strin
 		}
 		host := m.path(pod, vol)
 		if sub := vm.SubPath + expand(vm.SubPathExpr); sub != "" {
-			p, err := subPath(host, sub)
+			target := filepath.Join(m.podDir(pod.UID), "volume-subpaths", vol.Name, c.Name, strconv.Itoa(i))
+			p, err := m.subPath(host, sub, target)
 			if err != nil {
 				return nil, fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %w", vm.Name, c.Name, err)
 			}
 			host = p
 		}
-		generated := vol.ConfigMap != nil || vol.Secret != nil || vol.DownwardAPI != nil || vol.Projected != nil
-		out = append(out, &runtimeapi.Mount{ContainerPath: vm.MountPath, HostPath: host, Readonly: vm.ReadOnly || generated})
+		readOnly := vm.ReadOnly || Generated(vol) || vol.PersistentVolumeClaim != nil && vol.PersistentVolumeClaim.ReadOnly
+		mount := &runtimeapi.Mount{ContainerPath: vm.MountPath, HostPath: host, Readonly: readOnly}
+		if !filepath.IsAbs(mount.ContainerPath) {
+			mount.ContainerPath = "/" + mount.ContainerPath
+		}
+		if vm.MountPropagation != nil {
+			switch *vm.MountPropagation {
+			case v1.MountPropagationHostToContainer:
+				mount.Propagation = runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
+			case v1.MountPropagationBidirectional:
+				mount.Propagation = runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL
+			}
+		}
+		out = append(out, mount)
 	}
 	return out, nil
 }
 
-// subPath returns a path below a volume that exists and that no link leads out of.
-func subPath(volume, sub string) (string, error) {
+// subPath returns a path below a volume that no link leads out of; what is not there becomes a
+// folder. Where mounts can be made, it is a mount of what was found at target, so that what a
+// container changes in the volume later cannot lead elsewhere.
+func (m *Manager) subPath(volume, sub, target string) (string, error) {
 	if !filepath.IsLocal(sub) {
 		return "", fmt.Errorf("%q leads out of the volume", sub)
 	}
@@ -272,53 +291,22 @@ func subPath(volume, sub string) (string, error) {
 		if err := root.MkdirAll(sub, 0o755); err != nil {
 			return "", err
 		}
+		if err := root.Chmod(sub, 0o777); err != nil && m.opts.Mounts { // for whoever the container runs as
+			return "", err
+		}
 	} else if err != nil {
 		return "", err
 	}
-	return filepath.EvalSymlinks(filepath.Join(volume, sub))
-}
-
-// Field returns a field of the pod as the downward API writes it. Fields of the
-// status that only the node knows are the caller's.
-func Field(pod *v1.Pod, path string) (string, error) {
-	keyed := func(prefix string, m map[string]string) (string, bool) {
-		key, ok := strings.CutPrefix(path, prefix+"['")
-		if !ok {
-			return "", false
-		}
-		return m[strings.TrimSuffix(key, "']")], true
+	if !m.opts.Mounts {
+		return filepath.EvalSymlinks(filepath.Join(volume, sub))
 	}
-	if v, ok := keyed("metadata.labels", pod.Labels); ok {
-		return v, nil
+	f, err := root.Open(sub)
+	if err != nil {
+		return "", err
 	}
-	if v, ok := keyed("metadata.annotations", pod.Annotations); ok {
-		return v, nil
+	defer f.Close()
+	if err := unmountAll(target); err != nil {
+		return "", err
 	}
-	switch path {
-	case "metadata.name":
-		return pod.Name, nil
-	case "metadata.namespace":
-		return pod.Namespace, nil
-	case "metadata.uid":
-		return string(pod.UID), nil
-	case "metadata.labels":
-		return formatMap(pod.Labels), nil
-	case "metadata.annotations":
-		return formatMap(pod.Annotations), nil
-	case "spec.nodeName":
-		return pod.Spec.NodeName, nil
-	case "spec.serviceAccountName":
-		return pod.Spec.ServiceAccountName, nil
-	}
-	return "", fmt.Errorf("unsupported fieldPath: %v", path)
-}
-
-// formatMap writes a map as upstream does: sorted lines of key="value".
-func formatMap(m map[string]string) string {
-	lines := make([]string, 0, len(m))
-	for k, v := range m {
-		lines = append(lines, fmt.Sprintf("%v=%q", k, v))
-	}
-	slices.Sort(lines)
-	return strings.Join(lines, "\n")
+	return target, bind(f, target)
 }
