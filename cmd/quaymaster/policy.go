@@ -20,11 +20,13 @@ import (
 func newPolicy() *cobra.Command {
 	policy := &cobra.Command{
 		Use:   "policy",
-		Short: "Write, build, test and measure policies",
-		Long: `Policy holds the tools of those who write policies. They need no server; tests
-and measurements run on the code that the server decides with.`,
+		Short: "Write, build, test, measure and apply policies",
+		Long: `Policy holds the tools of those who write policies. Tests and measurements run on
+the code that the server decides with, and need no server; apply, status and
+rollback talk to one.`,
 	}
-	policy.AddCommand(newPolicyNew(), newPolicyBuild(), newPolicyPack(), newPolicyInspect(), newPolicyTest(), newPolicyBench())
+	policy.AddCommand(newPolicyNew(), newPolicyBuild(), newPolicyPack(), newPolicyInspect(), newPolicyTest(), newPolicyBench(),
+		newPolicyApply(), newPolicyStatus(), newPolicyRollback())
 	return policy
 }
 

@@ -1,12 +1,9 @@
 package policy
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -19,13 +16,10 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	jsonserializer "k8s.io/apimachinery/pkg/runtime/serializer/json"
-	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/tools/record"
 
 	"github.com/quaymaster/quaymaster/core/api"
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
-	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
 )
 
 // What marks the objects that are from the directory.
@@ -59,7 +53,6 @@ type SyncerOptions struct {
 // not from the directory are never touched.
 type Syncer struct {
 	SyncerOptions
-	decoder runtime.Decoder
 	synced  chan struct{}
 	reports map[string]string    // last error by file
 	written map[string]written   // what the server made of the last write, by kind and name
@@ -73,12 +66,10 @@ func NewSyncer(options SyncerOptions) *Syncer {
 	}
 	return &Syncer{
 		SyncerOptions: options,
-		decoder: jsonserializer.NewSerializerWithOptions(jsonserializer.DefaultMetaFactory, api.Scheme, api.Scheme,
-			jsonserializer.SerializerOptions{Yaml: true, Strict: true}),
-		synced:  make(chan struct{}),
-		reports: map[string]string{},
-		written: map[string]written{},
-		missing: map[string]time.Time{},
+		synced:        make(chan struct{}),
+		reports:       map[string]string{},
+		written:       map[string]written{},
+		missing:       map[string]time.Time{},
 	}
 }
 
@@ -318,57 +309,5 @@ func (s *Syncer) decode(path string) ([]object, error) {
 	if err != nil {
 		return nil, err
 	}
-	name := filepath.Base(path)
-	if len(data) > maxManifestFile {
-		return nil, fmt.Errorf("%s: more than %d bytes", name, maxManifestFile)
-	}
-	var out []object
-	documents := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data)))
-	for i := 1; ; i++ {
-		document, err := documents.Read()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%s: document %d: %w", name, i, err)
-		}
-		if blank(document) {
-			continue
-		}
-		decoded, _, err := s.decoder.Decode(document, nil, nil)
-		if err != nil {
-			return nil, fmt.Errorf("%s: document %d: %w", name, i, err)
-		}
-		o, ok := decoded.(object)
-		switch decoded.(type) {
-		case *policyv1alpha1.Policy, *schedulingv1alpha1.SchedulerProfile:
-		default:
-			ok = false
-		}
-		if !ok {
-			return nil, fmt.Errorf("%s: document %d is a %s; a policy directory holds Policy and SchedulerProfile", name, i, decoded.GetObjectKind().GroupVersionKind().Kind)
-		}
-		if o.GetName() == "" {
-			return nil, fmt.Errorf("%s: document %d has no metadata.name", name, i)
-		}
-		if slices.ContainsFunc(out, func(p object) bool { return key(p) == key(o) }) {
-			return nil, fmt.Errorf("%s: %s is there twice", name, key(o))
-		}
-		out = append(out, o)
-	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("%s holds no object", name) // or is about to be written
-	}
-	return out, nil
-}
-
-// blank says that a document holds nothing but comments.
-func blank(document []byte) bool {
-	for line := range bytes.Lines(document) {
-		line = bytes.TrimSpace(line)
-		if len(line) > 0 && line[0] != '#' && !bytes.Equal(line, []byte("---")) {
-			return false
-		}
-	}
-	return true
+	return decode(filepath.Base(path), data)
 }
