@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strconv"
 	"strings"
@@ -82,7 +84,8 @@ func objects(t *testing.T, e *core.Engine) map[string]stamp {
 }
 
 func TestBackupAndRestoreOfAnEngine(t *testing.T) {
-	e := coretest.Start(t, core.Options{DataDir: t.TempDir(), Listen: "127.0.0.1:0"})
+	dir := t.TempDir()
+	e := coretest.Start(t, core.Options{DataDir: dir, Listen: "127.0.0.1:0"})
 	config := overHTTPS(t, e)
 	create := func(e *core.Engine, name string) *corev1.ConfigMap {
 		t.Helper()
@@ -121,6 +124,9 @@ func TestBackupAndRestoreOfAnEngine(t *testing.T) {
 	}
 
 	whole, part := t.TempDir(), t.TempDir()
+	for _, to := range []string{whole, part} {
+		copyEncryptionFile(t, dir, to)
+	}
 	if _, err := core.Restore(whole, 0, bytes.NewReader(full), bytes.NewReader(increment)); err != nil {
 		t.Fatal(err)
 	}
@@ -186,5 +192,19 @@ func TestBackupIsForAdministrators(t *testing.T) {
 		if status, body := get(t, test.config, core.BackupPath+test.query); status != test.status || !strings.Contains(string(body), test.text) {
 			t.Errorf("%q: %d %s\nwant %d %s", test.query, status, body, test.status, test.text)
 		}
+	}
+}
+
+func copyEncryptionFile(t *testing.T, from, to string) {
+	t.Helper()
+	data, err := os.ReadFile(core.EncryptionFile(from))
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(core.EncryptionFile(to)), 0o700)
+	}
+	if err == nil {
+		err = os.WriteFile(core.EncryptionFile(to), data, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }

@@ -47,7 +47,7 @@ func (e *Engine) Fork(ctx context.Context, moment Moment, options Options) (*Eng
 	p, err := openOn(&options, func(p *parts) error {
 		view, err := of.embedded.Fork(revision, options.Clock)
 		if err == nil {
-			p.store, p.embedded = view, view
+			p.store, p.embedded, p.encryption = view, view, of.encryption.ForFork()
 		}
 		return err
 	})

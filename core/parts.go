@@ -43,9 +43,10 @@ type parts struct {
 	embedded    *storage.Store // the same, nil on a real etcd
 	workers     chan struct{}  // closed when what uses the server may run
 	life        context.Context
-	end         context.CancelFunc // with close: forks end as well
-	awake       chan struct{}      // closed when the informers may run
-	wake        func()             // does that, once
+	end         context.CancelFunc    // with close: forks end as well
+	awake       chan struct{}         // closed when the informers may run
+	wake        func()                // does that, once
+	encryption  *apiserver.Encryption // nil: values are stored as they are
 	listener    net.Listener
 	client      kubernetes.Interface
 	ours        *api.Client
@@ -114,6 +115,9 @@ func (p *parts) assemble() (err error) {
 	if p.informers, err = informer.New(p.store.Etcd(), p.client, apiserver.Resources()); err != nil {
 		return err
 	}
+	if p.encryption != nil {
+		p.informers.Transformers = p.encryption
+	}
 	p.wasm = wasm.New(wasm.Options{Logger: log.With("part", "wasm")})
 	p.policies = policies.NewHost(policies.Options{
 		Engines: map[policyv1alpha1.EngineType]policies.Engine{
@@ -125,6 +129,7 @@ func (p *parts) assemble() (err error) {
 	p.nodes = &nodes{options: options}
 	if p.server, err = apiserver.New(apiserver.Options{
 		Storage:       p.store.StorageDecorator(nil),
+		Encryption:    p.encryption,
 		Informers:     p.informers,
 		Listener:      p.listener,
 		Dir:           options.dir("pki"),
@@ -137,7 +142,7 @@ func (p *parts) assemble() (err error) {
 			}
 			return d, err
 		},
-		Paths:   map[string]http.Handler{BackupPath: http.HandlerFunc(p.backup), HistoryPath: http.HandlerFunc(p.history)},
+		Paths:   map[string]http.Handler{BackupPath: http.HandlerFunc(p.backup), HistoryPath: http.HandlerFunc(p.history), RotateKeyPath: http.HandlerFunc(p.rotateKey)},
 		Metrics: p.metrics,
 		Audit:   options.API.Audit, AuthenticationConfig: options.API.AuthenticationConfig, Without: options.API.Without,
 		EnableAdmission: options.API.EnableAdmission, DisableAdmission: options.API.DisableAdmission,
@@ -319,6 +324,7 @@ func (p *parts) close() error {
 			errs = append(errs, err)
 		}
 	}
+	p.encryption.Close()
 	if p.store != nil {
 		errs = append(errs, p.store.Close())
 	}

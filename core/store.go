@@ -7,6 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/registry/generic"
 
+	"github.com/quaymaster/quaymaster/core/apiserver"
 	"github.com/quaymaster/quaymaster/core/storage"
 )
 
@@ -33,8 +34,10 @@ func (p *parts) openStore() (err error) {
 	p.embedded, err = storage.Open(storage.Options{
 		Dir: o.dir("store"), Retention: o.History, HistoryShare: o.HistoryShare, Clock: o.Clock, Logger: o.Logger.With("part", "store"),
 	})
-	if err == nil {
-		p.store = p.embedded
+	if err != nil {
+		return err
 	}
+	p.store = p.embedded
+	p.encryption, err = apiserver.OpenEncryption(o.dir("pki"))
 	return err
 }

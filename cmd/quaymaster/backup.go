@@ -31,8 +31,9 @@ func newBackup() *cobra.Command {
 		Long: `Backup copies every object as it is at one revision, while the server works. With
 --since it copies what happened after an earlier backup alone. The server must
 still know that: see --history of "quaymaster up". FILE appears, readable by you
-alone, when it has been read through and is whole. It holds every secret. The
-keys in DATA/pki are not in it.
+alone, when it has been read through and is whole. Secrets in it are encrypted.
+The keys in DATA/pki are not in it: keep a copy of DATA/pki/encryption.yaml apart
+from the backups, without which nobody reads their Secrets.
 
 Only administrators may do it, and whom a role allows "get" of the non-resource
 URL /backup.`,
@@ -87,8 +88,9 @@ func newRestore() *cobra.Command {
 		Use:   "restore FILE…",
 		Short: "Make the objects of a new server from backups",
 		Long: `Restore takes a full backup and the increments that follow it, in their order. DIR
-must not hold objects; keys in DIR/pki are kept, and without them a server makes
-new ones: agents and clients then need new credentials. Objects keep their UIDs
+must not hold objects; keys in DIR/pki are kept. Put encryption.yaml of the server
+that was backed up there: the Secrets are encrypted with it. Without the other keys
+a server makes new ones: agents and clients then need new credentials. Objects keep their UIDs
 and resource versions. Start the server with "quaymaster up --data DIR" or
 "quaymaster server --data DIR".`,
 		Example: "  quaymaster restore monday.qmb tuesday.qmb --data ./data --to 48210",
@@ -105,6 +107,9 @@ and resource versions. Start the server with "quaymaster up --data DIR" or
 				at = to
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s has the objects of revision %d; it goes on at %d\n", data, at, info.Revision+storage.RestoreGap)
+			if _, missing := os.Stat(core.EncryptionFile(data)); missing != nil && err == nil {
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "put the file encryption.yaml of the server that was backed up at %s before you start it\n", core.EncryptionFile(data))
+			}
 			return err
 		},
 	}

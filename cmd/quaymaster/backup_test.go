@@ -52,6 +52,7 @@ func TestBackupCommands(t *testing.T) {
 	}
 	must("since revision", "backup", "-o", at("more"), "--since", at("full"), "--kubeconfig", config)
 	must("full, to revision", "backup", "verify", at("full"), at("more"))
+	must("objects are encrypted with a new key", "rotate-key", "--kubeconfig", config)
 	refused("exists; choose another name", "backup", "-o", at("full"), "--kubeconfig", config)
 	refused("not happened yet", "backup", "-o", at("x"), "--since", "99999999", "--kubeconfig", config)
 	refused("begin at 1", "backup", "-o", at("x"), "--since", "0", "--kubeconfig", config)
@@ -73,7 +74,13 @@ func TestBackupCommands(t *testing.T) {
 		t.Errorf("%v %v is left", left, err)
 	}
 
-	must("has the objects of revision", "restore", at("full"), at("more"), "--data", at("again"))
+	must("put the file encryption.yaml of the server that was backed up at", "restore", at("full"), at("more"), "--data", at("again"))
+	if err := os.MkdirAll(filepath.Dir(core.EncryptionFile(at("again"))), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(core.EncryptionFile(at("data")), core.EncryptionFile(at("again"))); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := start("again").Client().CoreV1().ConfigMaps("default").Get(t.Context(), "kept", metav1.GetOptions{}); err != nil {
 		t.Error(err)
 	}

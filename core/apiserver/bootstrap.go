@@ -139,6 +139,9 @@ func (s *Server) ensureJoinToken(ctx context.Context, d *Direct) error {
 	secrets := corev1.SchemeGroupVersion.WithResource("secrets")
 	list, err := d.list(ctx, secrets, metav1.NamespaceSystem)
 	if err != nil {
+		if e := s.options.Encryption; e != nil && !apierrors.IsTimeout(err) && ctx.Err() == nil {
+			return fmt.Errorf("read the stored secrets: %w; if %s is not the file of this store, put that in its place", err, e.path)
+		}
 		return err
 	}
 	var id, secret string

@@ -59,7 +59,7 @@ func (s *Server) newCustom(config genericapiserver.Config) (*custom, error) {
 	made, err := (&extensions.Config{
 		GenericConfig: &genericapiserver.RecommendedConfig{Config: config, SharedInformerFactory: s.options.Informers},
 		ExtraConfig: extensions.ExtraConfig{
-			CRDRESTOptionsGetter: customOptions{s.stored.noting(s.options.Storage)},
+			CRDRESTOptionsGetter: customOptions{s.stored.noting(s.options.Storage), s.options.Encryption},
 			MasterCount:          1,
 			ServiceResolver:      s.webhooks,
 			AuthResolverWrapper:  s.webhooks.authentication,
@@ -257,10 +257,15 @@ func (o definitionOptions) GetRESTOptions(resource schema.GroupResource, _ runti
 }
 
 // customOptions tells where the objects of defined kinds are stored: as JSON.
-type customOptions struct{ decorator generic.StorageDecorator }
+type customOptions struct {
+	decorator  generic.StorageDecorator
+	encryption *Encryption
+}
 
 func (o customOptions) GetRESTOptions(resource schema.GroupResource, _ runtime.Object) (generic.RESTOptions, error) {
-	return stored(storagebackend.NewDefaultConfig(registryPrefix, unstructured.UnstructuredJSONScheme), o.decorator, resource), nil
+	config := storagebackend.NewDefaultConfig(registryPrefix, unstructured.UnstructuredJSONScheme)
+	config.Transformer = o.encryption.TransformerForResource(resource)
+	return stored(config, o.decorator, resource), nil
 }
 
 func stored(config *storagebackend.Config, decorator generic.StorageDecorator, resource schema.GroupResource) generic.RESTOptions {

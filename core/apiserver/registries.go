@@ -29,7 +29,7 @@ type registries struct {
 
 func newRegistries(s *Server) *registries {
 	r := &registries{Server: s, made: make(map[string]map[string]rest.Storage, len(kinds))}
-	r.restOptions = restOptions{decorator: s.stored.noting(s.options.Storage), byResource: make(map[schema.GroupResource]kind, len(kinds))}
+	r.restOptions = restOptions{decorator: s.stored.noting(s.options.Storage), encryption: s.options.Encryption, byResource: make(map[schema.GroupResource]kind, len(kinds))}
 	for _, k := range kinds {
 		r.restOptions.byResource[k.groupResource()] = k
 	}
@@ -71,6 +71,7 @@ func storageOf[T any](r *registries, group, resource, subresource string) (T, er
 // restOptions tells upstream's registries where and how their objects are stored.
 type restOptions struct {
 	decorator  generic.StorageDecorator
+	encryption *Encryption
 	byResource map[schema.GroupResource]kind
 }
 
@@ -81,6 +82,7 @@ func (o restOptions) GetRESTOptions(resource schema.GroupResource, _ runtime.Obj
 		return generic.RESTOptions{}, fmt.Errorf("%s is not in the table of kinds", resource)
 	}
 	config := storagebackend.NewDefaultConfig(registryPrefix, nil)
+	config.Transformer = o.encryption.TransformerForResource(resource)
 	codec := serverstorage.StorageCodecConfig{
 		StorageMediaType:  runtime.ContentTypeProtobuf,
 		StorageSerializer: legacyscheme.Codecs,

@@ -37,6 +37,9 @@ import (
 type Options struct {
 	// Storage makes the storage of each kind. All of them share one store.
 	Storage generic.StorageDecorator
+	// Encryption of stored values; nil stores them as they are. The informers must
+	// have the same.
+	Encryption *Encryption
 	// Informers feed admission and authorisation. The server asks for informers
 	// in New and never starts them: start the factory after New.
 	Informers informers.SharedInformerFactory

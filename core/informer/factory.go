@@ -12,6 +12,7 @@ import (
 	"go.etcd.io/etcd/client/v3/kubernetes"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/storage/value"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/informers/admissionregistration"
 	"k8s.io/client-go/informers/apiserverinternal"
@@ -55,9 +56,12 @@ type Resource struct {
 // and Shutdown are the engine's: users only ask for informers.
 type Factory struct {
 	informers.SharedInformerFactory
-	etcd       *kubernetes.Client
-	byType     map[reflect.Type]Resource
-	byResource map[schema.GroupVersionResource]Resource
+	// Transformers decrypt values; nil, or nil for a resource, if they are stored as
+	// they are. Set it before the first informer is asked for.
+	Transformers value.ResourceTransformers
+	etcd         *kubernetes.Client
+	byType       map[reflect.Type]Resource
+	byResource   map[schema.GroupVersionResource]Resource
 }
 
 var _ informers.SharedInformerFactory = (*Factory)(nil)
@@ -89,7 +93,7 @@ func (f *Factory) InformerFor(object runtime.Object, newFunc internalinterfaces.
 		return f.SharedInformerFactory.InformerFor(object, newFunc)
 	}
 	return f.SharedInformerFactory.InformerFor(object, func(clientset.Interface, time.Duration) cache.SharedIndexInformer {
-		return cache.NewSharedIndexInformerWithOptions(newFeed(f.etcd, r, object), object, cache.SharedIndexInformerOptions{
+		return cache.NewSharedIndexInformerWithOptions(f.feed(r, object), object, cache.SharedIndexInformerOptions{
 			Indexers:          cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc},
 			ObjectDescription: r.GroupVersionResource.String(),
 		})
@@ -117,6 +121,15 @@ func (f *Factory) Policies() cache.SharedIndexInformer {
 // Profiles returns the informer of SchedulerProfile objects.
 func (f *Factory) Profiles() cache.SharedIndexInformer {
 	return f.InformerFor(&schedulingv1alpha1.SchedulerProfile{}, nil)
+}
+
+// feed of a resource, with what decrypts it.
+func (f *Factory) feed(r Resource, example runtime.Object) *feed {
+	feed := newFeed(f.etcd, r, example)
+	if f.Transformers != nil {
+		feed.transformer = f.Transformers.TransformerForResource(r.GroupResource())
+	}
+	return feed
 }
 
 type generic struct {

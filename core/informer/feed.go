@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/apiserver/pkg/storage/value"
 
 	"github.com/quaymaster/quaymaster/core/api"
 )
@@ -27,6 +28,8 @@ type feed struct {
 	resource Resource
 	example  reflect.Type // the struct behind the pointer
 	decoder  runtime.Decoder
+	// transformer decrypts values; nil if they are stored as they are.
+	transformer value.Transformer
 }
 
 func newFeed(etcd *kubernetes.Client, r Resource, example runtime.Object) *feed {
@@ -54,7 +57,7 @@ func (f *feed) ListWithContext(ctx context.Context, _ metav1.ListOptions) (runti
 	list := &metav1.List{Items: make([]runtime.RawExtension, 0, len(response.Kvs))}
 	list.ResourceVersion = strconv.FormatInt(response.Header.Revision, 10)
 	for _, kv := range response.Kvs {
-		object, err := f.decode(kv.Key, kv.Value, kv.ModRevision)
+		object, err := f.decode(ctx, kv.Key, kv.Value, kv.ModRevision)
 		if err != nil {
 			return nil, err
 		}
@@ -79,9 +82,15 @@ func (f *feed) WatchWithContext(ctx context.Context, options metav1.ListOptions)
 
 // decode makes the object of a stored value. Its resource version is the
 // revision that is given.
-func (f *feed) decode(key, value []byte, revision int64) (runtime.Object, error) {
+func (f *feed) decode(ctx context.Context, key, data []byte, revision int64) (runtime.Object, error) {
 	into := reflect.New(f.example).Interface().(runtime.Object)
-	object, _, err := f.decoder.Decode(value, nil, into)
+	if f.transformer != nil {
+		var err error
+		if data, _, err = f.transformer.TransformFromStorage(ctx, data, value.DefaultContext(key)); err != nil {
+			return nil, fmt.Errorf("decrypt %s: %w", key, err)
+		}
+	}
+	object, _, err := f.decoder.Decode(data, nil, into)
 	if err != nil {
 		return nil, fmt.Errorf("decode %s: %w", key, err)
 	}
@@ -126,7 +135,7 @@ func (s *stream) run(ctx context.Context, events clientv3.WatchChan) {
 			return
 		}
 		for _, event := range response.Events {
-			out, err := s.feed.event(event)
+			out, err := s.feed.event(ctx, event)
 			if err != nil {
 				send(watch.Event{Type: watch.Error, Object: status(err)})
 				return
@@ -138,15 +147,15 @@ func (s *stream) run(ctx context.Context, events clientv3.WatchChan) {
 	}
 }
 
-func (f *feed) event(e *clientv3.Event) (watch.Event, error) {
+func (f *feed) event(ctx context.Context, e *clientv3.Event) (watch.Event, error) {
 	if e.Type == mvccpb.DELETE {
 		if e.PrevKv == nil {
 			return watch.Event{}, fmt.Errorf("deletion of %s at revision %d came without its last value", e.Kv.Key, e.Kv.ModRevision)
 		}
-		object, err := f.decode(e.Kv.Key, e.PrevKv.Value, e.Kv.ModRevision)
+		object, err := f.decode(ctx, e.Kv.Key, e.PrevKv.Value, e.Kv.ModRevision)
 		return watch.Event{Type: watch.Deleted, Object: object}, err
 	}
-	object, err := f.decode(e.Kv.Key, e.Kv.Value, e.Kv.ModRevision)
+	object, err := f.decode(ctx, e.Kv.Key, e.Kv.Value, e.Kv.ModRevision)
 	if e.IsCreate() {
 		return watch.Event{Type: watch.Added, Object: object}, err
 	}

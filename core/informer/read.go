@@ -43,7 +43,7 @@ func (f *Factory) Get(ctx context.Context, revision int64, resource schema.Group
 		return nil, apierrors.NewNotFound(resource, name)
 	}
 	kv := response.Kvs[0]
-	object, err := newFeed(f.etcd, r, example).decode(kv.Key, kv.Value, kv.ModRevision)
+	object, err := f.feed(r, example).decode(ctx, kv.Key, kv.Value, kv.ModRevision)
 	if err != nil {
 		return nil, err
 	}
