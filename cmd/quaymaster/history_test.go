@@ -62,7 +62,7 @@ func TestHistoryCommands(t *testing.T) {
 	says(must("history", "configmap/settings", "--field", ".data", "--limit", "1", "-o", "json"), `(?s)^\[\s*\{\s*"revision": `+changed.ResourceVersion, `"painter"`)
 	says(must("diff", "--from", made.ResourceVersion), `(?m)^configmaps default/settings changed$`, `^  .*\.data\.colour: red → blue  \(painter\)|\n  \.data\.colour: red → blue  \(painter\)`)
 	says(must("diff", "--from", changed.ResourceVersion, "--to", made.ResourceVersion, "configmaps", "default/settings", "-o", "json"), `"path":"\.data\.colour","old":"blue","new":"red"`)
-	says(must("diff", "--from", made.ResourceVersion, "--field", ".status"), `nothing differs between revision `+made.ResourceVersion+` and \d+`)
+	says(must("diff", "--from", made.ResourceVersion, "--field", ".status", "configmaps", "default/settings"), `nothing differs between revision `+made.ResourceVersion+` and \d+`)
 	refused("it exists", "undelete", "cm", "settings")
 	if err := maps.Delete(ctx, "settings", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
