@@ -23,13 +23,13 @@ import (
 )
 
 type agentFlags struct {
-	server, token, name, data, listen, runtime, address string
-	labels                                              map[string]string
-	taints                                              []string
-	verbose                                             bool
-	clusterDNS                                          []string
-	clusterDomain, cgroupRoot                           string
-	podPIDs                                             int64
+	server, token, name, data, listen, runtime, address       string
+	labels                                                    map[string]string
+	taints                                                    []string
+	verbose                                                   bool
+	clusterDNS                                                []string
+	clusterDomain, cgroupRoot, manifests, manifestURL, health string
+	podPIDs                                                   int64
 }
 
 func newAgent() *cobra.Command {
@@ -53,6 +53,9 @@ certificate that it was given. The container runtime is a process of its own.`,
 	f.StringVar(&flags.listen, "listen", "127.0.0.1:0", "address of the kubelet API, which the server must reach; port 0 picks a free one")
 	f.StringVar(&flags.runtime, "runtime", "auto", "containerd; cri: another CRI runtime, at --runtime-address; wasm: WebAssembly programs; sim: pods that only seem to run; auto: the first of these that is there")
 	f.StringVar(&flags.address, "runtime-address", "", "socket of the container runtime, unix:///PATH (default for containerd: "+containerd.DefaultAddress+")")
+	f.StringVar(&flags.manifests, "manifests", "", "directory of static pods: manifests that run without the server")
+	f.StringVar(&flags.manifestURL, "manifest-url", "", "URL of a manifest of static pods")
+	f.StringVar(&flags.health, "health-listen", "", "address of /healthz without TLS, like 127.0.0.1:10248 (default: none)")
 	f.StringSliceVar(&flags.clusterDNS, "cluster-dns", nil, "name servers of pods that want the cluster's (default: the machine's)")
 	f.StringVar(&flags.clusterDomain, "cluster-domain", "cluster.local", "domain of the cluster's services")
 	f.StringVar(&flags.cgroupRoot, "cgroup-root", "/", "control group below which the pods' are; two nodes of one machine need two")
@@ -95,6 +98,13 @@ func (f *agentFlags) run(cmd *cobra.Command) (err error) {
 		return fmt.Errorf("listen on %s: %w; choose another --listen", f.listen, err)
 	}
 	defer listener.Close()
+	var health net.Listener
+	if f.health != "" {
+		if health, err = net.Listen("tcp", f.health); err != nil {
+			return fmt.Errorf("listen on %s: %w; choose another --health-listen", f.health, err)
+		}
+		defer health.Close()
+	}
 	supervisor, err := plugin.Start(plugin.Options{Command: runtime.command, Logger: log.With("part", "backend")})
 	if err != nil {
 		return fmt.Errorf("start the %s backend: %w", runtime.name, err)
@@ -108,7 +118,7 @@ func (f *agentFlags) run(cmd *cobra.Command) (err error) {
 	}
 	return remote.Run(cmd.Context(), remote.Options{
 		Server: f.server, Token: f.token, NodeName: f.name, Dir: dir,
-		Backend: supervisor.Backend(), Listener: listener,
+		Backend: supervisor.Backend(), Listener: listener, Health: health, Manifests: f.manifests, ManifestURL: f.manifestURL,
 		Labels: runtime.withLabels(f.labels), Taints: taints, Capacity: runtime.capacity, Containers: containers, Version: api.Version(version),
 		Joined: func() { fmt.Fprintf(cmd.OutOrStdout(), "ready: node %s has joined %s\n", f.name, f.server) },
 		Logger: log,

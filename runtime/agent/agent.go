@@ -86,6 +86,10 @@ type Containers struct {
 	ClusterDNS []string
 	// ClusterDomain is "cluster.local" if it is empty.
 	ClusterDomain string
+	// LogSize is how many bytes a container's log has at most, LogFiles how many such
+	// files it leaves; 0 = upstream's 10 MiB and 5.
+	LogSize  int64
+	LogFiles int
 }
 
 func (c *Containers) clusterDomain() string {
@@ -128,6 +132,9 @@ func DefaultCapacity() v1.ResourceList {
 }
 
 type clientWriter struct{ client kubernetes.Interface }
+
+// ClientWriter writes pods through a client.
+func ClientWriter(client kubernetes.Interface) PodWriter { return clientWriter{client} }
 
 func (w clientWriter) UpdateStatus(ctx context.Context, pod *v1.Pod) (*v1.Pod, error) {
 	return w.client.CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{})
@@ -223,6 +230,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.pleg.Run(ctx) })
 	if a.volumes != nil {
 		wg.Go(func() { a.refresh(ctx) })
+	}
+	if a.opts.Containers != nil {
+		wg.Go(func() { a.rotate(ctx) })
 	}
 	a.node.Run(ctx, func() {
 		if a.opts.Joined != nil {

@@ -4,13 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/quaymaster/quaymaster/runtime/agent/rotate"
 )
 
 // The labels that upstream gives to sandboxes and containers.
@@ -209,9 +213,46 @@ func (a *Agent) cleanUp(pod *v1.Pod) error {
 	return err
 }
 
+// rotate keeps the logs of running containers within bounds.
+func (a *Agent) rotate(ctx context.Context) {
+	rotator := rotate.New(rotate.Options{Clock: a.opts.Clock, Reopen: func(ctx context.Context, id string) error {
+		_, err := a.opts.Backend.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: id})
+		return err
+	}, MaxSize: a.opts.Containers.LogSize, MaxFiles: a.opts.Containers.LogFiles})
+	for {
+		timer := a.opts.Clock.NewTimer(rotate.Period)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C():
+		}
+		a.mu.Lock()
+		pods := slices.Collect(maps.Values(a.pods))
+		a.mu.Unlock()
+		for _, p := range pods {
+			_, rt := p.view()
+			for _, c := range rt.Containers {
+				if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING || c.LogPath == "" {
+					continue
+				}
+				if err := rotator.Log(ctx, c.Id, c.LogPath); err != nil && ctx.Err() == nil {
+					a.log.Warn("a log grows", "err", err)
+				}
+			}
+		}
+	}
+}
+
+// removeLog removes a dead container's log and what was put aside of it.
 func (a *Agent) removeLog(path string) {
 	if path == "" {
 		return
+	}
+	if old, err := rotate.Aside(path); err == nil {
+		for _, log := range old {
+			_ = os.Remove(log)
+		}
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		a.log.Warn("remove an old log", "path", path, "err", err)

@@ -21,6 +21,7 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/agent"
 	"github.com/quaymaster/quaymaster/runtime/agent/join"
 	"github.com/quaymaster/quaymaster/runtime/agent/server"
+	"github.com/quaymaster/quaymaster/runtime/agent/static"
 	"github.com/quaymaster/quaymaster/runtime/cri"
 )
 
@@ -41,6 +42,10 @@ type Options struct {
 	Capacity v1.ResourceList // nil = agent.DefaultCapacity
 	Reserved v1.ResourceList // what pods do not get of it
 	Version  string
+	// Manifests is a folder, and ManifestURL a URL, of static pods; "" = none.
+	Manifests, ManifestURL string
+	// Health, if not nil, is where /healthz is served to anybody, without TLS.
+	Health net.Listener
 	// Containers is for a backend whose containers are this machine's processes.
 	Containers *agent.Containers
 	// Joined, if set, is called once the cluster has taken the node in.
@@ -83,6 +88,15 @@ func Run(ctx context.Context, opts Options) error {
 	if err != nil {
 		return err
 	}
+	var source agent.PodSource = pods
+	writer := agent.ClientWriter(client)
+	var manifests *static.Source
+	if opts.Manifests != "" || opts.ManifestURL != "" {
+		manifests = static.New(static.Options{
+			NodeName: opts.NodeName, Client: client, Dir: opts.Manifests, URL: opts.ManifestURL, Pods: pods, Writer: writer, Logger: opts.Logger,
+		})
+		source, writer = manifests, manifests
+	}
 	shared := informers.NewSharedInformerFactory(client, 0)
 	services := shared.Core().V1().Services()
 	servicesSynced := services.Informer().HasSynced
@@ -90,7 +104,7 @@ func Run(ctx context.Context, opts Options) error {
 	defer events.Shutdown()
 	events.StartRecordingToSink(&typedv1.EventSinkImpl{Interface: client.CoreV1().Events("")})
 	a, err := agent.New(agent.Options{
-		NodeName: opts.NodeName, Client: client, Backend: opts.Backend, Pods: pods, Labels: opts.Labels, Taints: opts.Taints, Capacity: opts.Capacity, Reserved: opts.Reserved,
+		NodeName: opts.NodeName, Client: client, Backend: opts.Backend, Pods: source, PodWriter: writer, Labels: opts.Labels, Taints: opts.Taints, Capacity: opts.Capacity, Reserved: opts.Reserved,
 		Containers: opts.Containers, Services: services.Lister(), ServicesSynced: servicesSynced,
 		Addresses: []v1.NodeAddress{{Type: v1.NodeInternalIP, Address: opts.Address.String()}, {Type: v1.NodeHostName, Address: opts.NodeName}},
 		Port:      int32(addr.Port), Version: opts.Version, Dir: opts.Dir, Joined: opts.Joined, Logger: opts.Logger,
@@ -102,7 +116,7 @@ func Run(ctx context.Context, opts Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
-	errs := make([]error, 2)
+	errs := make([]error, 4)
 	wg.Go(func() { informer.RunWithContext(ctx) })
 	shared.StartWithContext(ctx)
 	defer shared.Shutdown()
@@ -117,6 +131,18 @@ func Run(ctx context.Context, opts Options) error {
 		defer cancel()
 		errs[1] = a.Run(ctx)
 	})
+	if manifests != nil {
+		wg.Go(func() {
+			defer cancel()
+			errs[2] = manifests.Run(ctx)
+		})
+	}
+	if opts.Health != nil {
+		wg.Go(func() {
+			defer cancel()
+			errs[3] = server.ServeHealth(ctx, opts.Health, a)
+		})
+	}
 	wg.Wait()
 	return errors.Join(errs...)
 }

@@ -69,6 +69,27 @@ func Serve(ctx context.Context, opts ServeOptions) error {
 	return fmt.Errorf("serve the kubelet API: %w", err)
 }
 
+// ServeHealth serves /healthz alone, without TLS and to anybody, until ctx ends.
+func ServeHealth(ctx context.Context, listener net.Listener, host Host) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", (&handler{host: host}).healthz)
+	s := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		_ = s.Close()
+	})
+	err := s.Serve(listener)
+	if stop() {
+		close(done)
+	}
+	<-done
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("serve the node's health: %w", err)
+}
+
 // logWriter takes net/http's complaints, which are clients' faults mostly.
 type logWriter struct{ log *slog.Logger }
 

@@ -296,6 +296,10 @@ func (d *Daemon) remove() {
 	for _, m := range Mounts(d.Dir) {
 		_ = unix.Unmount(m, unix.MNT_DETACH)
 	}
+	for _, ns := range Namespaces() { // of a test that failed
+		_ = unix.Unmount(ns, unix.MNT_DETACH)
+		_ = os.Remove(ns)
+	}
 	if err := os.RemoveAll(d.Dir); err != nil {
 		d.t.Error(err)
 	}

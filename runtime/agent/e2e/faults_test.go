@@ -1,0 +1,164 @@
+package e2e
+
+import (
+	"context"
+	"syscall"
+	"testing"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/quaymaster/quaymaster/core/coretest"
+	"github.com/quaymaster/quaymaster/runtime/cri/containerd/containerdtest"
+)
+
+func (n *node) nodeReady(want v1.ConditionStatus) {
+	n.t.Helper()
+	coretest.Eventually(n.t, "the node to be Ready="+string(want), func(ctx context.Context) (bool, error) {
+		node, err := n.client.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
+		if err != nil {
+			return false, err
+		}
+		for _, c := range node.Status.Conditions {
+			if c.Type == v1.NodeReady {
+				return c.Status == want, nil
+			}
+		}
+		return false, nil
+	})
+}
+
+// TestFaults ends the agent and the daemon under running pods.
+func TestFaults(t *testing.T) {
+	n := newNode(t)
+	always := func(p *v1.Pod) {
+		p.Spec.RestartPolicy = v1.RestartPolicyAlways
+		p.Spec.Containers[0].ReadinessProbe = &v1.Probe{PeriodSeconds: 1, ProbeHandler: v1.ProbeHandler{Exec: &v1.ExecAction{Command: []string{"true"}}}}
+	}
+	n.create(n.podOf("stays", forever, always))
+	n.create(n.podOf("dies", "while ! test -e /tmp/die; do sleep 0.1; done; exit 1", always))
+	n.create(n.podOf("goes", forever))
+	before := n.ready("stays")
+	n.ready("dies")
+	goes := n.phase("goes", v1.PodRunning)
+	unharmed := func(when string) {
+		t.Helper()
+		now := n.ready("stays")
+		if was, is := before.Status.ContainerStatuses[0], now.Status.ContainerStatuses[0]; was.ContainerID != is.ContainerID || is.RestartCount != 0 || now.Status.PodIP != before.Status.PodIP {
+			t.Errorf("%s: a pod was harmed: %+v, then %+v", when, was, is)
+		}
+		for _, c := range now.Status.Conditions {
+			if old := condition(before, c.Type); c.Type == v1.PodReady && !c.LastTransitionTime.Equal(&old.LastTransitionTime) {
+				t.Errorf("%s: the pod was unready meanwhile", when)
+			}
+		}
+	}
+	kill := func(name string) {
+		t.Helper()
+		n.exec(n.get(name), "touch /tmp/die")
+	}
+
+	// The agent goes; meanwhile one pod is deleted and another one's container dies.
+	n.stop()
+	kill("dies")
+	if err := n.client.CoreV1().Pods("default").Delete(t.Context(), "goes", metav1.DeleteOptions{GracePeriodSeconds: ptr(int64(0))}); err != nil {
+		t.Fatal(err)
+	}
+	n.run()
+	n.until("dies", "is not restarted", func(p *v1.Pod) bool { return p.Status.ContainerStatuses[0].RestartCount == 1 && isReady(p) })
+	unharmed("restart of the agent")
+	coretest.Eventually(t, "what is left of the deleted pod to go", func(context.Context) (bool, error) {
+		pods, err := n.cgroups.Pods()
+		for _, uid := range pods {
+			if uid == goes.UID {
+				return false, err
+			}
+		}
+		return true, err
+	})
+
+	// The daemon is killed: the node says so, and comes back.
+	n.daemon.Kill()
+	n.nodeReady(v1.ConditionFalse)
+	n.daemon.Run()
+	n.nodeReady(v1.ConditionTrue)
+	unharmed("SIGKILL of containerd")
+	kill("dies")
+	n.until("dies", "is not restarted", func(p *v1.Pod) bool { return p.Status.ContainerStatuses[0].RestartCount == 2 && isReady(p) })
+
+	// The sandbox's own process is killed: the pod gets a new sandbox.
+	for _, pid := range containerdtest.Processes("/pause") {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.until("stays", "does not come back", func(p *v1.Pod) bool {
+		return p.Status.ContainerStatuses[0].RestartCount == 1 && isReady(p)
+	})
+	n.event("stays", "SandboxChanged", "Pod sandbox changed")
+	n.delete("stays", "dies")
+	n.clean()
+}
+
+func condition(p *v1.Pod, t v1.PodConditionType) v1.PodCondition {
+	for _, c := range p.Status.Conditions {
+		if c.Type == t {
+			return c
+		}
+	}
+	return v1.PodCondition{}
+}
+
+// TestDeletedInEveryPhase deletes pods at whatever moment it meets them.
+func TestDeletedInEveryPhase(t *testing.T) {
+	n := newNode(t)
+	slow := func(p *v1.Pod) {
+		p.Spec.InitContainers = []v1.Container{{Name: "init", Image: n.daemon.Busybox, Command: []string{"sleep", "1000"}}}
+	}
+	hook := func(p *v1.Pod) {
+		p.Spec.Containers[0].Lifecycle = &v1.Lifecycle{PostStart: &v1.LifecycleHandler{Exec: &v1.ExecAction{Command: []string{"sleep", "1000"}}}}
+	}
+	grace := func(p *v1.Pod) { p.Spec.TerminationGracePeriodSeconds = ptr(int64(600)) }
+	names := []string{}
+	for name, test := range map[string]struct {
+		script string
+		change func(*v1.Pod)
+		wait   func(*v1.Pod) bool
+	}{
+		"at-once": {forever, func(*v1.Pod) {}, func(*v1.Pod) bool { return true }},
+		"noimage": {forever, func(p *v1.Pod) { p.Spec.Containers[0].Image = n.daemon.None }, func(p *v1.Pod) bool { return len(p.Status.ContainerStatuses) == 1 }},
+		"in-init": {forever, slow, func(p *v1.Pod) bool {
+			return len(p.Status.InitContainerStatuses) == 1 && p.Status.InitContainerStatuses[0].State.Running != nil
+		}},
+		"in-hook": {forever, hook, func(p *v1.Pod) bool { return p.Status.StartTime != nil }},
+		"running": {forever, grace, func(p *v1.Pod) bool { return p.Status.Phase == v1.PodRunning }},
+		"ended":   {"true", func(*v1.Pod) {}, func(p *v1.Pod) bool { return p.Status.Phase == v1.PodSucceeded }},
+		"loops": {"exit 1", func(p *v1.Pod) { p.Spec.RestartPolicy = v1.RestartPolicyAlways }, func(p *v1.Pod) bool {
+			return len(p.Status.ContainerStatuses) == 1 && p.Status.ContainerStatuses[0].RestartCount > 0
+		}},
+		"nofolder": {forever, func(p *v1.Pod) {
+			p.Spec.Volumes = []v1.Volume{{Name: "v", VolumeSource: v1.VolumeSource{ConfigMap: &v1.ConfigMapVolumeSource{LocalObjectReference: v1.LocalObjectReference{Name: "none"}}}}}
+		}, func(p *v1.Pod) bool { return p.Status.StartTime != nil }},
+	} {
+		n.create(n.podOf(name, test.script, test.change))
+		n.until(name, "does not come to where it is to be deleted", test.wait)
+		names = append(names, name)
+	}
+	// One that heeds no signal, deleted gently and then at once.
+	n.create(n.podOf("stubborn", "trap '' TERM; while true; do sleep 0.1; done", grace))
+	n.phase("stubborn", v1.PodRunning)
+	if err := n.client.CoreV1().Pods("default").Delete(t.Context(), "stubborn", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	n.event("stubborn", "Killing", "Stopping container c")
+	begun := time.Now()
+	if err := n.client.CoreV1().Pods("default").Delete(t.Context(), "stubborn", metav1.DeleteOptions{GracePeriodSeconds: ptr(int64(1))}); err != nil {
+		t.Fatal(err)
+	}
+	n.delete(names...)
+	n.clean()
+	if d := time.Since(begun); d > 5*time.Minute {
+		t.Errorf("all of it took %v: a grace period of ten minutes was waited for", d)
+	}
+}
