@@ -32,6 +32,8 @@ var guests = []guest{
 	{"wasm-plugins/c/prefer-label", "prefer-label-v2.wasm", "manifest-v2.json", c("prefer-label.c", "-DVERSION=2")},
 	of("c/node-condition", c("node-condition.c")),
 	of("c/default-toleration", c("default-toleration.c")),
+	of("c/node-resources-fit", c("node-resources-fit.c")),
+	of("c/taint-toleration", c("taint-toleration.c")),
 	of("go/cpu-headroom", golang),
 	of("go/arch-match", golang),
 	of("go/resource-ratio", golang),
