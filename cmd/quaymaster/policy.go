@@ -25,7 +25,7 @@ func newPolicy() *cobra.Command {
 the code that the server decides with, and need no server; apply, status and
 rollback talk to one.`,
 	}
-	policy.AddCommand(newPolicyNew(), newPolicyBuild(), newPolicyPack(), newPolicyInspect(), newPolicyTest(), newPolicyBench(),
+	policy.AddCommand(newPolicyNew(), newPolicyBuild(), newPolicyPack(), newPolicyInspect(), newPolicyTest(), newPolicyBench(), newPolicyVerify(),
 		newPolicyApply(), newPolicyStatus(), newPolicyRollback())
 	return policy
 }

@@ -43,6 +43,8 @@ var guests = []guest{
 	of("assemblyscript/zone-preference", assemblyscript),
 	of("assemblyscript/dedicated-nodes", assemblyscript),
 	of("assemblyscript/image-registry", assemblyscript),
+	{"sdk/conformance/guests", "probe.wasm", "probe.json", c("probe.c")},
+	{"sdk/conformance/guests", "faults.wasm", "faults.json", c("faults.c")},
 	{"examples/hello/program", "hello.wasm", "", workload("hello.c")},
 }
 
