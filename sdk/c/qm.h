@@ -626,7 +626,8 @@ static qm_buffer qm_warnings, qm_patches, qm_notes, qm_denied, qm_out;
 static int qm_path_open;
 
 /* The request of an AdmissionReview: its members are kind, operation, namespace,
- * object, oldObject and more. */
+ * object, oldObject and more. An object that is not there is null: '{' is the kind
+ * of one that is. */
 static inline qm_json qm_review(const char *text, uint32_t length) {
 	qm_warnings.length = qm_patches.length = qm_notes.length = qm_denied.length = qm_out.length = 0;
 	qm_path_open = 0;

@@ -119,7 +119,7 @@ func TestShippedGuests(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			report, err := conformance.Guest(t.Context(), e, source, conformance.Options{Config: []byte(configs[name]), Rounds: 40})
+			report, err := conformance.Guest(t.Context(), e, source, conformance.Options{Config: []byte(configs[name]), Rounds: 20})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -3,6 +3,7 @@ package conformance
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 
@@ -19,22 +20,25 @@ import (
 type generator struct {
 	*rand.Rand
 	words []string
+	asked []string // those of the configuration, which come up more often
 }
 
-func newGenerator(seed uint64, texts ...[]byte) *generator {
-	g := &generator{Rand: rand.New(rand.NewPCG(seed, 0x716d)), words: []string{"a", "b", "ssd", "ü", "x-1"}}
-	for _, text := range texts {
-		var v any
-		if json.Unmarshal(text, &v) == nil {
-			g.harvest(v)
-		}
+func newGenerator(seed uint64, config, manifest []byte) *generator {
+	g := &generator{Rand: rand.New(rand.NewPCG(seed, 0x716d))}
+	var v any
+	if json.Unmarshal(config, &v) == nil {
+		g.harvest(v)
+	}
+	g.asked, g.words = g.words, append(slices.Clip(g.words), "a", "b", "ssd", "ü", "x-1")
+	if json.Unmarshal(manifest, &v) == nil {
+		g.harvest(v)
 	}
 	slices.Sort(g.words)
 	g.words = slices.Compact(g.words)
 	return g
 }
 
-// harvest takes the strings of a JSON value, keys included.
+// harvest takes the strings of a JSON value, keys included, in the order of keys.
 func (g *generator) harvest(v any) {
 	switch v := v.(type) {
 	case string:
@@ -46,15 +50,21 @@ func (g *generator) harvest(v any) {
 			g.harvest(e)
 		}
 	case map[string]any:
-		for key, e := range v {
+		for _, key := range slices.Sorted(maps.Keys(v)) {
 			g.harvest(key)
-			g.harvest(e)
+			g.harvest(v[key])
 		}
 	}
 }
 
 func (g *generator) chance(percent int) bool { return g.IntN(100) < percent }
-func (g *generator) word() string            { return g.words[g.IntN(len(g.words))] }
+
+func (g *generator) word() string {
+	if len(g.asked) > 0 && g.chance(50) {
+		return g.asked[g.IntN(len(g.asked))]
+	}
+	return g.words[g.IntN(len(g.words))]
+}
 
 func (g *generator) pairs() map[string]string {
 	out := map[string]string{}

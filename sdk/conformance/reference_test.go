@@ -191,7 +191,7 @@ func makeCases(t *testing.T) (all []Case) {
 	t.Helper()
 	at := metav1.NewTime(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))
 	for seed := range uint64(6) {
-		g := newGenerator(seed)
+		g := newGenerator(seed, nil, nil)
 		c := Case{Name: fmt.Sprint("probe, columns ", seed), Guest: "probe.wasm", Time: at}
 		for i := range 3 + 4*seed {
 			var node *corev1.Node
@@ -212,7 +212,7 @@ func makeCases(t *testing.T) (all []Case) {
 		answered(&c)
 		all = append(all, c)
 	}
-	g := newGenerator(7, []byte(`["deny"]`))
+	g := newGenerator(7, []byte(`["deny"]`), nil)
 	for i := range 10 {
 		request, err := g.request(i)
 		if err != nil {
@@ -244,7 +244,7 @@ func makeCases(t *testing.T) (all []Case) {
 		all = append(all, c)
 	}
 	for _, c := range []Case{fault("outside", "result", ""), fault("long", "result", ""), fault("text", "result", "")} {
-		request, err := newGenerator(1).request(0)
+		request, err := newGenerator(1, nil, nil).request(0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,5 +1,5 @@
 import { Text, text, start, size, utf8, decimal } from "./text";
-import { json } from "./json";
+import { Kind, json } from "./json";
 
 /** What is asked: an `AdmissionReview` of `admission.k8s.io/v1`. Begin `admit` with
  * `review.parse`. */
@@ -26,10 +26,15 @@ export namespace review {
   }
   /** 0 at a deletion. */
   export function object(): Text {
-    return json.member(all, "object");
+    return objectAt("object");
   }
   export function oldObject(): Text {
-    return json.member(all, "oldObject");
+    return objectAt("oldObject");
+  }
+  // What the host writes as null is none.
+  function objectAt(name: string): Text {
+    const v = json.member(all, name);
+    return json.kind(v) == Kind.Object ? v : 0;
   }
 }
 

@@ -74,7 +74,7 @@ for (let cut = 0; cut < node.length; cut++) {
 assert.equal(m.fields(put([0x0a, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255])), 0);
 assert.equal(m.fields(put([0x0b])), 0);
 
-const asked = put('{"request": {"kind": {"kind": "Pod"}, "object": {"a": 1}}}');
+const asked = put('{"request": {"kind": {"kind": "Pod"}, "object": {"a": 1}, "oldObject": null}}');
 assert.equal(
   text(m.answers(at(asked), size(asked))),
   '{"allowed":true,"warnings":["a \\"b\\"\\u000a","c"],"patch":[{"op":"add","path":"/metadata/labels/a~1b~0c","value":"x\\\\"},' +

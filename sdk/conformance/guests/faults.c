@@ -79,7 +79,7 @@ QM_EXPORT("score") int64_t score(const uint8_t *pod, uint32_t pod_length, const 
 
 QM_EXPORT("admit") uint64_t admit(const char *review, uint32_t length) {
 	qm_json request = qm_review(review, length);
-	if (is("patch") && qm_json_member(request, "object").at) { /* one more each time */
+	if (is("patch") && qm_json_kind(qm_json_member(request, "object")) == '{') { /* one more each time */
 		int some = qm_json_path(request, (const char *[]){"object", "metadata", "finalizers", 0}).at != 0;
 		qm_patch("add", some ? "/metadata/finalizers/-" : "/metadata/finalizers");
 		qm_patch_json(qm_string(some ? "\"example.com/again\"" : "[\"example.com/again\"]"));

@@ -132,7 +132,7 @@ QM_EXPORT("admit") uint64_t admit(const char *review, uint32_t length) {
 	qm_annotate(qm_string("seen"), qm_of(&seen));
 	if (qm_json_member(labels, "deny").at) {
 		qm_deny(422, qm_of(&seen));
-	} else if (qm_json_member(request, "object").at && !qm_json_member(labels, "probe/~").at) {
+	} else if (qm_json_kind(qm_json_member(request, "object")) == '{' && !qm_json_member(labels, "probe/~").at) {
 		if (!labels.at) {
 			qm_patch("add", "/metadata/labels");
 			qm_patch_json(qm_string("{}"));

@@ -21,10 +21,18 @@ func (r Review) Namespace() string { return r.Request.Member("namespace").Text()
 func (r Review) Kind() string { return r.Request.Member("kind", "kind").Text() }
 
 // Object of the request; nil at a deletion.
-func (r Review) Object() qm.JSON { return r.Request.Member("object") }
+func (r Review) Object() qm.JSON { return object(r.Request.Member("object")) }
 
-// OldObject of the request.
-func (r Review) OldObject() qm.JSON { return r.Request.Member("oldObject") }
+// OldObject of the request; nil where there is none.
+func (r Review) OldObject() qm.JSON { return object(r.Request.Member("oldObject")) }
+
+// object is nil for what the host writes as null.
+func object(v qm.JSON) qm.JSON {
+	if v.Kind() != qm.Object {
+		return nil
+	}
+	return v
+}
 
 // Answer begins as allowed.
 type Answer struct {

@@ -32,7 +32,7 @@ func TestAnswer(t *testing.T) {
 }
 
 func TestReview(t *testing.T) {
-	r := admission.ReviewOf([]byte(`{"request": {"kind": {"kind": "Pod"}, "operation": "CREATE", "namespace": "ns", "object": {"a": 1}}}`))
+	r := admission.ReviewOf([]byte(`{"request": {"kind": {"kind": "Pod"}, "operation": "CREATE", "namespace": "ns", "object": {"a": 1}, "oldObject": null}}`))
 	if r.Kind() != "Pod" || r.Operation() != "CREATE" || r.Namespace() != "ns" || string(r.Object()) != `{"a": 1}` || r.OldObject() != nil {
 		t.Errorf("review %s", r.Request)
 	}

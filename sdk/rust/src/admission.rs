@@ -1,4 +1,4 @@
-use crate::json::Json;
+use crate::json::{Json, Kind};
 use crate::memory::{Buffer, Global};
 use crate::text::decimal;
 
@@ -24,11 +24,18 @@ impl<'a> Review<'a> {
     pub fn kind(self) -> &'a str {
         self.0.at(&["kind", "kind"]).plain().unwrap_or("")
     }
+    /// Of kind `None` at a deletion.
     pub fn object(self) -> Json<'a> {
-        self.0.member("object")
+        self.object_at("object")
     }
     pub fn old_object(self) -> Json<'a> {
-        self.0.member("oldObject")
+        self.object_at("oldObject")
+    }
+    fn object_at(self, name: &str) -> Json<'a> {
+        match self.0.member(name) {
+            object if object.kind() == Kind::Object => object,
+            _ => Json::parse(b""), // null
+        }
     }
 }
 
@@ -233,7 +240,7 @@ mod tests {
 
     #[test]
     fn review() {
-        let r = Review::parse(br#"{"request": {"kind": {"kind": "Pod"}, "operation": "CREATE", "namespace": "ns", "object": {"a": 1}}}"#);
+        let r = Review::parse(br#"{"request": {"kind": {"kind": "Pod"}, "operation": "CREATE", "namespace": "ns", "object": {"a": 1}, "oldObject": null}}"#);
         assert_eq!((r.kind(), r.operation(), r.namespace(), r.object().raw(), r.old_object().raw()), ("Pod", "CREATE", "ns", &b"{\"a\": 1}"[..], &b""[..]));
     }
 }
