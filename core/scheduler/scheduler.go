@@ -212,8 +212,10 @@ func (s *Scheduler) Run(ctx context.Context) error {
 				s.log.Warn("stop watching for the scheduler", "error", err)
 			}
 		}()
-		if !cache.WaitForCacheSync(ctx.Done(), registration.HasSynced) {
-			return nil // the context ended first
+		select { // in their order; a poll for each would take a second together
+		case <-registration.HasSyncedChecker().Done():
+		case <-ctx.Done():
+			return nil
 		}
 	}
 	group.Go(func() { s.commit(ctx) })
