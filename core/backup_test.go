@@ -84,6 +84,7 @@ func objects(t *testing.T, e *core.Engine) map[string]stamp {
 }
 
 func TestBackupAndRestoreOfAnEngine(t *testing.T) {
+	embedded(t)
 	dir := t.TempDir()
 	e := coretest.Start(t, core.Options{DataDir: dir, Listen: "127.0.0.1:0"})
 	config := overHTTPS(t, e)
@@ -167,6 +168,7 @@ func number(t *testing.T, revision string) int64 {
 }
 
 func TestBackupIsForAdministrators(t *testing.T) {
+	embedded(t)
 	e := coretest.Start(t, core.Options{Listen: "127.0.0.1:0"})
 	config := overHTTPS(t, e)
 	coretest.Eventually(t, "the service account", func(ctx context.Context) (bool, error) {

@@ -64,10 +64,10 @@ func gadget(name string, owners ...metav1.OwnerReference) *unstructured.Unstruct
 // TestCustomResourcesAreCollected deletes objects of defined kinds with their
 // owners and their namespaces, and what they own with them.
 func TestCustomResourcesAreCollected(t *testing.T) {
-	coretest.Start(t, core.Options{}) // what upstream makes once in a process is made
+	start(t, core.Options{}) // what upstream makes once in a process is made
 	leaks(t)
 	dir := t.TempDir()
-	first := coretest.Start(t, core.Options{DataDir: dir})
+	first := start(t, core.Options{DataDir: dir})
 	client, _ := define(t, first)
 	ctx := t.Context()
 	owner, err := client.Resource(gadgets).Namespace("default").Create(ctx, gadget("owner"), metav1.CreateOptions{})
@@ -78,7 +78,7 @@ func TestCustomResourcesAreCollected(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	e := coretest.Start(t, core.Options{DataDir: dir})
+	e := start(t, core.Options{DataDir: dir})
 	if client, err = dynamic.NewForConfig(e.RESTConfig()); err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +127,7 @@ func TestCustomResourcesAreCollected(t *testing.T) {
 // TestCustomKindComesBack deletes a kind, with its objects, and makes it again:
 // the collector knows the new one.
 func TestCustomKindComesBack(t *testing.T) {
-	e := coretest.Start(t, core.Options{})
+	e := start(t, core.Options{})
 	ctx := t.Context()
 	for range 2 {
 		client, kinds := define(t, e)

@@ -70,6 +70,9 @@ func (e *Engine) Start(ctx context.Context) error {
 	if err == nil {
 		err = e.parts.assembleWorkers()
 	}
+	if err == nil && e.parts.options.Etcd == nil {
+		err = e.parts.assembleLeader()
+	}
 	if err != nil {
 		e.err = errors.Join(err, e.parts.close())
 		close(e.done)
@@ -96,6 +99,11 @@ func (e *Engine) run(ctx context.Context) {
 // scheduler have seen the stored state, and policies are loaded. It stays open
 // when the engine ends before that: see Done.
 func (e *Engine) Ready() <-chan struct{} { return e.ready }
+
+// Leading is closed when this engine runs the controllers and the scheduler. On
+// the embedded store it does so from its start; of those that share an etcd one
+// does, and another when that one ends.
+func (e *Engine) Leading() <-chan struct{} { return e.parts.leading }
 
 // Done is closed when everything has ended. Close tells why.
 func (e *Engine) Done() <-chan struct{} { return e.done }

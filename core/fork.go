@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-
-	"github.com/quaymaster/quaymaster/core/storage"
 )
 
 // Fork gives an engine that begins with the state of this one at a moment, the
@@ -27,6 +25,9 @@ func (e *Engine) Fork(ctx context.Context, moment Moment, options Options) (*Eng
 	of := e.parts
 	if of.embedded == nil {
 		return nil, fmt.Errorf("fork: %w", ErrNoHistory)
+	}
+	if options.Etcd != nil {
+		return nil, errors.New("fork: option Etcd: a fork is in memory")
 	}
 	if options.Clock == nil {
 		options.Clock = of.options.Clock
@@ -74,7 +75,11 @@ func (e *Engine) Fork(ctx context.Context, moment Moment, options Options) (*Eng
 
 // startFork runs what works in an engine.
 func (e *Engine) startFork(ctx context.Context) error {
-	if err := e.parts.assembleWorkers(); err != nil {
+	err := e.parts.assembleWorkers()
+	if err == nil {
+		err = e.parts.assembleLeader()
+	}
+	if err != nil {
 		e.cancel()
 		return err
 	}
@@ -101,5 +106,3 @@ func (w waking) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // Revision of the last change in the engine's store.
 func (e *Engine) Revision() int64 { return e.parts.store.Revision() }
-
-var _ store = (*storage.Store)(nil)

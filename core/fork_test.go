@@ -57,6 +57,7 @@ func texts(t *testing.T, e *core.Engine) string {
 }
 
 func TestFork(t *testing.T) {
+	embedded(t)
 	ctx := t.Context()
 	e := coretest.Start(t, core.Options{Nodes: core.Nodes("node", 2)})
 	maps := e.Client().CoreV1().ConfigMaps("default")
@@ -130,6 +131,7 @@ func TestFork(t *testing.T) {
 }
 
 func TestForkRefusals(t *testing.T) {
+	embedded(t)
 	e := coretest.Start(t, core.Options{})
 	for _, test := range []struct {
 		moment  core.Moment
@@ -150,6 +152,7 @@ func TestForkRefusals(t *testing.T) {
 // Forks are gone without a trace when they are closed, also those that nobody
 // closed when the engine ends.
 func TestForksLeaveNothing(t *testing.T) {
+	embedded(t)
 	e, err := core.New(core.Options{DataDir: t.TempDir()}) // nothing of it runs but its store
 	if err != nil {
 		t.Fatal(err)

@@ -39,6 +39,7 @@ func setting(name, text string) *corev1.ConfigMap {
 }
 
 func TestAt(t *testing.T) {
+	embedded(t)
 	ctx := t.Context()
 	e := coretest.Start(t, core.Options{Listen: "127.0.0.1:0"})
 	maps := e.Client().CoreV1().ConfigMaps("default")
@@ -155,6 +156,7 @@ func TestAt(t *testing.T) {
 
 // What is forgotten fails as expired and says what is still there.
 func TestForgottenPast(t *testing.T) {
+	embedded(t)
 	ctx := t.Context()
 	e := coretest.Start(t, core.Options{History: 500 * time.Millisecond})
 	maps := e.Client().CoreV1().ConfigMaps("default")
@@ -201,6 +203,7 @@ func told(t *testing.T, e *core.Engine, query url.Values) (code int, text string
 }
 
 func TestHistoryPath(t *testing.T) {
+	embedded(t)
 	ctx := t.Context()
 	e := coretest.Start(t, core.Options{Listen: "127.0.0.1:0"})
 	maps := e.Client().CoreV1().ConfigMaps("default")

@@ -1,6 +1,7 @@
 package core_test
 
 import (
+	"flag"
 	"os"
 	"testing"
 
@@ -11,5 +12,9 @@ import (
 // Upstream's libraries tell of their starts and ends; the tests have no use for that.
 func TestMain(m *testing.M) {
 	klog.SetLogger(logr.Discard())
+	if settings := os.Getenv(serverChild); settings != "" {
+		beServer(settings)
+	}
+	flag.Parse()
 	os.Exit(m.Run())
 }

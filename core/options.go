@@ -34,6 +34,12 @@ type Options struct {
 	// it and what is free of DataDir's disk make together, so that history gives
 	// way as the disk fills. Default 0.1.
 	HistoryShare float64
+	// Etcd keeps the objects in a real etcd instead of DataDir, for more than one
+	// engine over the same objects; nil is the embedded store. Each of them serves
+	// the API and one runs controllers and scheduler, see Engine.Leading. They need
+	// the same keys: copy DataDir/pki of the first. DataDir keeps keys, kubeconfig
+	// and node data; History says how often etcd is compacted.
+	Etcd *Etcd
 	// Nodes live in the engine's process.
 	Nodes []Node
 	// Version of the program that embeds the engine, shown by /version.
@@ -93,6 +99,9 @@ func (o *Options) complete() error {
 	}
 	if o.History < 0 {
 		errs = append(errs, fmt.Errorf("option History: %s is negative", o.History))
+	}
+	if o.Etcd != nil && len(o.Etcd.Endpoints) == 0 {
+		errs = append(errs, errors.New("option Etcd: no endpoint is given"))
 	}
 	if o.HistoryShare < 0 || o.HistoryShare > 1 {
 		errs = append(errs, fmt.Errorf("option HistoryShare: %g is no part: it goes from 0 to 1", o.HistoryShare))

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
@@ -42,6 +43,7 @@ type parts struct {
 	store       store
 	embedded    *storage.Store // the same, nil on a real etcd
 	workers     chan struct{}  // closed when what uses the server may run
+	leading     chan struct{}  // closed when this engine leads: controllers and scheduler are there
 	life        context.Context
 	end         context.CancelFunc    // with close: forks end as well
 	awake       chan struct{}         // closed when the informers may run
@@ -72,7 +74,7 @@ func open(options *Options) (_ *parts, err error) {
 
 // openOn does the same on a store that is opened by a function.
 func openOn(options *Options, openStore func(*parts) error) (_ *parts, err error) {
-	p := &parts{options: options, transport: &late{}, metrics: prometheus.NewRegistry(), workers: make(chan struct{}), awake: make(chan struct{})}
+	p := &parts{options: options, transport: &late{}, metrics: prometheus.NewRegistry(), workers: make(chan struct{}), leading: make(chan struct{}), awake: make(chan struct{})}
 	p.wake = sync.OnceFunc(func() { close(p.awake) })
 	p.life, p.end = context.WithCancel(context.Background())
 	defer func() {
@@ -128,19 +130,31 @@ func (p *parts) assemble() (err error) {
 	})
 	p.nodes = &nodes{options: options}
 	if p.server, err = apiserver.New(apiserver.Options{
-		Storage:       p.store.StorageDecorator(nil),
-		Encryption:    p.encryption,
-		Informers:     p.informers,
-		Listener:      p.listener,
-		Dir:           options.dir("pki"),
-		Admission:     []admission.Interface{policyadmission.New(p.policies, p.informers.Core().V1().Namespaces().Lister())},
-		NodeTransport: p.nodes.transport,
-		Decisions: func(ctx context.Context, namespace, pod string, all bool) (*decisionv1alpha1.Decision, error) {
-			d, err := p.scheduler.Explain(ctx, namespace, pod, all)
-			if errors.Is(err, scheduler.ErrPodNotFound) {
-				return nil, nil
+		Storage:    p.store.StorageDecorator(nil),
+		Encryption: p.encryption,
+		Informers:  p.informers,
+		Listener:   p.listener,
+		Dir:        options.dir("pki"),
+		Admission:  []admission.Interface{policyadmission.New(p.policies, p.informers.Core().V1().Namespaces().Lister())},
+		NodeTransport: func(node string) (http.RoundTripper, bool) {
+			select {
+			case <-p.workers:
+				return p.nodes.transport(node)
+			default: // a fork that has not been started has none
+				return nil, false
 			}
-			return d, err
+		},
+		Decisions: func(ctx context.Context, namespace, pod string, all bool) (*decisionv1alpha1.Decision, error) {
+			select {
+			case <-p.leading:
+				d, err := p.scheduler.Explain(ctx, namespace, pod, all)
+				if errors.Is(err, scheduler.ErrPodNotFound) {
+					return nil, nil
+				}
+				return d, err
+			default:
+				return nil, apierrors.NewServiceUnavailable("no scheduler runs in this engine: ask the one that leads; a fork has none until it is started")
+			}
 		},
 		Paths:   map[string]http.Handler{BackupPath: http.HandlerFunc(p.backup), HistoryPath: http.HandlerFunc(p.history), RotateKeyPath: http.HandlerFunc(p.rotateKey)},
 		Metrics: p.metrics,
@@ -156,8 +170,28 @@ func (p *parts) assemble() (err error) {
 	return nil
 }
 
-// assembleWorkers makes what uses the server: controllers, scheduler, nodes.
-func (p *parts) assembleWorkers() (err error) {
+// assembleWorkers makes what uses the server, in every engine: policies, nodes.
+func (p *parts) assembleWorkers() error {
+	options, log := p.options, p.options.Logger
+	p.recorder = newRecorder(p.client, "policy-controller")
+	configMaps := p.informers.Core().V1().ConfigMaps()
+	revisions := p.informers.Apps().V1().ControllerRevisions()
+	configMaps.Informer() // asked for now, so that they start with the others
+	revisions.Informer()
+	p.loader = policy.New(policy.Options{
+		Client: p.ours, Policies: p.informers.Policies(), ConfigMaps: configMaps, Host: p.policies,
+		Kube: p.client, Revisions: revisions,
+		Dir: options.PolicyDir, Recorder: p.recorder, Clock: options.Clock, Logger: log.With("part", "policies"),
+	})
+	if options.PolicyDir != "" {
+		p.directory = policy.NewSyncer(policy.SyncerOptions{Dir: options.PolicyDir, Client: p.ours, Recorder: p.recorder, Logger: log.With("part", "policies")})
+	}
+	return p.nodes.assemble(p)
+}
+
+// assembleLeader makes what only one engine over the same objects may run:
+// controllers and scheduler. They follow the informers from then on.
+func (p *parts) assembleLeader() (err error) {
 	options, log := p.options, p.options.Logger
 	if err = p.assembleControllers(); err != nil {
 		return err
@@ -168,7 +202,8 @@ func (p *parts) assembleWorkers() (err error) {
 	}); err != nil {
 		return err
 	}
-	return p.nodes.assemble(p)
+	close(p.leading)
+	return nil
 }
 
 func (p *parts) assembleControllers() (err error) {
@@ -201,21 +236,10 @@ func (p *parts) assembleControllers() (err error) {
 		return err
 	}
 	cert, key := p.server.Authority()
-	if p.upstream, err = upstream.New(upstream.Options{
+	p.upstream, err = upstream.New(upstream.Options{
 		Client: p.client, Config: p.config(), Informers: p.informers, Kinds: p.kinds, CACert: cert, CAKey: key, Clock: options.Clock,
-	}); err != nil {
-		return err
-	}
-	p.recorder = newRecorder(p.client, "policy-controller")
-	p.loader = policy.New(policy.Options{
-		Client: p.ours, Policies: p.informers.Policies(), ConfigMaps: p.informers.Core().V1().ConfigMaps(), Host: p.policies,
-		Kube: p.client, Revisions: p.informers.Apps().V1().ControllerRevisions(),
-		Dir: options.PolicyDir, Recorder: p.recorder, Clock: options.Clock, Logger: log.With("part", "policies"),
 	})
-	if options.PolicyDir != "" {
-		p.directory = policy.NewSyncer(policy.SyncerOptions{Dir: options.PolicyDir, Client: p.ours, Recorder: p.recorder, Logger: log.With("part", "policies")})
-	}
-	return nil
+	return err
 }
 
 // run runs everything until the context ends or a part fails, and calls ready
@@ -256,8 +280,7 @@ func (p *parts) run(ctx context.Context, ready func()) error {
 		case <-ctx.Done():
 			return nil
 		}
-		p.informers.StartWithContext(below) // those that a fork's workers asked for
-		return p.work(ctx, ready)
+		return p.work(ctx, below, ready)
 	})
 	err := above.Wait()
 	endBelow()
@@ -270,18 +293,32 @@ func (p *parts) run(ctx context.Context, ready func()) error {
 	return err
 }
 
-// work runs what uses the server, until the context ends or a part fails.
-func (p *parts) work(ctx context.Context, ready func()) error {
+// work runs what uses the server, until the context ends or a part fails. The
+// informers that it asks for run until below ends.
+func (p *parts) work(ctx, below context.Context, ready func()) error {
 	group, ctx := errgroup.WithContext(ctx)
+	p.informers.StartWithContext(below) // a fork's run already, but for those of its workers
 	p.recorder.start()
-	run := []func(context.Context) error{p.kinds.Run, p.controllers.Run, p.upstream.Run, p.loader.Run, p.scheduler.Run, p.nodes.run}
 	synced := []<-chan struct{}{p.loader.Synced()}
-	if p.directory != nil {
-		run = append(run, p.directory.Run)
+	if p.options.Etcd == nil && p.directory != nil {
 		synced = append(synced, p.directory.Synced())
 	}
-	for _, part := range run {
-		group.Go(func() error { return part(ctx) })
+	group.Go(func() error { return p.loader.Run(ctx) })
+	group.Go(func() error { return p.nodes.run(ctx) })
+	if p.options.Etcd == nil {
+		p.workLeader(ctx, group)
+	} else {
+		group.Go(func() error {
+			return p.lead(ctx, func(ctx context.Context) error {
+				if err := p.assembleLeader(); err != nil {
+					return err
+				}
+				p.informers.StartWithContext(below)
+				group, ctx := errgroup.WithContext(ctx)
+				p.workLeader(ctx, group)
+				return group.Wait()
+			})
+		})
 	}
 	group.Go(func() error {
 		if result := p.informers.WaitForCacheSyncWithContext(ctx); result.Err != nil {
@@ -298,6 +335,17 @@ func (p *parts) work(ctx context.Context, ready func()) error {
 		return nil
 	})
 	return group.Wait()
+}
+
+// workLeader runs what assembleLeader made.
+func (p *parts) workLeader(ctx context.Context, group *errgroup.Group) {
+	run := []func(context.Context) error{p.kinds.Run, p.controllers.Run, p.upstream.Run, p.scheduler.Run}
+	if p.directory != nil {
+		run = append(run, p.directory.Run)
+	}
+	for _, part := range run {
+		group.Go(func() error { return part(ctx) })
+	}
 }
 
 // close frees what assemble opened, users before what they use.

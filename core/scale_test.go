@@ -16,7 +16,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/quaymaster/quaymaster/core"
-	"github.com/quaymaster/quaymaster/core/coretest"
 )
 
 // processTime is the CPU time that this process has used, in user and kernel.
@@ -74,7 +73,7 @@ func BenchmarkDeployment(b *testing.B) {
 				b.Skip("8,000 pods take too long for -short")
 			}
 			for range b.N {
-				e := coretest.Start(b, core.Options{DataDir: b.TempDir(), Nodes: core.Nodes("node", 100)})
+				e := start(b, core.Options{DataDir: b.TempDir(), Nodes: core.Nodes("node", 100)})
 				watch, err := e.Client().CoreV1().Pods("default").Watch(b.Context(), metav1.ListOptions{})
 				if err != nil {
 					b.Fatal(err)
@@ -119,7 +118,7 @@ func BenchmarkDeployment(b *testing.B) {
 // BenchmarkStart is the time from New to Ready of an engine in memory.
 func BenchmarkStart(b *testing.B) {
 	for range b.N {
-		e := coretest.Start(b, core.Options{})
+		e := start(b, core.Options{})
 		b.StopTimer()
 		if err := e.Close(context.Background()); err != nil {
 			b.Fatal(err)

@@ -31,7 +31,7 @@ func asking(name, class, cpu string) *corev1.Pod {
 // A pod of high priority takes the place of one of low priority, through the API
 // and a node's agent.
 func TestPreemption(t *testing.T) {
-	e := coretest.Start(t, core.Options{Nodes: []core.Node{{Name: "only", Capacity: corev1.ResourceList{
+	e := start(t, core.Options{Nodes: []core.Node{{Name: "only", Capacity: corev1.ResourceList{
 		corev1.ResourceCPU: resource.MustParse("2"), corev1.ResourceMemory: resource.MustParse("4Gi"), corev1.ResourcePods: resource.MustParse("10")}}}})
 	for name, value := range map[string]int32{"low": 1, "high": 1000} {
 		class := &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Value: value}

@@ -29,15 +29,34 @@ type store interface {
 	Close() error
 }
 
-func (p *parts) openStore() (err error) {
-	o := p.options
-	p.embedded, err = storage.Open(storage.Options{
-		Dir: o.dir("store"), Retention: o.History, HistoryShare: o.HistoryShare, Clock: o.Clock, Logger: o.Logger.With("part", "store"),
-	})
-	if err != nil {
-		return err
+var (
+	_ store = (*storage.Store)(nil)
+	_ store = (*storage.Remote)(nil)
+)
+
+// openStore opens the embedded store, or the connection to etcd, and the keys
+// that values are encrypted with.
+func (p *parts) openStore() error {
+	o, log := p.options, p.options.Logger.With("part", "store")
+	if o.Etcd == nil {
+		embedded, err := storage.Open(storage.Options{
+			Dir: o.dir("store"), Retention: o.History, HistoryShare: o.HistoryShare, Clock: o.Clock, Logger: log,
+		})
+		if err != nil {
+			return err
+		}
+		p.store, p.embedded = embedded, embedded
+	} else {
+		remote, err := storage.Dial(p.life, storage.RemoteOptions{
+			Endpoints: o.Etcd.Endpoints, CAFile: o.Etcd.CAFile, CertFile: o.Etcd.CertFile, KeyFile: o.Etcd.KeyFile, Prefix: o.Etcd.Prefix,
+			Compaction: o.History, Logger: log,
+		})
+		if err != nil {
+			return err
+		}
+		p.store = remote
 	}
-	p.store = p.embedded
+	var err error
 	p.encryption, err = apiserver.OpenEncryption(o.dir("pki"))
 	return err
 }

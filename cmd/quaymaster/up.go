@@ -21,6 +21,7 @@ type serverFlags struct {
 	data, listen, policies string
 	history                time.Duration
 	historyShare           float64
+	etcd                   core.Etcd
 	verbose                bool
 	api                    core.API
 	audit                  core.Audit
@@ -38,6 +39,11 @@ func (f *serverFlags) add(command *cobra.Command) {
 	flags.StringVar(&f.api.AuthenticationConfig, "authentication-config", "", "file with an AuthenticationConfiguration: OpenID Connect issuers whose tokens are accepted")
 	flags.StringSliceVar(&f.api.EnableAdmission, "enable-admission-plugins", nil, "upstream's admission plugins that are off by default: "+strings.Join(core.MoreAdmissionPlugins(), ", "))
 	flags.StringSliceVar(&f.api.DisableAdmission, "disable-admission-plugins", nil, "admission plugins that are not to be in force")
+	flags.StringSliceVar(&f.etcd.Endpoints, "etcd-servers", nil, "keep the objects in this etcd (https://HOST:2379,…) and not below --data; several servers may share one, and one of them leads")
+	flags.StringVar(&f.etcd.CAFile, "etcd-cafile", "", "authority of etcd's certificates (PEM)")
+	flags.StringVar(&f.etcd.CertFile, "etcd-certfile", "", "certificate to show to etcd (PEM)")
+	flags.StringVar(&f.etcd.KeyFile, "etcd-keyfile", "", "its key (PEM)")
+	flags.StringVar(&f.etcd.Prefix, "etcd-prefix", "", "prefix of all keys, for clusters that share an etcd")
 	flags.BoolVarP(&f.verbose, "verbose", "v", false, "log what the parts do, to standard error")
 }
 
@@ -45,6 +51,14 @@ func (f *serverFlags) options(cmd *cobra.Command) (core.Options, error) {
 	options := core.Options{DataDir: f.data, Listen: f.listen, PolicyDir: f.policies, History: f.history, HistoryShare: f.historyShare, API: f.api, Version: version, Logger: logger(cmd, f.verbose)}
 	if f.audit != (core.Audit{}) {
 		options.API.Audit = &f.audit
+	}
+	if len(f.etcd.Endpoints) > 0 {
+		options.Etcd = &f.etcd
+		if !cmd.Flags().Changed("history") {
+			options.History = 0 // etcd's compaction is not days apart
+		}
+	} else if f.etcd.CAFile+f.etcd.CertFile+f.etcd.KeyFile+f.etcd.Prefix != "" {
+		return options, errors.New("--etcd-cafile, --etcd-certfile, --etcd-keyfile and --etcd-prefix belong to --etcd-servers, which is missing")
 	}
 	if f.policies != "" {
 		if info, err := os.Stat(f.policies); err != nil {

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/kubernetes"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/features"
@@ -25,6 +26,17 @@ import (
 // The transport of its configuration is not looked at. cached says which
 // resources get upstream's watch cache on top; nil is none.
 func (s *Store) StorageDecorator(cached func(schema.GroupResource) bool) generic.StorageDecorator {
+	return decorator{s.etcd, s, []string{"embedded"}}.decorate(cached)
+}
+
+// decorator makes storages over an etcd client, whoever it talks to.
+type decorator struct {
+	etcd      *kubernetes.Client
+	compactor etcd3.Compactor
+	endpoints []string
+}
+
+func (d decorator) decorate(cached func(schema.GroupResource) bool) generic.StorageDecorator {
 	return func(
 		config *storagebackend.ConfigForResource,
 		resourcePrefix string,
@@ -35,14 +47,14 @@ func (s *Store) StorageDecorator(cached func(schema.GroupResource) bool) generic
 		triggers storage.IndexerFuncs,
 		indexers *cache.Indexers,
 	) (storage.Interface, factory.DestroyFunc, error) {
-		raw, destroy, err := s.resource(config, newFunc, newListFunc, resourcePrefix)
+		raw, destroy, err := d.resource(config, newFunc, newListFunc, resourcePrefix)
 		if err != nil {
 			return nil, nil, fmt.Errorf("storage of %s: %w", config.GroupResource, err)
 		}
 		if cached == nil || !cached(config.GroupResource) {
 			return raw, destroy, nil
 		}
-		etcdfeature.DefaultFeatureSupportChecker.CheckClient(s.ctx, statusClient{s}, storage.RequestWatchProgress)
+		etcdfeature.DefaultFeatureSupportChecker.CheckClient(d.etcd.Ctx(), statusClient(d), storage.RequestWatchProgress)
 		c, err := cacher.NewCacherFromConfig(cacher.Config{
 			Storage:             raw,
 			Versioner:           storage.APIObjectVersioner{},
@@ -70,7 +82,7 @@ func (s *Store) StorageDecorator(cached func(schema.GroupResource) bool) generic
 	}
 }
 
-func (s *Store) resource(config *storagebackend.ConfigForResource, newFunc, newListFunc func() runtime.Object, resourcePrefix string) (storage.Interface, factory.DestroyFunc, error) {
+func (d decorator) resource(config *storagebackend.ConfigForResource, newFunc, newListFunc func() runtime.Object, resourcePrefix string) (storage.Interface, factory.DestroyFunc, error) {
 	transformer := config.Transformer
 	if transformer == nil {
 		transformer = identity.NewEncryptCheckTransformer()
@@ -86,7 +98,7 @@ func (s *Store) resource(config *storagebackend.ConfigForResource, newFunc, newL
 	if leases == (etcd3.LeaseManagerConfig{}) {
 		leases = etcd3.NewDefaultLeaseManagerConfig()
 	}
-	raw, err := etcd3.New(s.etcd, s, config.Codec, newFunc, newListFunc, config.Prefix, resourcePrefix, config.GroupResource, transformer, leases, decoder, versioner)
+	raw, err := etcd3.New(d.etcd, d.compactor, config.Codec, newFunc, newListFunc, config.Prefix, resourcePrefix, config.GroupResource, transformer, leases, decoder, versioner)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -99,10 +111,10 @@ func (s *Store) resource(config *storagebackend.ConfigForResource, newFunc, newL
 
 // statusClient tells upstream, which asks by endpoint, that watches report
 // their progress.
-type statusClient struct{ s *Store }
+type statusClient decorator
 
-func (c statusClient) Endpoints() []string { return []string{"embedded"} }
+func (c statusClient) Endpoints() []string { return c.endpoints }
 
 func (c statusClient) Status(ctx context.Context, endpoint string) (*clientv3.StatusResponse, error) {
-	return c.s.etcd.Status(ctx, endpoint)
+	return c.etcd.Status(ctx, endpoint)
 }
