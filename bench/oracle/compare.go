@@ -172,6 +172,8 @@ type run struct {
 }
 
 func (r *run) setStorage(object metav1.Object, gone bool) error {
+	r.version++
+	object.SetResourceVersion(strconv.Itoa(1_000_000 + r.version))
 	r.storage.put(object, gone)
 	if gone {
 		r.ours.RemoveStorage(object)
@@ -187,17 +189,11 @@ func (r *run) bindVolumes(class *cluster.Class, node *v1.Node) error {
 	if err != nil || b == nil {
 		return err
 	}
-	next := func(object metav1.Object) {
-		r.version++
-		object.SetResourceVersion(strconv.Itoa(2_000_000 + r.version))
-	}
 	for _, p := range b.Volumes {
 		ref := p.Spec.ClaimRef
 		c := r.ours.Claim(types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}).DeepCopy()
 		p = p.DeepCopy()
 		bind(c, p)
-		next(c)
-		next(p)
 		if err := errors.Join(r.setStorage(p, false), r.setStorage(c, false)); err != nil {
 			return err
 		}
@@ -206,8 +202,6 @@ func (r *run) bindVolumes(class *cluster.Class, node *v1.Node) error {
 		c = c.DeepCopy()
 		p := made(c, node, csiDriver)
 		bind(c, p)
-		next(c)
-		next(p)
 		if err := errors.Join(r.setStorage(p, false), r.setStorage(c, false)); err != nil {
 			return err
 		}

@@ -115,11 +115,11 @@ func (s *State) victims(c *Class, n *node, limits budgets, now time.Time) (*Pree
 	quiet := s.quiet
 	s.quiet = true
 	for _, e := range lower {
-		s.lift(e)
+		s.lift(c, e)
 	}
 	defer func() {
 		for _, e := range lower {
-			s.lower(e)
+			s.lower(c, e)
 		}
 		s.quiet = quiet
 	}()
@@ -134,11 +134,11 @@ func (s *State) victims(c *Class, n *node, limits budgets, now time.Time) (*Pree
 	violating, others := limits.split(lower)
 	for i, group := range [][]*podEntry{violating, others} {
 		for _, e := range group {
-			s.lower(e)
+			s.lower(c, e)
 			if why, _ := s.refusedBeside(c, n.row); why == nil {
 				continue // spared
 			}
-			s.lift(e)
+			s.lift(c, e)
 			p.Victims = append(p.Victims, e.pod)
 			if i == 0 {
 				p.Violations++
@@ -157,18 +157,39 @@ func byImportance(a, b *v1.Pod, now time.Time) int {
 	return cmp.Or(cmp.Compare(priorityOf(b), priorityOf(a)), startOf(a, now).Compare(startOf(b, now)))
 }
 
-// lift takes a pod off its node for a trial; lower puts it back.
-func (s *State) lift(e *podEntry) {
+// lift takes a pod off its node to try whether that helps a pod of the class;
+// lower puts it back.
+func (s *State) lift(c *Class, e *podEntry) {
 	if !e.lifted {
 		e.lifted = true
 		s.account(e, -1)
+		s.uncounted(c, e, -1)
 	}
 }
 
-func (s *State) lower(e *podEntry) {
+func (s *State) lower(c *Class, e *podEntry) {
 	if e.lifted {
 		e.lifted = false
 		s.account(e, +1)
+		s.uncounted(c, e, +1)
+	}
+}
+
+// uncounted moves, for a trial, the counts of the class's hard spread constraints
+// by a pod that they do not count: one that ends, or any under an empty selector.
+// Upstream's trials do so, and what it says and evicts depends on it.
+func (s *State) uncounted(c *Class, e *podEntry, by int32) {
+	if c.related == nil || e.pod.Namespace != c.namespace {
+		return
+	}
+	for i := range c.related.spreads {
+		x := &c.related.spreads[i]
+		if (e.pod.DeletionTimestamp != nil || x.selector.Empty()) && x.selector.Matches(labels.Set(e.pod.Labels)) {
+			t, row := x.tally, e.node.row
+			if d := t.topology.domain[row]; d >= 0 && (t.include == nil || t.included[row]) {
+				t.shift(s, d, by)
+			}
+		}
 	}
 }
 
@@ -285,6 +306,7 @@ func (s *State) beside(c *Class, row int32, try func()) bool {
 		if e.priority >= c.priority {
 			added = append(added, e)
 			s.account(e, +1)
+			s.uncounted(c, e, +1)
 			n.pods = append(slices.Clip(n.pods), e)
 			n.ports += len(e.ports)
 		}
@@ -294,6 +316,7 @@ func (s *State) beside(c *Class, row int32, try func()) bool {
 	}
 	for _, e := range added {
 		s.account(e, -1)
+		s.uncounted(c, e, -1)
 	}
 	n.pods, n.ports, s.quiet = pods, ports, quiet
 	return len(added) > 0

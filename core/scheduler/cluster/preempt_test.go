@@ -38,6 +38,15 @@ func checkPreemption(t *testing.T, g generator, s *State, c *Class, pod *v1.Pod)
 	if p == nil && g.chance(80) || c.never {
 		return false // scanning for each is slow
 	}
+	if c.related != nil {
+		for i := range c.related.spreads { // upstream's trials count other pods than its decisions; see State.uncounted
+			for _, e := range s.pods {
+				if x := &c.related.spreads[i]; e.pod.DeletionTimestamp != nil || x.selector.Empty() {
+					return p != nil
+				}
+			}
+		}
+	}
 	freed := s.freed
 	var best *Preemption
 	for _, n := range slices.Clone(s.byRow) {

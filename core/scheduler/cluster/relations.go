@@ -46,9 +46,10 @@ type relations struct {
 }
 
 type hardSpread struct {
-	tally *tally
-	limit *limit
-	gated bool // see gates.go
+	tally    *tally
+	limit    *limit
+	selector labels.Selector
+	gated    bool // see gates.go
 }
 
 type weightedTally struct {
@@ -90,7 +91,7 @@ func (s *State) relationsOf(profile *Profile, pod *v1.Pod, terms *podTerms) *rel
 		for i := range list {
 			c := &list[i]
 			t := s.tallyOf(spreadSet(s, pod.Namespace, c.selector), c.topologyKey, inclusionOf(pod, list, c, true), true)
-			r.spreads = append(r.spreads, hardSpread{tally: t, limit: t.limitOf(c.maxSkew, c.minDomains, c.self(pod))})
+			r.spreads = append(r.spreads, hardSpread{tally: t, selector: c.selector, limit: t.limitOf(c.maxSkew, c.minDomains, c.self(pod))})
 		}
 	}
 	if profile.scores[PodTopologySpread] > 0 {

@@ -67,7 +67,7 @@ func (s *State) Scan(ctx context.Context, profile *Profile, pod *v1.Pod, tie uin
 			for _, e := range n.nominated {
 				if e.priority >= priorityOf(pod) && keyOf(e.pod) != keyOf(pod) {
 					n.pods, n.ports = append(slices.Clip(n.pods), e), n.ports+len(e.ports)
-					related.count(e, n.object, +1)
+					related.count(e, n.object, +1, true)
 				}
 			}
 			reserved := n.pods[len(placed):]
@@ -75,7 +75,7 @@ func (s *State) Scan(ctx context.Context, profile *Profile, pod *v1.Pod, tie uin
 				result.Plugin, result.Reasons = s.scanNode(n, ports, &wanted, v, related)
 			}
 			for _, e := range reserved {
-				related.count(e, n.object, -1)
+				related.count(e, n.object, -1, true)
 			}
 			if n.pods, n.ports = placed, occupied; result.Plugin == "" {
 				result.Plugin, result.Reasons = s.scanNode(n, ports, &wanted, v, related)

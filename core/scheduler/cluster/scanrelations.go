@@ -41,7 +41,7 @@ func (s *State) scanRelations(profile *Profile, pod *v1.Pod) *relationScan {
 	for _, n := range s.byRow {
 		if n != nil {
 			for _, e := range n.pods {
-				r.count(e, n.object, +1)
+				r.count(e, n.object, +1, false)
 			}
 		}
 	}
@@ -68,8 +68,9 @@ func (c *spread) counts(pod, other *v1.Pod) bool {
 	return other.DeletionTimestamp == nil && other.Namespace == pod.Namespace && !c.selector.Empty() && c.selector.Matches(labels.Set(other.Labels))
 }
 
-// count adds a pod on a node, or takes it off.
-func (r *relationScan) count(e *podEntry, object *v1.Node, by int64) {
+// count adds a pod on a node, or takes it off; trial says that it does so only to
+// see what then, as for nominated pods: see State.uncounted.
+func (r *relationScan) count(e *podEntry, object *v1.Node, by int64, trial bool) {
 	add := func(counts map[domainKey]int64, t *term) {
 		if value, ok := object.Labels[t.topologyKey]; ok {
 			counts[domainKey{t.topologyKey, value}] += by
@@ -93,7 +94,12 @@ func (r *relationScan) count(e *podEntry, object *v1.Node, by int64) {
 		}
 	}
 	for i := range r.hard {
-		if c := &r.hard[i]; c.counts(r.pod, e.pod) && included(object, r.pod, r.hard, c, true) {
+		c := &r.hard[i]
+		counts := c.counts(r.pod, e.pod)
+		if trial {
+			counts = e.pod.Namespace == r.pod.Namespace && c.selector.Matches(labels.Set(e.pod.Labels))
+		}
+		if counts && included(object, r.pod, r.hard, c, true) {
 			r.spreads[i][object.Labels[c.topologyKey]] += by
 		}
 	}
