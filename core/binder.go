@@ -27,3 +27,20 @@ func (b binder) Commit(ctx context.Context, writes []scheduler.Write) []schedule
 	}
 	return out
 }
+
+// CommitAll commits the binds of a gang, all or none.
+func (b binder) CommitAll(ctx context.Context, writes []scheduler.Write) scheduler.Result {
+	in := make([]storage.Write, len(writes))
+	for i, write := range writes {
+		in[i] = storage.Write{Key: write.Key, Value: write.Value, Expect: write.Expect}
+	}
+	revisions, err := b.store.CommitAll(ctx, in)
+	var conflict *storage.ConflictError
+	switch {
+	case errors.As(err, &conflict):
+		return scheduler.Result{Revision: conflict.Current, Conflict: true}
+	case err != nil || len(revisions) == 0:
+		return scheduler.Result{Err: err}
+	}
+	return scheduler.Result{Revision: revisions[len(revisions)-1]}
+}

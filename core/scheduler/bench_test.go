@@ -16,6 +16,8 @@ import (
 // nullCommitter accepts everything at once.
 type nullCommitter struct{}
 
+func (nullCommitter) CommitAll(context.Context, []Write) Result { return Result{} }
+
 func (nullCommitter) Commit(_ context.Context, writes []Write) []Result {
 	return make([]Result, len(writes))
 }

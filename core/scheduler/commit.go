@@ -8,23 +8,29 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
+
+	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
 )
 
 // commit is one write of a pod: its bind when node is set, else its condition.
 type commit struct {
 	pending *pending
 	pod     *v1.Pod // the version that is written over
+	began   time.Time
 	node    *v1.Node
 	reason  string
 	text    string
 
-	nominated string      // node, when there is no bind
-	volumes   *volumeBind // that the pod has to wait for first
+	nominated string            // node, when there is no bind
+	bindings  *cluster.Bindings // of its volumes, to be made first; nil: none
+	volumes   *volumeBind       // under way
+	gang      *gangBind         // that it is of: all or none
 
 	result Result
 }
@@ -33,7 +39,23 @@ type commit struct {
 type commits struct {
 	mu     sync.Mutex
 	list   []*commit
+	gangs  [][]*commit
 	signal chan struct{}
+}
+
+// put adds a gang's binds.
+func (q *commits) put(gang []*commit) {
+	q.mu.Lock()
+	q.gangs = append(q.gangs, gang)
+	q.mu.Unlock()
+	q.wake()
+}
+
+func (q *commits) wake() {
+	select {
+	case q.signal <- struct{}{}:
+	default:
+	}
 }
 
 func (s *Scheduler) send(c *commit) {
@@ -41,10 +63,7 @@ func (s *Scheduler) send(c *commit) {
 	s.commits.mu.Lock()
 	s.commits.list = append(s.commits.list, c)
 	s.commits.mu.Unlock()
-	select {
-	case s.commits.signal <- struct{}{}:
-	default:
-	}
+	s.commits.wake()
 }
 
 // maxBatch bounds one call of the Committer.
@@ -60,8 +79,8 @@ func (s *Scheduler) commit(ctx context.Context) {
 		case <-s.commits.signal:
 		}
 		s.commits.mu.Lock()
-		list := s.commits.list
-		s.commits.list = nil
+		list, gangs := s.commits.list, s.commits.gangs
+		s.commits.list, s.commits.gangs = nil, nil
 		s.commits.mu.Unlock()
 		for batch := range slices.Chunk(list, maxBatch) {
 			if ctx.Err() != nil {
@@ -69,7 +88,32 @@ func (s *Scheduler) commit(ctx context.Context) {
 			}
 			s.write(ctx, encoder, batch)
 		}
+		for _, gang := range gangs {
+			if ctx.Err() != nil {
+				return
+			}
+			s.writeGang(ctx, encoder, gang)
+		}
 	}
+}
+
+// writeGang writes all or none.
+func (s *Scheduler) writeGang(ctx context.Context, encoder *protobuf.Serializer, gang []*commit) {
+	writes := make([]Write, len(gang))
+	now := metav1.NewTime(s.clock.Now()).Rfc3339Copy()
+	var result Result
+	for i, c := range gang {
+		if writes[i], result.Err = encode(encoder, c, now); result.Err != nil {
+			break
+		}
+	}
+	if result.Err == nil {
+		result = s.options.Committer.CommitAll(ctx, writes)
+	}
+	for _, c := range gang {
+		c.result = result
+	}
+	s.inbox.put(message{committed: gang})
 }
 
 func (s *Scheduler) write(ctx context.Context, encoder *protobuf.Serializer, batch []*commit) {

@@ -49,10 +49,12 @@ func (s *Scheduler) loop(ctx context.Context) {
 		}
 		s.wake()
 		s.endBackOff()
-		if len(s.queue.active.list) > 0 && s.inFlight < maxInFlight {
+		s.expire()
+		if s.queue.active.count > 0 && s.inFlight < maxInFlight {
 			s.decide(ctx, s.queue.active.pop())
 			continue
 		}
+		s.gauge()
 		s.setTimer(ready)
 		select {
 		case <-ctx.Done():
@@ -77,6 +79,11 @@ func (s *Scheduler) setTimer(ready clock.Timer) {
 			least, some = d, true
 		}
 	}
+	if len(s.queue.deadlines) > 0 {
+		if d := max(s.queue.deadlines[0].deadline.Sub(now), 0); !some || d < least {
+			least, some = d, true
+		}
+	}
 	if some {
 		ready.Reset(least)
 	}
@@ -92,7 +99,9 @@ func (s *Scheduler) apply(ctx context.Context, m *message) {
 		if p := s.queue.pods[key]; p != nil {
 			s.drop(p)
 		}
+		s.gangPod(m.goneP, true)
 		s.state.RemovePod(key)
+		s.queue.active.used(key.Namespace)
 	case m.node != nil:
 		s.sawRevision(m.node.ResourceVersion)
 		s.state.SetNode(m.node)
@@ -155,7 +164,9 @@ func (s *Scheduler) applyPod(pod *v1.Pod) {
 		if p != nil {
 			s.drop(p)
 		}
+		s.gangPod(pod, pod.Spec.NodeName == "" || cluster.Ended(pod))
 		s.state.SetPod(pod)
+		s.queue.active.used(key.Namespace)
 		return
 	}
 	if p == nil {
@@ -163,8 +174,13 @@ func (s *Scheduler) applyPod(pod *v1.Pod) {
 			s.state.RemovePod(key)
 		}
 		s.queue.sequence++
-		p = &pending{key: key, tie: cluster.Tie(pod), sequence: s.queue.sequence, nominated: pod.Status.NominatedNodeName}
+		p = &pending{key: key, tie: cluster.Tie(pod), sequence: s.queue.sequence, nominated: pod.Status.NominatedNodeName, since: s.clock.Now()}
 		s.queue.pods[key] = p
+		if name, ok := gangOf(pod); ok { // the label of a pod that has no node yet may change: it stays in its gang
+			p.gang = s.gang(name)
+			p.gang.waiting[key] = p
+		}
+		s.queue.time(p, deadlineOf(profile, pod))
 	} else if p.bind != nil { // bind in flight: it fails if this version was there first
 		p.pod = pod
 		return
@@ -196,8 +212,13 @@ func (s *Scheduler) applyPod(pod *v1.Pod) {
 	if pod.Spec.Priority != nil {
 		p.priority = *pod.Spec.Priority
 	}
-	if len(pod.Spec.SchedulingGates) == 0 {
-		s.queue.activate(p)
+	switch {
+	case len(pod.Spec.SchedulingGates) > 0:
+		s.queue.incoming(gatedQueue, queuedAdd)
+	case p.gang != nil:
+		s.admit(p)
+	default:
+		s.queue.activate(p, queuedAdd)
 	}
 }
 
@@ -205,6 +226,15 @@ func (s *Scheduler) applyPod(pod *v1.Pod) {
 func (s *Scheduler) drop(p *pending) {
 	s.dropVolumes(p)
 	s.queue.take(p)
+	s.queue.time(p, time.Time{})
+	if g := p.gang; g != nil {
+		delete(g.waiting, p.key)
+		s.forgetGang(g)
+		if p.bind != nil && p.bind.gang != nil {
+			delete(s.queue.pods, p.key)
+			s.undoGang(p.bind.gang)
+		}
+	}
 	s.unwoken(p)
 	s.state.Free(s.state.Withdraw(p.key))
 	s.state.Release(p.class)
@@ -232,7 +262,7 @@ func (s *Scheduler) wakeNext(g *group) {
 		g.woken++
 		p := g.pods.list[0]
 		p.woken = g
-		s.queue.activate(p)
+		s.queue.activate(p, queuedEvent)
 	} else if len(g.pods.list) == 0 {
 		delete(s.queue.parked, g.class)
 	}
@@ -257,7 +287,7 @@ func (s *Scheduler) regroup() {
 	s.epoch = s.state.Epoch()
 	for _, g := range s.queue.parked {
 		for len(g.pods.list) > 0 {
-			s.queue.activate(g.pods.list[0])
+			s.queue.activate(g.pods.list[0], queuedEvent)
 		}
 	}
 }
@@ -271,14 +301,14 @@ func (s *Scheduler) wake() {
 	s.woken = s.state.Fleet().Generation
 	storage := s.state.TakeFreedStorage()
 	s.wakeWaiting(rows, terms, since)
-	if len(s.queue.parked) == 0 {
+	if len(s.queue.parked)+len(s.gangs) == 0 {
 		return
 	}
 	if len(storage) > 0 {
-		s.wakeGroups(func(g *group) bool { return s.state.ReadsStorage(g.class, storage) })
+		s.wakeGroups(func(c *cluster.Class) bool { return s.state.ReadsStorage(c, storage) })
 	}
 	if terms {
-		s.wakeGroups(func(g *group) bool { return s.state.FreedSince(g.class, since) })
+		s.wakeGroups(func(c *cluster.Class) bool { return s.state.FreedSince(c, since) })
 	}
 	if len(rows) == 0 {
 		return
@@ -291,16 +321,19 @@ func (s *Scheduler) wake() {
 			unique = append(unique, row)
 		}
 	}
-	s.wakeGroups(func(g *group) bool {
-		return slices.ContainsFunc(unique, func(row int32) bool { return s.state.FeasibleOn(g.class, row) })
+	s.wakeGroups(func(c *cluster.Class) bool {
+		return slices.ContainsFunc(unique, func(row int32) bool { return s.state.FeasibleOn(c, row) })
 	})
 }
 
 // wakeGroups tries pods of the parked classes again that something may help.
-func (s *Scheduler) wakeGroups(helps func(*group) bool) {
+func (s *Scheduler) wakeGroups(helps func(*cluster.Class) bool) {
+	if len(s.gangs) > 0 {
+		s.wakeGangs(helps)
+	}
 	for _, g := range s.queue.parked {
 		switch {
-		case !helps(g):
+		case !helps(g.class):
 		case g.class.Profile().HasPolicies():
 			s.wakeAll(g)
 		default:
@@ -316,9 +349,9 @@ func (s *Scheduler) wakeAll(g *group) {
 	for len(g.pods.list) > 0 {
 		p := g.pods.list[0]
 		if p.readyAt.After(now) {
-			s.queue.delay(p, p.readyAt)
+			s.queue.delay(p, p.readyAt, queuedEvent)
 		} else {
-			s.queue.activate(p)
+			s.queue.activate(p, queuedEvent)
 		}
 	}
 }
@@ -345,11 +378,11 @@ func (s *Scheduler) endBackOff() {
 		return
 	}
 	for now := s.clock.Now(); len(s.queue.backOff.list) > 0 && !s.queue.backOff.list[0].readyAt.After(now); {
-		s.queue.activate(s.queue.backOff.list[0])
+		s.queue.activate(s.queue.backOff.list[0], queuedBackOff)
 	}
 }
 
-// decide tries one pod, which is in no heap.
+// decide tries one pod, which is in no heap, or its whole gang.
 func (s *Scheduler) decide(ctx context.Context, p *pending) {
 	if field := p.profile.Unsupported(p.pod); field != "" {
 		s.refuse(p, v1.PodReasonUnschedulable, cluster.UnsupportedMessage(field)) // until the pod changes
@@ -358,62 +391,91 @@ func (s *Scheduler) decide(ctx context.Context, p *pending) {
 	if s.awaitsEviction(p) {
 		return
 	}
-	s.reclass(p)
-	reserved := s.state.Withdraw(p.key)
-	var out cluster.Outcome
-	var verdict *cluster.Verdict
-	if p.profile.HasPolicies() {
-		var err error
-		if out, verdict, err = s.state.DecideWithPolicies(ctx, p.class, p.pod, p.tie, s.policiesOf(p.profile)); err != nil {
-			if ctx.Err() != nil {
-				return
-			}
-			s.stats.failures.Add(1)
-			p.attempts++
-			if reserved != "" {
-				s.state.Nominate(p.class, p.pod, reserved)
-			}
-			s.queue.delay(p, s.clock.Now().Add(backOff(p.attempts)))
-			s.refuse(p, v1.PodReasonSchedulerError, err.Error())
-			s.unwoken(p)
+	if p.gang != nil {
+		if missing, _ := p.gang.count(); missing > 0 {
+			s.decideGang(func(p *pending) (cluster.Outcome, *cluster.Verdict, error) { return s.attempt(ctx, p) }, p)
 			return
 		}
-	} else {
-		if p.nominated != "" {
-			out = s.state.DecideOn(p.class, p.nominated)
-		}
-		if out.Node == nil {
-			if out = s.state.Decide(p.class, p.tie); out.Node == nil {
-				verdict = s.state.Verdict(p.class)
-			}
-			s.audit(ctx, p, out)
-		}
 	}
-	if p.profile.HasPolicies() {
-		s.audit(ctx, p, out)
-	}
-	if out.Node == nil {
-		s.stats.unschedulable.Add(1)
+	began := s.clock.Now()
+	reserved := s.state.Withdraw(p.key)
+	out, verdict, err := s.attempt(ctx, p)
+	switch {
+	case err != nil && ctx.Err() != nil:
+	case err != nil:
+		s.stats.failures.Add(1)
+		s.meters.took(p, resultError, s.clock.Since(began))
 		p.attempts++
-		now := s.clock.Now()
-		p.readyAt = now.Add(backOff(p.attempts))
-		if verdict = s.preempt(p, verdict, now); p.nominated != "" {
-			s.queue.wait(p)
-		} else {
-			s.queue.park(p, now)
+		if reserved != "" {
+			s.state.Nominate(p.class, p.pod, reserved)
 		}
-		if reserved != p.nominated {
+		s.queue.delay(p, s.clock.Now().Add(backOff(p.attempts)), queuedFailure)
+		s.refuse(p, v1.PodReasonSchedulerError, err.Error())
+		s.unwoken(p)
+	case out.Node == nil:
+		s.unschedulable(p, out, verdict, reserved, began)
+	default:
+		if reserved != out.Node.Name {
 			s.state.Free(reserved)
 		}
-		s.record(p, out, verdict.Message)
-		s.refuse(p, v1.PodReasonUnschedulable, verdict.Message)
+		if c := s.assume(p, out, began); c.bindings != nil {
+			s.bindVolumes(c)
+		} else {
+			s.send(c)
+		}
 		s.unwoken(p)
-		return
+		if g := s.queue.parked[p.class]; g != nil {
+			s.wakeNext(g)
+		}
 	}
-	s.stats.decisions.Add(1)
-	if reserved != out.Node.Name {
+}
+
+// attempt decides where the pod would go now.
+func (s *Scheduler) attempt(ctx context.Context, p *pending) (out cluster.Outcome, verdict *cluster.Verdict, err error) {
+	s.reclass(p)
+	if p.profile.HasPolicies() {
+		if out, verdict, err = s.state.DecideWithPolicies(ctx, p.class, p.pod, p.tie, s.policiesOf(p.profile)); err != nil {
+			return out, nil, err
+		}
+		s.audit(ctx, p, out)
+		return out, verdict, nil
+	}
+	if p.nominated != "" {
+		out = s.state.DecideOn(p.class, p.nominated)
+	}
+	if out.Node == nil {
+		if out = s.state.Decide(p.class, p.tie); out.Node == nil {
+			verdict = s.state.Verdict(p.class)
+		}
+		s.audit(ctx, p, out)
+	}
+	return out, verdict, nil
+}
+
+// unschedulable preempts for the pod, or holds it until something may help it.
+func (s *Scheduler) unschedulable(p *pending, out cluster.Outcome, verdict *cluster.Verdict, reserved string, began time.Time) {
+	s.stats.unschedulable.Add(1)
+	p.attempts++
+	now := s.clock.Now()
+	p.readyAt = now.Add(backOff(p.attempts))
+	if verdict = s.preempt(p, verdict, now); p.nominated != "" {
+		s.queue.wait(p)
+	} else {
+		s.queue.park(p, now)
+	}
+	if reserved != p.nominated {
 		s.state.Free(reserved)
 	}
+	s.meters.took(p, resultUnschedulable, s.clock.Since(began))
+	s.record(p, out, verdict.Message)
+	s.refuse(p, v1.PodReasonUnschedulable, verdict.Message)
+	s.unwoken(p)
+}
+
+// assume counts the pod on its node. The bind is to be sent by the caller, and its
+// volumes to be bound first.
+func (s *Scheduler) assume(p *pending, out cluster.Outcome, began time.Time) *commit {
+	s.stats.decisions.Add(1)
 	bound := *p.pod
 	bound.Spec.NodeName = out.Node.Name
 	bindings, err := s.state.AssumeVolumes(p.class, out.Node.Name)
@@ -421,18 +483,19 @@ func (s *Scheduler) decide(ctx context.Context, p *pending) {
 		s.log.Error("assume volumes", "pod", p.key, "node", out.Node.Name, "error", err)
 	}
 	s.state.Assume(p.class, &bound)
+	s.queue.active.used(p.key.Namespace)
 	s.record(p, out, "")
 	p.text, p.nominated = "", ""
-	p.bind = &commit{pending: p, pod: p.pod, node: out.Node}
-	if bindings == nil {
-		s.send(p.bind)
-	} else {
-		s.bindVolumes(p.bind, bindings)
-	}
-	s.unwoken(p)
-	if g := s.queue.parked[p.class]; g != nil {
-		s.wakeNext(g)
-	}
+	p.bind = &commit{pending: p, pod: p.pod, node: out.Node, began: began, bindings: bindings}
+	return p.bind
+}
+
+// unassume takes back what assume did.
+func (s *Scheduler) unassume(c *commit) {
+	s.dropVolumes(c.pending)
+	c.pending.bind = nil
+	s.state.RemovePod(c.pending.key)
+	s.queue.active.used(c.pending.key.Namespace)
 }
 
 // audit scans again, without what the class remembers, one in so many decisions.
@@ -464,8 +527,8 @@ func (s *Scheduler) audit(ctx context.Context, p *pending, out cluster.Outcome) 
 // refuse tells of a pod that got no node: its condition, and an event.
 func (s *Scheduler) refuse(p *pending, reason, text string) {
 	p.reason, p.text = reason, text
-	if p.said != text {
-		p.said = text
+	if p.said != text || p.told != p.attempts { // each attempt is told; more of the same make a series
+		p.said, p.told = text, p.attempts
 		s.reports.put(report{pod: p.pod, kind: v1.EventTypeWarning, reason: "FailedScheduling", action: "Scheduling", note: text})
 	}
 	if c := podCondition(p.pod); p.pod.Status.NominatedNodeName == p.nominated && c != nil && c.Status == v1.ConditionFalse && c.Reason == reason && c.Message == text {
@@ -489,6 +552,7 @@ func (s *Scheduler) committed(c *commit) {
 	}
 	if !c.result.Conflict && c.result.Err == nil {
 		s.stats.bound.Add(1)
+		s.meters.scheduled(p, c.began, s.clock.Now())
 		s.reports.put(report{pod: c.pod, kind: v1.EventTypeNormal, reason: "Scheduled", action: "Binding",
 			note: "Successfully assigned " + p.key.String() + " to " + c.node.Name})
 		return
@@ -503,9 +567,13 @@ func (s *Scheduler) committed(c *commit) {
 	if c.result.Err != nil {
 		s.stats.failures.Add(1)
 		s.log.Warn("bind pod", "pod", p.key, "node", c.node.Name, "error", c.result.Err)
-		s.queue.delay(p, s.clock.Now().Add(backOff(p.attempts)))
+		s.meters.took(p, resultError, s.clock.Since(c.began))
+		s.queue.delay(p, s.clock.Now().Add(backOff(p.attempts)), queuedFailure)
 	} else {
 		s.stats.conflicts.Add(1)
+		if c.gang != nil { // another pod of the gang was newer, perhaps
+			s.queue.delay(p, s.clock.Now().Add(backOff(p.attempts)), queuedFailure)
+		}
 	}
 	if newer != c.pod { // else a newer version is to come, or the pod's end
 		s.applyPod(newer)

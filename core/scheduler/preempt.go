@@ -42,16 +42,18 @@ func (s *Scheduler) preempt(p *pending, verdict *cluster.Verdict, now time.Time)
 		s.log.Warn("list disruption budgets", "error", err)
 		return verdict
 	}
+	s.meters.preemptions.Inc()
 	choice := s.state.Preempt(p.class, verdict, p.tie, budgets, now)
 	if choice == nil {
 		return verdict
 	}
 	s.stats.preemptions.Add(1)
+	s.meters.victims.Observe(float64(len(choice.Victims)))
 	for _, key := range s.state.Outranked(p.class, choice.Node.Name) {
 		s.state.Withdraw(key)
 		if other := s.queue.pods[key]; other != nil { // finds another place sooner than its victims end
 			other.nominated = ""
-			s.queue.activate(other)
+			s.queue.activate(other, queuedEvent)
 		}
 	}
 	p.nominated = choice.Node.Name
@@ -102,7 +104,7 @@ func (s *Scheduler) wakeWaiting(rows []int32, terms bool, since uint64) {
 			wake = nodes[row] != nil && nodes[row].Name == p.nominated || s.state.FeasibleOn(p.class, row)
 		}
 		if wake && p.evicting == nil {
-			s.queue.activate(p)
+			s.queue.activate(p, queuedEvent)
 		}
 	}
 }
@@ -158,15 +160,15 @@ func (s *Scheduler) evicted(e *eviction) {
 	}
 	if e.err != nil {
 		if p.bind == nil && s.queue.held(p) {
-			s.queue.delay(p, s.clock.Now().Add(backOff(p.attempts)))
+			s.queue.delay(p, s.clock.Now().Add(backOff(p.attempts)), queuedFailure)
 		}
 	} else if _, waits := s.queue.waiting[p]; waits && p.nominated != e.node {
-		s.queue.activate(p) // outranked meanwhile
+		s.queue.activate(p, queuedEvent) // outranked meanwhile
 	} else if waits {
 		s.state.Withdraw(p.key)
 		room := s.state.DecideOn(p.class, e.node).Node != nil
 		if s.state.Nominate(p.class, p.pod, e.node); room {
-			s.queue.activate(p) // the victims ended before this was known
+			s.queue.activate(p, queuedEvent) // the victims ended before this was known
 		}
 	}
 }

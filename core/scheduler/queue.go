@@ -30,11 +30,17 @@ type pending struct {
 	attempts int    // that ended in a failure or in no node
 	readyAt  time.Time
 	said     string // last FailedScheduling event
+	told     int    // attempts then
 	reason   string // of the last refusal, with its text
 	text     string
 
 	nominated string    // node reserved for it, after it preempted others there
 	evicting  *eviction // that has not been carried out yet
+
+	gang     *gang     // that it belongs to, or nil
+	deadline time.Time // zero: none
+	timed    int       // place in the heap of deadlines, from 1; 0: not there
+	since    time.Time // when it came
 
 	in    *pods   // the heap that holds it, or nil: gated, in flight or waiting for a newer version
 	index int     // there
@@ -44,6 +50,7 @@ type pending struct {
 
 // pods is a heap of pending pods.
 type pods struct {
+	lane *lane // that it is of, or nil
 	list []*pending
 	less func(a, b *pending) bool
 }
@@ -67,12 +74,14 @@ func (h *pods) Pop() any {
 	return p
 }
 
-func (h *pods) pop() *pending { return heap.Pop(h).(*pending) }
-
-// first come, first served, within a priority.
+// byPriority puts those with the earlier deadline first within a priority, and
+// then those that came first.
 func byPriority(a, b *pending) bool {
-	if a.priority != b.priority {
+	switch {
+	case a.priority != b.priority:
 		return a.priority > b.priority
+	case !a.deadline.Equal(b.deadline):
+		return b.deadline.IsZero() || !a.deadline.IsZero() && a.deadline.Before(b.deadline)
 	}
 	return a.sequence < b.sequence
 }
@@ -89,23 +98,38 @@ type group struct {
 
 // queue holds all pods without a node that are ours.
 type queue struct {
-	pods     map[types.NamespacedName]*pending
-	active   pods
-	backOff  pods
-	parked   map[*cluster.Class]*group
-	waiting  map[*pending]struct{} // with a nominated node, for their victims to end
-	sequence uint64
+	pods      map[types.NamespacedName]*pending
+	active    active
+	backOff   pods
+	parked    map[*cluster.Class]*group
+	waiting   map[*pending]struct{} // with a nominated node, for their victims to end
+	grouped   map[*pending]struct{} // for their gang, or given up
+	deadlines deadlines
+	sequence  uint64
+	incoming  func(queue, event string) // counts
 }
 
-func newQueue() queue {
+func newQueue(share func(namespace string) float64, incoming func(queue, event string)) queue {
 	return queue{
-		pods:    map[types.NamespacedName]*pending{},
-		active:  pods{less: byPriority},
-		backOff: pods{less: byReadiness},
-		parked:  map[*cluster.Class]*group{},
-		waiting: map[*pending]struct{}{},
+		pods:     map[types.NamespacedName]*pending{},
+		active:   active{profiles: map[string]*lanes{}, share: share},
+		backOff:  pods{less: byReadiness},
+		parked:   map[*cluster.Class]*group{},
+		waiting:  map[*pending]struct{}{},
+		grouped:  map[*pending]struct{}{},
+		incoming: incoming,
 	}
 }
+
+// Queues and what brings pods into them, as upstream's metrics name them.
+const (
+	activeQueue, backOffQueue, unschedulableQueue, gatedQueue = "active", "backoff", "unschedulable", "gated"
+
+	queuedAdd     = "UnschedulablePodAdd"
+	queuedFailure = "ScheduleAttemptFailure"
+	queuedBackOff = "BackoffComplete"
+	queuedEvent   = "ClusterEvent"
+)
 
 func (q *queue) each(do func(*pending)) {
 	for _, p := range q.pods {
@@ -115,37 +139,54 @@ func (q *queue) each(do func(*pending)) {
 
 // take removes the pod from the heap that holds it.
 func (q *queue) take(p *pending) {
-	if p.in != nil {
+	switch {
+	case p.in == nil:
+	case p.in.lane != nil:
+		q.active.remove(p)
+	default:
 		heap.Remove(p.in, p.index)
 	}
 	delete(q.waiting, p)
+	delete(q.grouped, p)
 	if g := q.parked[p.class]; g != nil && len(g.pods.list) == 0 && g.woken == 0 {
 		delete(q.parked, p.class)
 	}
 }
 
-func (q *queue) activate(p *pending) {
-	if p.in != &q.active {
+// activate gives the pod its turn; event says why.
+func (q *queue) activate(p *pending, event string) {
+	if p.in == nil || p.in.lane == nil {
 		q.take(p)
-		heap.Push(&q.active, p)
+		q.active.push(p)
+		q.incoming(activeQueue, event)
 	}
 }
 
-func (q *queue) delay(p *pending, until time.Time) {
+func (q *queue) delay(p *pending, until time.Time, event string) {
 	q.take(p)
 	p.readyAt = until
 	heap.Push(&q.backOff, p)
+	q.incoming(backOffQueue, event)
 }
 
 func (q *queue) wait(p *pending) {
 	q.take(p)
 	q.waiting[p] = struct{}{}
+	q.incoming(unschedulableQueue, queuedFailure)
+}
+
+// group holds the pod until its gang, or a newer version of it, puts it back.
+func (q *queue) group(p *pending) {
+	q.take(p)
+	q.grouped[p] = struct{}{}
+	q.incoming(unschedulableQueue, queuedFailure)
 }
 
 // held says that the pod waits for an event, or for its back-off.
 func (q *queue) held(p *pending) bool {
 	_, waits := q.waiting[p]
-	return waits || p.in != nil && p.in != &q.active
+	_, grouped := q.grouped[p]
+	return waits || grouped || p.in != nil && p.in.lane == nil
 }
 
 func (q *queue) park(p *pending, now time.Time) *group {
@@ -156,6 +197,7 @@ func (q *queue) park(p *pending, now time.Time) *group {
 		q.parked[p.class] = g
 	}
 	heap.Push(&g.pods, p)
+	q.incoming(unschedulableQueue, queuedFailure)
 	return g
 }
 

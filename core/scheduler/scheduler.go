@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
@@ -57,6 +58,9 @@ type Result struct {
 // returns. Results are in the order of the writes.
 type Committer interface {
 	Commit(ctx context.Context, writes []Write) []Result
+	// CommitAll writes all or, after a conflict or error of one, none. The revision
+	// is that of the last.
+	CommitAll(ctx context.Context, writes []Write) Result
 }
 
 // Options of a scheduler. Client, Informers and Committer are required.
@@ -85,6 +89,8 @@ type Options struct {
 	// scan decides otherwise; below 0 never. Default: one in 1,000, and for at
 	// most about 1 % of the time.
 	AuditEvery int
+	// Metrics takes upstream's scheduler_… metrics and a few of our own; nil has none.
+	Metrics prometheus.Registerer
 	// EventsPerSecond bounds the events of each kind (bursts of ten times that
 	// pass). More are dropped: they are a courtesy, pods are not. Default 50.
 	EventsPerSecond int
@@ -116,9 +122,11 @@ type Scheduler struct {
 	revision int64
 	inFlight int
 	binding  map[*commit]struct{} // pods whose volumes are being bound
-	auditAt  time.Time            // not before, by default
+	gangs    map[types.NamespacedName]*gang
+	auditAt  time.Time // not before, by default
 
-	stats counters
+	stats  counters
+	meters *meters
 }
 
 // Stats count since New.
@@ -169,9 +177,14 @@ func New(options Options) (*Scheduler, error) {
 		state:    cluster.New(options.Seed),
 		profiles: map[string]*cluster.Profile{cluster.DefaultSchedulerName: cluster.DefaultProfile()},
 		pinned:   map[string]policies.Pinned{},
-		queue:    newQueue(),
 		binding:  map[*commit]struct{}{},
+		gangs:    map[types.NamespacedName]*gang{},
 	}
+	var err error
+	if s.meters, err = newMeters(options.Metrics, &s.stats); err != nil {
+		return nil, fmt.Errorf("register the scheduler's metrics: %w", err)
+	}
+	s.queue = newQueue(s.state.Share, s.meters.queued)
 	s.inbox.signal = make(chan struct{}, 1)
 	s.commits.signal = make(chan struct{}, 1)
 	s.jobs.signal = make(chan struct{}, 1)
@@ -212,7 +225,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 				s.log.Warn("stop watching for the scheduler", "error", err)
 			}
 		}()
-		select { // in their order; a poll for each would take a second together
+		select { // one after the other, so that what decisions depend on is known before pods are
 		case <-registration.HasSyncedChecker().Done():
 		case <-ctx.Done():
 			return nil
@@ -387,6 +400,11 @@ func (s *Scheduler) applyProfiles() {
 		next[cluster.DefaultSchedulerName] = cluster.DefaultProfile()
 	}
 	s.profiles = next
+	fair := false
+	for _, profile := range next {
+		fair = fair || profile.FairShare
+	}
+	s.state.TrackShares(fair)
 	s.queue.each(s.drop)
 	pods, err := s.pods.List(everything)
 	if err != nil {

@@ -49,6 +49,7 @@ type world struct {
 	mu       sync.Mutex
 	revision int64
 	binds    int
+	batches  []int       // sizes of what was committed as one
 	before   func(Write) // called before each write, to meddle
 	fail     error       // answers binds
 }
@@ -98,11 +99,28 @@ func (w *world) next() string {
 	return strconv.FormatInt(w.revision, 10)
 }
 
+// put stores the object. Nodes are waited for: pods come by another informer.
 func (w *world) put(gvr schema.GroupVersionResource, object metav1.Object) {
 	w.t.Helper()
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.store(gvr, object)
+	w.mu.Unlock()
+	if gvr != nodeResource {
+		return
+	}
+	eventually(w.t, "the scheduler knows node "+object.GetName(), func() bool {
+		known := make(chan bool, 1)
+		w.sched.inbox.put(message{call: func() {
+			n := w.sched.state.Node(object.GetName())
+			known <- n != nil && n.ResourceVersion == object.GetResourceVersion()
+		}})
+		select {
+		case ok := <-known:
+			return ok
+		case <-w.sched.stopped:
+			return false
+		}
+	})
 }
 
 func (w *world) store(gvr schema.GroupVersionResource, object metav1.Object) {
@@ -170,6 +188,27 @@ func (w *world) Commit(_ context.Context, writes []Write) []Result {
 	return results
 }
 
+// CommitAll is the Committer's other half.
+func (w *world) CommitAll(ctx context.Context, writes []Write) Result {
+	for _, write := range writes {
+		name := write.Key[strings.LastIndex(write.Key, "/")+1:]
+		if w.before != nil {
+			w.before(write)
+		}
+		object, err := w.client.Tracker().Get(podResource, "default", name)
+		if err != nil || object.(*v1.Pod).ResourceVersion != strconv.FormatInt(write.Expect, 10) {
+			return Result{Conflict: true}
+		}
+	}
+	before := w.before
+	w.before = nil
+	defer func() { w.before = before }()
+	w.mu.Lock()
+	w.batches = append(w.batches, len(writes))
+	w.mu.Unlock()
+	return w.Commit(ctx, writes)[len(writes)-1]
+}
+
 func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(time.Millisecond) {
@@ -205,12 +244,12 @@ func (w *world) refused(name, message string) {
 func (w *world) event(reason, note string) {
 	w.t.Helper()
 	eventually(w.t, fmt.Sprintf("event %s %q", reason, note), func() bool {
-		list, err := w.client.CoreV1().Events("default").List(context.Background(), metav1.ListOptions{})
+		list, err := w.client.EventsV1().Events("default").List(context.Background(), metav1.ListOptions{})
 		if err != nil {
 			w.t.Fatal(err)
 		}
 		for _, e := range list.Items {
-			if e.Reason == reason && e.Message == note && e.ReportingController == "default-scheduler" {
+			if e.Reason == reason && e.Note == note && e.ReportingController == "default-scheduler" {
 				return true
 			}
 		}

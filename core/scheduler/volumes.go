@@ -15,7 +15,6 @@ import (
 // told which volume they get, or on which node to make one, and bound by those
 // who look after volumes. Then the pod is bound.
 type volumeBind struct {
-	bindings *cluster.Bindings
 	deadline time.Time
 	written  bool
 }
@@ -23,8 +22,9 @@ type volumeBind struct {
 const volumeTimeout = 30 * time.Second // of the writes
 
 // bindVolumes writes what the claims are to get, and waits for it.
-func (s *Scheduler) bindVolumes(c *commit, b *cluster.Bindings) {
-	c.volumes = &volumeBind{bindings: b, deadline: s.clock.Now().Add(c.pending.profile.BindTimeout)}
+func (s *Scheduler) bindVolumes(c *commit) {
+	b := c.bindings
+	c.volumes = &volumeBind{deadline: s.clock.Now().Add(c.pending.profile.BindTimeout)}
 	s.binding[c] = struct{}{}
 	volumes, claims := b.Volumes, b.Claims
 	s.jobs.put(func(ctx context.Context) {
@@ -73,12 +73,16 @@ func (s *Scheduler) checkVolumes(c *commit) {
 	if !c.volumes.written {
 		return
 	}
-	waits, err := s.state.Waits(c.volumes.bindings)
+	waits, err := s.state.Waits(c.bindings)
 	switch {
 	case err != nil:
 		s.volumesFailed(c, err)
 	case !waits:
 		delete(s.binding, c)
+		if c.gang != nil {
+			s.sendGang(c.gang)
+			return
+		}
 		c.pod = c.pending.pod // there may be a newer version by now
 		s.send(c)
 	case !s.clock.Now().Before(c.volumes.deadline):
@@ -95,22 +99,22 @@ func (s *Scheduler) checkAllVolumes() {
 // volumesFailed gives the pod's node and volumes back; it is tried again.
 func (s *Scheduler) volumesFailed(c *commit, err error) {
 	p := c.pending
-	s.dropVolumes(p)
-	p.bind = nil
-	s.state.RemovePod(p.key)
+	s.unassume(c)
 	p.attempts++
 	s.stats.failures.Add(1)
-	s.queue.delay(p, s.clock.Now().Add(backOff(p.attempts)))
+	s.meters.took(p, resultError, s.clock.Since(c.began))
+	s.queue.delay(p, s.clock.Now().Add(backOff(p.attempts)), queuedFailure)
+	if c.gang != nil {
+		s.undoGang(c.gang)
+	}
 	s.refuse(p, v1.PodReasonSchedulerError, fmt.Sprintf("running PreBind plugin %q: binding volumes: %s", cluster.VolumeBinding, err))
 }
 
 // dropVolumes ends the wait for the pod's volumes, if there is one.
 func (s *Scheduler) dropVolumes(p *pending) {
-	if c := p.bind; c != nil {
-		if _, waits := s.binding[c]; waits {
-			delete(s.binding, c)
-			s.state.RevertVolumes(c.volumes.bindings)
-		}
+	if c := p.bind; c != nil && c.bindings != nil {
+		delete(s.binding, c)
+		s.state.RevertVolumes(c.bindings)
 	}
 }
 

@@ -13,9 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	clienttesting "k8s.io/client-go/testing"
 	volume "k8s.io/component-helpers/storage/volume"
-
-	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
-	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
 )
 
 var (
@@ -145,21 +142,9 @@ func TestDynamicVolumes(t *testing.T) {
 // TestVolumesTakeTooLong gives the volume back when the profile's time is over,
 // and when the pod ends first.
 func TestVolumesTakeTooLong(t *testing.T) {
-	profile, seconds := schedulingv1alpha1.SchedulerProfileSpec{}, int64(1)
-	profile.Args = &schedulingv1alpha1.PluginArgs{VolumeBinding: &schedulingv1alpha1.VolumeBindingArgs{BindTimeoutSeconds: &seconds}}
 	w := newWorld(t, nil)
 	w.versioned()
-	done := make(chan struct{})
-	w.sched.inbox.put(message{call: func() {
-		defer close(done)
-		p, err := cluster.NewProfile("default-scheduler", profile)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		w.sched.profiles[p.Name] = p
-	}})
-	<-done
+	w.apply(`{args: {volumeBinding: {bindTimeoutSeconds: 1}}}`)
 	hosts(w, "n1")
 	w.put(classResource, storageClass("local", volume.NotSupportedProvisioner))
 	w.put(volumeResource, localVolume("v", "n1"))

@@ -49,9 +49,10 @@ type State struct {
 	keysRead          map[string]bool // terms and constraints whose label keys are in labelKeys
 	labelKeys         map[string]bool
 	storage           storage
-	related           bool   // some pod has asked something of others
-	selectsNamespaces bool   // … by the labels of their namespaces
-	epoch             uint64 // see Epoch
+	shares            *shares // nil: not tracked
+	related           bool    // some pod has asked something of others
+	selectsNamespaces bool    // … by the labels of their namespaces
+	epoch             uint64  // see Epoch
 	nominees          map[types.NamespacedName]*podEntry
 	freedTallies      bool
 	quiet             bool // while trying what will be undone
@@ -134,6 +135,9 @@ func New(seed uint64) *State {
 // Nodes is the number of nodes.
 func (s *State) Nodes() int { return s.count }
 
+// Pods is the number of pods on nodes, known or not.
+func (s *State) Pods() int { return len(s.pods) }
+
 // Node returns the node of that name, or nil.
 func (s *State) Node(name string) *v1.Node {
 	if n := s.nodes[name]; n != nil && n.row >= 0 {
@@ -167,6 +171,9 @@ func (s *State) SetNode(object *v1.Node) {
 			return a.Key == b.Key && a.Value == b.Value && a.Effect == b.Effect
 		})
 	capacity := s.setAllocatable(row, object)
+	if s.shares != nil {
+		s.shares.stale = true
+	}
 	images := old == nil || !slices.EqualFunc(old.Status.Images, object.Status.Images, func(a, b v1.ContainerImage) bool {
 		return a.SizeBytes == b.SizeBytes && slices.Equal(a.Names, b.Names)
 	})
@@ -210,6 +217,9 @@ func (s *State) RemoveNode(name string) {
 	s.fleet.Flags[row] = 0
 	for _, f := range s.factors {
 		f.reason[row] = refusedVacant
+	}
+	if s.shares != nil {
+		s.shares.stale = true
 	}
 	s.vacant = append(s.vacant, row)
 	s.count--
@@ -344,6 +354,9 @@ func (s *State) account(e *podEntry, sign int64) {
 	}
 	if len(e.claims) > 0 && !s.quiet {
 		s.use(e, sign)
+	}
+	if s.shares != nil && !s.quiet {
+		s.shares.add(e, sign)
 	}
 	s.changed(row)
 }

@@ -1,0 +1,238 @@
+package scheduler
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
+	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
+)
+
+// gang is a group of pods of which at least so many get nodes at once, or none.
+type gang struct {
+	key     types.NamespacedName
+	waiting map[types.NamespacedName]*pending // without a node
+	placed  map[types.NamespacedName]struct{} // with one, or assumed
+	parked  bool                              // too few of its pods had nodes when it was last tried
+	readyAt time.Time                         // not to be tried before
+	tries   int
+}
+
+const gangTooSmall = "waiting for minCount pods from a gang to appear in scheduling queue"
+
+// gangOf names the gang of a pod.
+func gangOf(pod *v1.Pod) (types.NamespacedName, bool) {
+	name, ok := pod.Labels[schedulingv1alpha1.PodGroupLabel]
+	return types.NamespacedName{Namespace: pod.Namespace, Name: name}, ok && name != ""
+}
+
+// minCountOf is how many pods the gang needs by this pod's annotation; one that
+// does not parse, or is below 1, is 1.
+func minCountOf(pod *v1.Pod) int {
+	n, err := strconv.Atoi(pod.Annotations[schedulingv1alpha1.MinCountAnnotation])
+	if err != nil {
+		return 1
+	}
+	return max(n, 1)
+}
+
+func (s *Scheduler) gang(key types.NamespacedName) *gang {
+	g := s.gangs[key]
+	if g == nil {
+		g = &gang{key: key, waiting: map[types.NamespacedName]*pending{}, placed: map[types.NamespacedName]struct{}{}}
+		s.gangs[key] = g
+	}
+	return g
+}
+
+// forgetGang drops a gang without pods.
+func (s *Scheduler) forgetGang(g *gang) {
+	if len(g.waiting)+len(g.placed) == 0 {
+		delete(s.gangs, g.key)
+	}
+}
+
+// gangPod notes a pod of a gang that has a node; gone takes it off.
+func (s *Scheduler) gangPod(pod *v1.Pod, gone bool) {
+	key, ok := gangOf(pod)
+	if !ok {
+		return
+	}
+	g, name := s.gang(key), types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}
+	if gone {
+		delete(g.placed, name)
+	} else {
+		g.placed[name] = struct{}{}
+	}
+	s.forgetGang(g)
+}
+
+// count is how many more pods of the gang must get nodes, and how many there are
+// to try.
+func (g *gang) count() (missing, ready int) {
+	most := 0
+	for key, p := range g.waiting {
+		most = max(most, minCountOf(p.pod))
+		if _, placed := g.placed[key]; !placed && p.bind != nil {
+			missing--
+		} else if !placed && len(p.pod.Spec.SchedulingGates) == 0 {
+			ready++
+		}
+	}
+	return missing + most - len(g.placed), ready
+}
+
+// admit puts a pod of a gang into the queue, with the others, once there are enough.
+func (s *Scheduler) admit(p *pending) {
+	g := p.gang
+	if missing, ready := g.count(); missing > ready {
+		s.queue.group(p)
+		s.refuse(p, v1.PodReasonUnschedulable, gangTooSmall)
+		return
+	}
+	for _, other := range g.waiting {
+		if other.bind == nil && len(other.pod.Spec.SchedulingGates) == 0 && !s.expired(other) {
+			s.queue.activate(other, queuedAdd)
+		}
+	}
+	g.parked = false
+}
+
+// decideGang tries all pods of a gang, the first of which had its turn, and binds
+// those that got nodes if they are enough.
+func (s *Scheduler) decideGang(attempt func(*pending) (cluster.Outcome, *cluster.Verdict, error), first *pending) {
+	g, now := first.gang, s.clock.Now()
+	needed, ready := g.count()
+	if needed > ready { // some have gone meanwhile
+		s.admit(first)
+		return
+	}
+	var list []*pending
+	for _, p := range g.waiting {
+		if p.bind == nil && len(p.pod.Spec.SchedulingGates) == 0 && !s.expired(p) {
+			s.queue.take(p)
+			list = append(list, p)
+		}
+	}
+	slices.SortFunc(list, func(a, b *pending) int {
+		if byPriority(a, b) {
+			return -1
+		}
+		return 1 // no two have one sequence
+	})
+	binds := &gangBind{}
+	verdicts := map[*pending]string{}
+	for i, p := range list {
+		if len(binds.commits)+len(list)-i < needed {
+			break // no way to be enough
+		}
+		out, verdict, err := attempt(p)
+		switch {
+		case err != nil:
+			verdicts[p] = err.Error()
+		case out.Node == nil:
+			verdicts[p] = verdict.Message
+		default:
+			c := s.assume(p, out, now)
+			c.gang = binds
+			binds.commits = append(binds.commits, c)
+		}
+	}
+	if len(binds.commits) == 0 || len(binds.commits) < needed {
+		for _, c := range binds.commits {
+			s.unassume(c)
+		}
+		s.parkGang(g, list, needed, len(binds.commits), verdicts, now)
+		return
+	}
+	g.tries, g.parked = 0, false
+	for _, p := range list {
+		if why, ok := verdicts[p]; ok { // beyond those that are needed: as any other pod
+			p.attempts++
+			p.readyAt = now.Add(backOff(p.attempts))
+			s.queue.delay(p, p.readyAt, queuedFailure)
+			s.refuse(p, v1.PodReasonUnschedulable, why)
+		}
+	}
+	for _, c := range binds.commits {
+		if c.bindings != nil {
+			s.bindVolumes(c)
+		}
+	}
+	s.sendGang(binds)
+}
+
+// parkGang holds the gang until something may help it.
+func (s *Scheduler) parkGang(g *gang, list []*pending, needed, placed int, verdicts map[*pending]string, now time.Time) {
+	g.tries++
+	g.parked, g.readyAt = true, now.Add(backOff(g.tries))
+	for _, p := range list {
+		p.attempts++
+		s.queue.group(p)
+		why, ok := verdicts[p]
+		if !ok {
+			why = "other pods of its gang have no node"
+		}
+		s.stats.unschedulable.Add(1)
+		s.refuse(p, v1.PodReasonUnschedulable, fmt.Sprintf("gang %q: %d of the %d pods that must have nodes at once have one: %s", g.key.Name, placed, needed, why))
+	}
+}
+
+// wakeGangs tries the gangs again that something may help, after their back-off.
+func (s *Scheduler) wakeGangs(helps func(*cluster.Class) bool) {
+	for _, g := range s.gangs {
+		if !g.parked {
+			continue
+		}
+		seen := map[*cluster.Class]bool{}
+		for _, p := range g.waiting {
+			if p.class == nil || seen[p.class] {
+				continue
+			}
+			if seen[p.class] = true; helps(p.class) {
+				g.parked = false
+				s.queue.delay(p, g.readyAt, queuedEvent)
+				break
+			}
+		}
+	}
+}
+
+// gangBind are the binds of a gang, written together once the volumes of all are bound.
+type gangBind struct {
+	commits []*commit
+	sent    bool
+}
+
+// sendGang writes the binds of a gang if none waits for volumes.
+func (s *Scheduler) sendGang(b *gangBind) {
+	for _, c := range b.commits {
+		if _, waits := s.binding[c]; waits {
+			return
+		}
+	}
+	for _, c := range b.commits {
+		c.pod = c.pending.pod
+	}
+	b.sent = true
+	s.inFlight += len(b.commits)
+	s.commits.put(b.commits)
+}
+
+// undoGang takes back the binds of a gang of which one cannot be made.
+func (s *Scheduler) undoGang(b *gangBind) {
+	if b.sent {
+		return // its end comes
+	}
+	for _, c := range b.commits {
+		if c.pending.bind == c && s.queue.pods[c.pending.key] == c.pending {
+			s.unassume(c)
+			s.queue.delay(c.pending, s.clock.Now().Add(backOff(max(c.pending.attempts, 1))), queuedFailure)
+		}
+	}
+}
