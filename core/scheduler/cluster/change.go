@@ -135,13 +135,13 @@ func (s *State) try(ctx context.Context, profile *Profile, pod *v1.Pod, p Polici
 		for _, e := range f.away {
 			if !e.lifted {
 				lifted = append(lifted, e)
-				s.lift(e)
+				s.lift(nil, e)
 			}
 		}
 	}
 	defer func() {
 		for _, e := range lifted {
-			s.lower(e)
+			s.lower(nil, e)
 		}
 	}()
 	prune(pod)

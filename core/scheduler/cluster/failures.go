@@ -34,6 +34,7 @@ type failures struct {
 	wanted  requests
 	ports   []hostPort
 	related *relationScan
+	volumes *volumes // nil: none that nodes differ in
 
 	required     string // the pod's, as text
 	requiredKeys []string
@@ -48,6 +49,9 @@ func (s *State) newFailures(profile *Profile, pod *v1.Pod) *failures {
 	x.wanted.extended = x.wanted.without(&profile.ignored)
 	if profile.filters[NodePorts] {
 		x.ports = hostPortsOf(pod)
+	}
+	if volumesOf(profile, pod) != nil {
+		x.volumes = s.resolved(profile, pod)
 	}
 	for i := range pod.Spec.TopologySpreadConstraints {
 		if pod.Spec.TopologySpreadConstraints[i].WhenUnsatisfiable == v1.DoNotSchedule {
@@ -105,13 +109,13 @@ func (x *failures) of(n *node) []Failure {
 	for _, e := range n.nominated {
 		if e.priority >= priorityOf(x.pod) && keyOf(e.pod) != keyOf(x.pod) {
 			n.pods, n.ports = append(slices.Clip(n.pods), e), n.ports+len(e.ports)
-			x.related.count(e, n.object, +1)
+			x.related.count(e, n.object, +1, true)
 		}
 	}
 	reserved := n.pods[len(placed):]
 	dynamic := x.dynamic(n)
 	for _, e := range reserved {
-		x.related.count(e, n.object, -1)
+		x.related.count(e, n.object, -1, true)
 	}
 	if n.pods, n.ports = placed, occupied; len(reserved) > 0 && len(dynamic) == 0 {
 		dynamic = x.dynamic(n)
@@ -211,6 +215,13 @@ func (x *failures) dynamic(n *node) (list []Failure) {
 	}
 	if x.profile.filters[NodeResourcesFit] {
 		list = append(list, x.resourceFailures(n)...)
+	}
+	if x.volumes != nil {
+		if plugin, why, _ := x.s.volumesRefuse(x.volumes, n); plugin != "" {
+			for _, reason := range why {
+				list = append(list, Failure{Plugin: plugin, Reason: reason})
+			}
+		}
 	}
 	if x.profile.filters[PodTopologySpread] {
 		list = append(list, x.spreadFailures(n)...)

@@ -158,7 +158,7 @@ func byImportance(a, b *v1.Pod, now time.Time) int {
 }
 
 // lift takes a pod off its node to try whether that helps a pod of the class;
-// lower puts it back.
+// lower puts it back. The class may be nil.
 func (s *State) lift(c *Class, e *podEntry) {
 	if !e.lifted {
 		e.lifted = true
@@ -179,7 +179,7 @@ func (s *State) lower(c *Class, e *podEntry) {
 // by a pod that they do not count: one that ends, or any under an empty selector.
 // Upstream's trials do so, and what it says and evicts depends on it.
 func (s *State) uncounted(c *Class, e *podEntry, by int32) {
-	if c.related == nil || e.pod.Namespace != c.namespace {
+	if c == nil || c.related == nil || e.pod.Namespace != c.namespace {
 		return
 	}
 	for i := range c.related.spreads {
