@@ -27,7 +27,43 @@ var groups = []struct {
 	{"relations", Options{InterPodAffinity: true, TopologySpread: true}},
 	{"pod-level-resources", Options{PodLevelResources: true}},
 	{"volumes", Options{Volumes: true}},
+	{"arguments", Options{InterPodAffinity: true, TopologySpread: true, Profile: arguments}},
+	{"most-allocated", Options{InterPodAffinity: true, TopologySpread: true, Profile: mostAllocated}},
 }
+
+// Arguments of every plugin that has some; the names of fields are upstream's.
+const (
+	arguments = `args:
+  nodeResourcesFit:
+    ignoredResources: [example.com/none]
+    ignoredResourceGroups: [example.org]
+    scoringStrategy:
+      type: RequestedToCapacityRatio
+      resources: [{name: cpu, weight: 3}, {name: ephemeral-storage, weight: 1}, {name: example.com/gpu, weight: 2}]
+      requestedToCapacityRatio: {shape: [{utilization: 0, score: 2}, {utilization: 40, score: 10}, {utilization: 100, score: 0}]}
+  nodeResourcesBalancedAllocation:
+    resources: [{name: cpu, weight: 1}, {name: memory, weight: 1}, {name: example.com/gpu, weight: 1}]
+  nodeAffinity:
+    addedAffinity:
+      requiredDuringSchedulingIgnoredDuringExecution:
+        nodeSelectorTerms: [{matchExpressions: [{key: cores, operator: NotIn, values: [many]}]}]
+      preferredDuringSchedulingIgnoredDuringExecution:
+      - {weight: 7, preference: {matchExpressions: [{key: topology.kubernetes.io/zone, operator: In, values: [b]}]}}
+  podTopologySpread:
+    defaultingType: List
+    defaultConstraints:
+    - {maxSkew: 2, topologyKey: topology.kubernetes.io/zone, whenUnsatisfiable: DoNotSchedule}
+    - {maxSkew: 1, topologyKey: disk, whenUnsatisfiable: ScheduleAnyway}
+  interPodAffinity: {hardPodAffinityWeight: 20, ignorePreferredTermsOfExistingPods: true}
+  defaultPreemption: {minCandidateNodesAbsolute: 1000, minCandidateNodesPercentage: 0}
+`
+	mostAllocated = `args:
+  nodeResourcesFit:
+    scoringStrategy: {type: MostAllocated, resources: [{name: cpu, weight: 1}, {name: memory, weight: 2}, {name: hugepages-2Mi, weight: 1}]}
+  interPodAffinity: {hardPodAffinityWeight: 0}
+  podTopologySpread: {defaultingType: List}
+`
+)
 
 func checker(t *testing.T, options Options) *Checker {
 	t.Helper()

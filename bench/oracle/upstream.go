@@ -10,6 +10,7 @@ package oracle
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
@@ -44,6 +45,7 @@ import (
 	frameworkruntime "k8s.io/kubernetes/pkg/scheduler/framework/runtime"
 	"k8s.io/kubernetes/pkg/scheduler/metrics"
 	"k8s.io/kubernetes/pkg/scheduler/util/assumecache"
+	"sigs.k8s.io/yaml"
 )
 
 // Options say what generated pods may ask for beside what always takes part.
@@ -179,18 +181,36 @@ func NewUpstream(ctx context.Context, options Options) (*Upstream, error) {
 	return u, nil
 }
 
+// upstreamProfile is upstream's default profile without the plugins that do not
+// take part, and with the arguments of the options' profile.
 func upstreamProfile(options Options) (*config.KubeSchedulerProfile, error) {
 	name, set := v1.DefaultSchedulerName, &schedulerv1.Plugins{}
 	for _, plugin := range options.disabled() {
 		set.MultiPoint.Disabled = append(set.MultiPoint.Disabled, schedulerv1.Plugin{Name: plugin})
 	}
-	versioned := schedulerv1.KubeSchedulerConfiguration{Profiles: []schedulerv1.KubeSchedulerProfile{{SchedulerName: &name, Plugins: set}}}
-	scheme.Scheme.Default(&versioned)
-	var internal config.KubeSchedulerConfiguration
-	if err := scheme.Scheme.Convert(&versioned, &internal, nil); err != nil {
-		return nil, fmt.Errorf("convert upstream's configuration: %w", err)
+	profile := schedulerv1.KubeSchedulerProfile{SchedulerName: &name, Plugins: set}
+	var spec struct {
+		Args map[string]json.RawMessage `json:"args"`
 	}
-	return &internal.Profiles[0], nil
+	if err := yaml.Unmarshal([]byte(options.Profile), &spec); err != nil {
+		return nil, fmt.Errorf("read the profile: %w", err)
+	}
+	for plugin, args := range spec.Args {
+		profile.PluginConfig = append(profile.PluginConfig, schedulerv1.PluginConfig{
+			Name: strings.ToUpper(plugin[:1]) + plugin[1:], Args: runtime.RawExtension{Raw: args}})
+	}
+	text, err := json.Marshal(schedulerv1.KubeSchedulerConfiguration{
+		TypeMeta: metav1.TypeMeta{APIVersion: schedulerv1.SchemeGroupVersion.String(), Kind: "KubeSchedulerConfiguration"},
+		Profiles: []schedulerv1.KubeSchedulerProfile{profile},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encode upstream's configuration: %w", err)
+	}
+	object, _, err := scheme.Codecs.UniversalDecoder().Decode(text, nil, nil)
+	if err != nil {
+		return nil, fmt.Errorf("decode upstream's configuration: %w", err)
+	}
+	return &object.(*config.KubeSchedulerConfiguration).Profiles[0], nil
 }
 
 // newPreemption makes upstream's preemption so that it names its victims and

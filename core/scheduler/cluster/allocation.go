@@ -129,9 +129,9 @@ func (s *State) scoredOf(names []v1.ResourceName, list v1.ResourceList) []scored
 		quantity := list[name]
 		x := &out[i]
 		if x.name = name; name == v1.ResourceCPU {
-			x.amount = quantity.MilliValue()
+			x.amount = milli(&quantity)
 		} else {
-			x.amount = quantity.Value()
+			x.amount = bounded(quantity.Value())
 		}
 		switch name {
 		case v1.ResourceCPU, v1.ResourceMemory, v1.ResourceEphemeralStorage:

@@ -78,13 +78,14 @@ func (s *State) extendedColumn(name v1.ResourceName) *extendedColumn {
 func (s *State) setAllocatable(row int32, object *v1.Node) bool {
 	changed := false
 	set := func(column []int64, value int64) {
+		value = bounded(value)
 		if column[row] != value {
 			column[row] = value
 			changed = true
 		}
 	}
 	list := object.Status.Allocatable
-	set(s.fleet.Allocatable.MilliCPU, list.Cpu().MilliValue())
+	set(s.fleet.Allocatable.MilliCPU, milli(list.Cpu()))
 	set(s.fleet.Allocatable.Memory, list.Memory().Value())
 	set(s.fleet.Allocatable.EphemeralStorage, list.StorageEphemeral().Value())
 	set(s.fleet.Allocatable.Pods, list.Pods().Value())

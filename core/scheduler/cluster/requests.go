@@ -10,6 +10,21 @@ import (
 	resourcehelper "k8s.io/component-helpers/resource"
 )
 
+// mostAmount bounds what counts of any resource, of a pod or a node: sums of
+// hundreds and a percentage of it still fit into 64 bits. No machine has as much.
+const mostAmount = 1 << 55
+
+// bounded keeps absurd amounts from overflowing what they are added to.
+func bounded(amount int64) int64 { return min(max(amount, 0), mostAmount) }
+
+// milli is an amount of CPU in thousandths, bounded.
+func milli(q *resource.Quantity) int64 {
+	if q.Value() > mostAmount/1000 {
+		return mostAmount // thousandths of more may not fit into 64 bits
+	}
+	return bounded(q.MilliValue())
+}
+
 // What a container that names no request counts as in least-allocated scoring.
 const (
 	defaultMilliCPU = 100
@@ -44,14 +59,14 @@ func (s *State) requestsOf(pod *v1.Pod) requests {
 	for name, quantity := range all {
 		switch name {
 		case v1.ResourceCPU:
-			r.milliCPU = quantity.MilliValue()
+			r.milliCPU = milli(&quantity)
 		case v1.ResourceMemory:
-			r.memory = quantity.Value()
+			r.memory = bounded(quantity.Value())
 		case v1.ResourceEphemeralStorage:
-			r.ephemeral = quantity.Value()
+			r.ephemeral = bounded(quantity.Value())
 		case v1.ResourcePods, v1.ResourceStorage:
 		default:
-			if amount := quantity.Value(); amount != 0 {
+			if amount := bounded(quantity.Value()); amount != 0 {
 				r.extended = append(r.extended, extendedRequest{name, s.extendedColumn(name), amount})
 			}
 		}
@@ -64,7 +79,7 @@ func (s *State) requestsOf(pod *v1.Pod) requests {
 	scored := options
 	scored.SkipPodLevelResources = true
 	nonZero := resourcehelper.PodRequests(pod, scored)
-	r.scoredCPU, r.scoredMemory = nonZero.Cpu().MilliValue(), nonZero.Memory().Value()
+	r.scoredCPU, r.scoredMemory = milli(nonZero.Cpu()), bounded(nonZero.Memory().Value())
 	if resourcehelper.IsPodLevelRequestsSet(pod) { // the defaults are for what neither the pod nor any container names
 		maps.DeleteFunc(options.NonMissingContainerRequests, func(name v1.ResourceName, _ resource.Quantity) bool {
 			_, named := all[name]
@@ -72,7 +87,7 @@ func (s *State) requestsOf(pod *v1.Pod) requests {
 		})
 		nonZero = resourcehelper.PodRequests(pod, options)
 	}
-	r.nonZeroCPU, r.nonZeroMemory = nonZero.Cpu().MilliValue(), nonZero.Memory().Value()
+	r.nonZeroCPU, r.nonZeroMemory = milli(nonZero.Cpu()), bounded(nonZero.Memory().Value())
 	return r
 }
 

@@ -178,13 +178,13 @@ func (n *node) used() (sum requests, extended map[v1.ResourceName]int64) {
 func (n *node) lacks(r *requests) []string {
 	used, extended := n.used()
 	allocatable := n.object.Status.Allocatable
-	why, _ := insufficient(r, int64(len(n.pods)), allocatable.Pods().Value(), func(visit func(name v1.ResourceName, used, allocatable, wanted int64)) {
-		visit(v1.ResourceCPU, used.milliCPU, allocatable.Cpu().MilliValue(), r.milliCPU)
-		visit(v1.ResourceMemory, used.memory, allocatable.Memory().Value(), r.memory)
-		visit(v1.ResourceEphemeralStorage, used.ephemeral, allocatable.StorageEphemeral().Value(), r.ephemeral)
+	why, _ := insufficient(r, int64(len(n.pods)), bounded(allocatable.Pods().Value()), func(visit func(name v1.ResourceName, used, allocatable, wanted int64)) {
+		visit(v1.ResourceCPU, used.milliCPU, milli(allocatable.Cpu()), r.milliCPU)
+		visit(v1.ResourceMemory, used.memory, bounded(allocatable.Memory().Value()), r.memory)
+		visit(v1.ResourceEphemeralStorage, used.ephemeral, bounded(allocatable.StorageEphemeral().Value()), r.ephemeral)
 		for _, x := range r.extended {
 			have := allocatable[x.name]
-			visit(x.name, extended[x.name], have.Value(), x.amount)
+			visit(x.name, extended[x.name], bounded(have.Value()), x.amount)
 		}
 	})
 	return why
@@ -231,7 +231,7 @@ func (s *State) scorers(st *static, r *requests, related *relationScan, scan *Sc
 			add(NodeAffinity, int64(affinity), int64(normalizedAffinity(affinity, mostAffinity)))
 		}
 		used, extended := n.used()
-		cpu, memory := n.object.Status.Allocatable.Cpu().MilliValue(), n.object.Status.Allocatable.Memory().Value()
+		cpu, memory := milli(n.object.Status.Allocatable.Cpu()), bounded(n.object.Status.Allocatable.Memory().Value())
 		least := meanFree([]int64{used.nonZeroCPU + r.scoredCPU, used.nonZeroMemory + r.scoredMemory}, []int64{cpu, memory})
 		if rated != nil {
 			least = profile.allocation.mean(func(i int) (int64, int64) {
@@ -304,16 +304,16 @@ func (n *node) usage(x *scoredRequest, cpu, memory int64, used *requests, extend
 	list := n.object.Status.Allocatable
 	switch {
 	case x.name == v1.ResourceCPU:
-		return cpu, list.Cpu().MilliValue()
+		return cpu, milli(list.Cpu())
 	case x.name == v1.ResourceMemory:
-		return memory, list.Memory().Value()
+		return memory, bounded(list.Memory().Value())
 	case x.name == v1.ResourceEphemeralStorage:
-		return used.ephemeral, list.StorageEphemeral().Value()
+		return used.ephemeral, bounded(list.StorageEphemeral().Value())
 	case x.amount == 0:
 		return 0, 0 // an extended resource that the pod does not ask for is left out
 	}
 	have := list[x.name]
-	return extended[x.name], have.Value()
+	return extended[x.name], bounded(have.Value())
 }
 
 // scanSelectors returns SelectorSpread's and ServiceSpreading's scores of the
