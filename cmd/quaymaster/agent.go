@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
@@ -16,6 +17,7 @@ import (
 	"github.com/quaymaster/quaymaster/core/api"
 	"github.com/quaymaster/quaymaster/runtime/agent"
 	"github.com/quaymaster/quaymaster/runtime/agent/cgroup"
+	"github.com/quaymaster/quaymaster/runtime/agent/eviction"
 	"github.com/quaymaster/quaymaster/runtime/agent/remote"
 	"github.com/quaymaster/quaymaster/runtime/cri"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd"
@@ -23,13 +25,14 @@ import (
 )
 
 type agentFlags struct {
-	server, token, name, data, listen, runtime, address       string
-	labels                                                    map[string]string
-	taints                                                    []string
-	verbose                                                   bool
-	clusterDNS                                                []string
-	clusterDomain, cgroupRoot, manifests, manifestURL, health string
-	podPIDs                                                   int64
+	server, token, name, data, listen, runtime, address                               string
+	labels                                                                            map[string]string
+	taints                                                                            []string
+	verbose                                                                           bool
+	clusterDNS                                                                        []string
+	clusterDomain, cgroupRoot, manifests, manifestURL, health, eviction, evictionSoft string
+	evictionGrace                                                                     time.Duration
+	podPIDs                                                                           int64
 }
 
 func newAgent() *cobra.Command {
@@ -59,6 +62,9 @@ certificate that it was given. The container runtime is a process of its own.`,
 	f.StringSliceVar(&flags.clusterDNS, "cluster-dns", nil, "name servers of pods that want the cluster's (default: the machine's)")
 	f.StringVar(&flags.clusterDomain, "cluster-domain", "cluster.local", "domain of the cluster's services")
 	f.StringVar(&flags.cgroupRoot, "cgroup-root", "/", "control group below which the pods' are; two nodes of one machine need two")
+	f.StringVar(&flags.eviction, "eviction-hard", "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%", "bounds past which pods of containers have to go (none: never)")
+	f.StringVar(&flags.evictionSoft, "eviction-soft", "", "bounds that must be crossed for --eviction-soft-grace")
+	f.DurationVar(&flags.evictionGrace, "eviction-soft-grace", 2*time.Minute, "how long a soft bound must be crossed")
 	f.Int64Var(&flags.podPIDs, "pod-max-pids", 0, "how many processes a pod may have (0: no limit)")
 	f.StringToStringVar(&flags.labels, "label", nil, "label of the node, key=value; may be repeated")
 	f.StringArrayVar(&flags.taints, "taint", nil, "taint of the node, key[=value]:effect; may be repeated")
@@ -129,6 +135,19 @@ func (f *agentFlags) run(cmd *cobra.Command) (err error) {
 // the runtime leaves them to systemd.
 func (f *agentFlags) containers(ctx context.Context, backend cri.Backend, capacity corev1.ResourceList, log *slog.Logger) (*agent.Containers, error) {
 	out := &agent.Containers{ClusterDNS: f.clusterDNS, ClusterDomain: f.clusterDomain}
+	hard, err := eviction.Parse(f.eviction)
+	if err != nil {
+		return nil, fmt.Errorf("--eviction-hard: %w", err)
+	}
+	soft, err := eviction.Parse(f.evictionSoft)
+	if err != nil {
+		return nil, fmt.Errorf("--eviction-soft: %w", err)
+	}
+	for _, t := range soft {
+		t.Grace = max(f.evictionGrace, time.Second)
+		hard = append(hard, t)
+	}
+	out.Eviction = hard
 	config, err := backend.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{})
 	if err == nil && config.GetLinux().GetCgroupDriver() == runtimeapi.CgroupDriver_SYSTEMD {
 		log.Warn("the container runtime leaves control groups to systemd: pods have the limits of their containers and no others")

@@ -29,6 +29,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/quaymaster/quaymaster/runtime/agent/cgroup"
+	"github.com/quaymaster/quaymaster/runtime/agent/eviction"
 	"github.com/quaymaster/quaymaster/runtime/agent/node"
 	"github.com/quaymaster/quaymaster/runtime/agent/pleg"
 	"github.com/quaymaster/quaymaster/runtime/agent/server"
@@ -90,6 +91,8 @@ type Containers struct {
 	// files it leaves; 0 = upstream's 10 MiB and 5.
 	LogSize  int64
 	LogFiles int
+	// Eviction are the bounds past which pods have to go; none = no pod is evicted.
+	Eviction []eviction.Threshold
 }
 
 func (c *Containers) clusterDomain() string {
@@ -118,10 +121,11 @@ type Agent struct {
 	ctx context.Context // of Run; workers end with it
 	wg  sync.WaitGroup  // of pod workers
 
-	mu       sync.Mutex
-	pods     map[types.UID]*pod
-	stopping bool
-	healthy  error // of the runtime, as last asked
+	mu        sync.Mutex
+	pods      map[types.UID]*pod
+	stopping  bool
+	healthy   error                         // of the runtime, as last asked
+	pressures map[v1.NodeConditionType]bool // conditions of what the node runs short of
 }
 
 // DefaultCapacity is what a node has that is told nothing.
@@ -223,7 +227,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		Name: a.opts.NodeName, Client: a.opts.Client, Labels: a.opts.Labels, Annotations: a.opts.Annotations, Taints: a.opts.Taints,
 		Unschedulable: a.opts.Unschedulable, Capacity: a.opts.Capacity, Reserved: a.opts.Reserved, Addresses: a.opts.Addresses, Port: a.opts.Port,
 		Info:    node.SystemInfo(a.opts.Version, v.RuntimeName+"://"+v.RuntimeVersion),
-		Healthy: func() error { return a.health(ctx) }, Images: a.images, Wake: a.wake, Clock: a.opts.Clock, Logger: a.log,
+		Healthy: func() error { return a.health(ctx) }, Images: a.images, Pressure: a.underPressure, Wake: a.wake, Clock: a.opts.Clock, Logger: a.log,
 	})
 	var wg sync.WaitGroup
 	unsubscribe := a.opts.Pods.Subscribe(a.opts.NodeName, a)
@@ -233,6 +237,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	if a.opts.Containers != nil {
 		wg.Go(func() { a.rotate(ctx) })
+		wg.Go(func() { a.watchPressure(ctx) })
 	}
 	a.node.Run(ctx, func() {
 		if a.opts.Joined != nil {

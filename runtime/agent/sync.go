@@ -27,7 +27,17 @@ func (p *pod) step(ctx context.Context, api *v1.Pod, gone bool) (again time.Dura
 		return 0, err
 	}
 	if p.failure == nil {
-		again = p.deadline(api)
+		p.mu.Lock()
+		verdict := p.verdict
+		p.mu.Unlock()
+		if verdict == nil {
+			verdict = p.unwelcome(api)
+		}
+		if verdict != nil {
+			p.fail(verdict)
+		} else {
+			again = p.deadline(api)
+		}
 	}
 	switch {
 	case gone:
@@ -305,7 +315,11 @@ func (p *pod) terminate(ctx context.Context, api *v1.Pod) error {
 // end reports a pod whose containers are all done. Its sandbox is stopped; its
 // containers stay for their logs until the pod is deleted.
 func (p *pod) end(ctx context.Context, api *v1.Pod) error {
-	if err := p.stop(ctx, api, ptrOr(api.Spec.TerminationGracePeriodSeconds, v1.DefaultTerminationGracePeriodSeconds)); err != nil {
+	grace := ptrOr(api.Spec.TerminationGracePeriodSeconds, v1.DefaultTerminationGracePeriodSeconds)
+	if p.failure != nil {
+		grace = ptrOr(p.failure.Grace, grace)
+	}
+	if err := p.stop(ctx, api, grace); err != nil {
 		return err
 	}
 	if err := p.observe(ctx); err != nil {

@@ -31,6 +31,7 @@ type pod struct {
 	working   bool    // a worker runs
 	timer     clock.Timer
 	interrupt context.CancelFunc            // of a stop that waits for a grace period
+	verdict   *status.Failure               // why the node wants it to end; the worker takes it up
 	stale     bool                          // volumes are to be brought up to date
 	shown     []*runtimeapi.ContainerStatus // for logs
 

@@ -15,18 +15,7 @@ import (
 
 func (n *node) nodeReady(want v1.ConditionStatus) {
 	n.t.Helper()
-	coretest.Eventually(n.t, "the node to be Ready="+string(want), func(ctx context.Context) (bool, error) {
-		node, err := n.client.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
-		if err != nil {
-			return false, err
-		}
-		for _, c := range node.Status.Conditions {
-			if c.Type == v1.NodeReady {
-				return c.Status == want, nil
-			}
-		}
-		return false, nil
-	})
+	n.condition(v1.NodeReady, want)
 }
 
 // TestFaults ends the agent and the daemon under running pods.

@@ -47,9 +47,11 @@ type node struct {
 	dir     string // the agent's
 	root    string // of its control groups
 	stop    func() // the agent, until run
+
+	containers *agent.Containers
 }
 
-func newNode(t *testing.T) *node {
+func newNode(t *testing.T, change ...func(*agent.Containers)) *node {
 	t.Helper()
 	d := containerdtest.Start(t)
 	d.Network(d.Bridge("10.88.0.0/24"))
@@ -63,6 +65,10 @@ func newNode(t *testing.T) *node {
 	n.client = n.engine.Client()
 	if n.cgroups, err = cgroup.New(cgroup.Options{Root: n.root, PodPIDs: 500}); err != nil {
 		t.Fatal(err)
+	}
+	n.containers = &agent.Containers{Cgroups: n.cgroups}
+	for _, f := range change {
+		f(n.containers)
 	}
 	n.run()
 	t.Cleanup(func() {
@@ -114,7 +120,7 @@ func (n *node) run() {
 		done <- remote.Run(ctx, remote.Options{
 			Server: "https://" + n.engine.Address().String(), Token: n.engine.JoinToken(), NodeName: "n1", Dir: n.dir, Backend: n.backend,
 			Listener: listener, Capacity: capacity, Joined: func() { close(joined) },
-			Containers: &agent.Containers{Cgroups: n.cgroups},
+			Containers: n.containers,
 			Logger:     slog.New(slog.NewTextHandler(testLog{n.t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		})
 	}()
@@ -314,3 +320,26 @@ func (n *node) event(pod, reason, text string) {
 }
 
 var updateOptions = metav1.UpdateOptions{}
+
+// condition waits for one of the node's.
+func (n *node) condition(kind v1.NodeConditionType, want v1.ConditionStatus) {
+	n.t.Helper()
+	coretest.Eventually(n.t, fmt.Sprintf("the node's condition %s=%s", kind, want), func(ctx context.Context) (bool, error) {
+		node, err := n.client.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
+		if err != nil {
+			return false, err
+		}
+		for _, c := range node.Status.Conditions {
+			if c.Type == kind {
+				return c.Status == want, nil
+			}
+		}
+		return false, nil
+	})
+}
+
+// logs lists the files of a pod's only container's logs.
+func (n *node) logs(p *v1.Pod) []string {
+	out, _ := filepath.Glob(filepath.Join(n.dir, "log", p.Namespace+"_"+p.Name+"_"+string(p.UID), "c", "*"))
+	return out
+}

@@ -46,6 +46,8 @@ type Options struct {
 	Unschedulable bool
 	// Healthy says whether pods can run; its error becomes the Ready condition's message.
 	Healthy func() error
+	// Pressure tells which of the conditions of shortage hold; nil = none ever.
+	Pressure func() map[v1.NodeConditionType]bool
 	// Images lists what the node has, for the scheduler's image locality; may be nil.
 	Images func(context.Context) ([]v1.ContainerImage, error)
 	// Wake makes the status be looked at before its time.
@@ -242,14 +244,26 @@ func (m *Manager) status(ctx context.Context, node *v1.Node, now time.Time) {
 	if err := m.opts.Healthy(); err != nil {
 		ready.Status, ready.Reason, ready.Message = v1.ConditionFalse, "KubeletNotReady", err.Error()
 	}
-	for _, c := range []v1.NodeCondition{
-		{Type: v1.NodeMemoryPressure, Status: v1.ConditionFalse, Reason: "KubeletHasSufficientMemory", Message: "kubelet has sufficient memory available"},
-		{Type: v1.NodeDiskPressure, Status: v1.ConditionFalse, Reason: "KubeletHasNoDiskPressure", Message: "kubelet has no disk pressure"},
-		{Type: v1.NodePIDPressure, Status: v1.ConditionFalse, Reason: "KubeletHasSufficientPID", Message: "kubelet has sufficient PID available"},
-		ready,
-	} {
-		setCondition(st, c, metav1.NewTime(now))
+	short := map[v1.NodeConditionType]bool{}
+	if m.opts.Pressure != nil {
+		short = m.opts.Pressure()
 	}
+	for _, c := range []struct {
+		kind               v1.NodeConditionType
+		reason, message    string
+		shortly, complaint string
+	}{
+		{v1.NodeMemoryPressure, "KubeletHasSufficientMemory", "kubelet has sufficient memory available", "KubeletHasInsufficientMemory", "kubelet has insufficient memory available"},
+		{v1.NodeDiskPressure, "KubeletHasNoDiskPressure", "kubelet has no disk pressure", "KubeletHasDiskPressure", "kubelet has disk pressure"},
+		{v1.NodePIDPressure, "KubeletHasSufficientPID", "kubelet has sufficient PID available", "KubeletHasInsufficientPID", "kubelet has insufficient PID available"},
+	} {
+		condition := v1.NodeCondition{Type: c.kind, Status: v1.ConditionFalse, Reason: c.reason, Message: c.message}
+		if short[c.kind] {
+			condition.Status, condition.Reason, condition.Message = v1.ConditionTrue, c.shortly, c.complaint
+		}
+		setCondition(st, condition, metav1.NewTime(now))
+	}
+	setCondition(st, ready, metav1.NewTime(now))
 }
 
 // setCondition keeps the times of a condition that did not change.

@@ -30,7 +30,11 @@ type Runtime struct {
 }
 
 // Failure is why a node ended a pod.
-type Failure struct{ Reason, Message string }
+type Failure struct {
+	Reason, Message string
+	Grace           *int64 // seconds that its containers have; nil = the pod's own
+	Disruption      bool   // it is not the pod's fault: the condition DisruptionTarget says so
+}
 
 // Waiting is why a container that should run does not.
 type Waiting struct{ Reason, Message string }
@@ -126,6 +130,11 @@ func Generate(pod *v1.Pod, rt *Runtime, waiting map[string]Waiting, terminal boo
 	}
 	st.QOSClass = pod.Status.QOSClass
 	conditions(pod, &st, rt.SandboxReady, initialized, now)
+	if rt.Failed != nil && rt.Failed.Disruption {
+		set(&st, v1.PodCondition{
+			Type: v1.DisruptionTarget, Status: v1.ConditionTrue, Reason: v1.PodReasonTerminationByKubelet, Message: rt.Failed.Message,
+		}, pod.Generation, now)
+	}
 	return st
 }
 
