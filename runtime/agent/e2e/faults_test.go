@@ -67,14 +67,25 @@ func TestFaults(t *testing.T) {
 		return true, err
 	})
 
+	// The backend's process is killed: another one takes its place.
+	pid, starts := n.process.PID()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	coretest.Eventually(t, "another process of the backend", func(context.Context) (bool, error) {
+		_, now := n.process.PID()
+		return now > starts, nil
+	})
+	kill("dies")
+	n.until("dies", "is not restarted", func(p *v1.Pod) bool { return p.Status.ContainerStatuses[0].RestartCount == 2 && isReady(p) })
+	unharmed("SIGKILL of the backend")
+
 	// The daemon is killed: the node says so, and comes back.
 	n.daemon.Kill()
 	n.nodeReady(v1.ConditionFalse)
 	n.daemon.Run()
 	n.nodeReady(v1.ConditionTrue)
 	unharmed("SIGKILL of containerd")
-	kill("dies")
-	n.until("dies", "is not restarted", func(p *v1.Pod) bool { return p.Status.ContainerStatuses[0].RestartCount == 2 && isReady(p) })
 
 	// The sandbox's own process is killed: the pod gets a new sandbox.
 	for _, pid := range containerdtest.Processes("/pause") {

@@ -29,9 +29,24 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/agent/remote"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd/containerdtest"
+	"github.com/quaymaster/quaymaster/runtime/plugin"
 )
 
+// backendEnv makes the test binary the process of a backend: it holds containerd's address.
+const backendEnv = "QUAYMASTER_TEST_BACKEND"
+
 func TestMain(m *testing.M) {
+	if address := os.Getenv(backendEnv); address != "" {
+		b, err := containerd.New(containerd.Options{Address: address, Logger: plugin.Logger(slog.LevelInfo)})
+		if err == nil {
+			err = plugin.Serve(b)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
 	os.Exit(containerdtest.Main(m))
 }
@@ -40,7 +55,8 @@ func TestMain(m *testing.M) {
 type node struct {
 	t       *testing.T
 	daemon  *containerdtest.Daemon
-	backend *containerd.Backend
+	backend *containerd.Backend // to look at what the agent does, which has a process of its own for it
+	process *plugin.Supervisor
 	engine  *core.Engine
 	client  kubernetes.Interface
 	cgroups *cgroup.Manager
@@ -53,6 +69,9 @@ type node struct {
 
 func newNode(t *testing.T, change ...func(*agent.Containers)) *node {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("a whole node with its containers takes long: not with -short")
+	}
 	d := containerdtest.Start(t)
 	d.Network(d.Bridge("10.88.0.0/24"))
 	n := &node{t: t, daemon: d, dir: filepath.Join(d.Dir, "agent"), root: fmt.Sprintf("/qmtest%d", time.Now().UnixNano())}
@@ -61,6 +80,14 @@ func newNode(t *testing.T, change ...func(*agent.Containers)) *node {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = n.backend.Close() })
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n.process, err = plugin.Start(plugin.Options{Command: []string{exe}, Env: []string{backendEnv + "=" + d.Address()}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = n.process.Close() })
 	n.engine = coretest.Start(t, core.Options{DataDir: t.TempDir(), Listen: "127.0.0.1:0"})
 	n.client = n.engine.Client()
 	if n.cgroups, err = cgroup.New(cgroup.Options{Root: n.root, PodPIDs: 500}); err != nil {
@@ -118,7 +145,7 @@ func (n *node) run() {
 	joined, done := make(chan struct{}), make(chan error, 1)
 	go func() {
 		done <- remote.Run(ctx, remote.Options{
-			Server: "https://" + n.engine.Address().String(), Token: n.engine.JoinToken(), NodeName: "n1", Dir: n.dir, Backend: n.backend,
+			Server: "https://" + n.engine.Address().String(), Token: n.engine.JoinToken(), NodeName: "n1", Dir: n.dir, Backend: n.process.Backend(),
 			Listener: listener, Capacity: capacity, Joined: func() { close(joined) },
 			Containers: n.containers,
 			Logger:     slog.New(slog.NewTextHandler(testLog{n.t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
