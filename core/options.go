@@ -34,6 +34,11 @@ type Options struct {
 	// it and what is free of DataDir's disk make together, so that history gives
 	// way as the disk fills. Default 0.1.
 	HistoryShare float64
+	// StoreKey is the file with the key that DataDir/store is encrypted with, by
+	// AES-256: everything in it, where API encryption has single resources. It is
+	// made when missing with a new store. "" leaves the store in the clear; see
+	// storage.Rewrite to change that.
+	StoreKey string
 	// Etcd keeps the objects in a real etcd instead of DataDir, for more than one
 	// engine over the same objects; nil is the embedded store. Each of them serves
 	// the API and one runs controllers and scheduler, see Engine.Leading. They need

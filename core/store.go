@@ -40,7 +40,7 @@ func (p *parts) openStore() error {
 	o, log := p.options, p.options.Logger.With("part", "store")
 	if o.Etcd == nil {
 		embedded, err := storage.Open(storage.Options{
-			Dir: o.dir("store"), Retention: o.History, HistoryShare: o.HistoryShare, Clock: o.Clock, Logger: log,
+			Dir: o.dir("store"), KeyFile: o.StoreKey, Retention: o.History, HistoryShare: o.HistoryShare, Clock: o.Clock, Logger: log,
 		})
 		if err != nil {
 			return err

@@ -35,6 +35,6 @@ Start with "quaymaster demo" for a tour, or "quaymaster up" for a cluster.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newDemo(), newUp(), newServer(), newAgent(), newKubectl(), newExplain(), newSimulate(), newBackup(), newRotateKey(), newRestore(), newHistory(), newDiff(), newUndelete(), newImage(), newPolicy(), newBackend(), newVersion())
+	root.AddCommand(newDemo(), newUp(), newServer(), newAgent(), newKubectl(), newExplain(), newSimulate(), newBackup(), newRotateKey(), newRestore(), newHistory(), newDiff(), newUndelete(), newStore(), newImage(), newPolicy(), newBackend(), newVersion())
 	return root
 }

@@ -21,6 +21,7 @@ type serverFlags struct {
 	data, listen, policies string
 	history                time.Duration
 	historyShare           float64
+	storeKey               string
 	etcd                   core.Etcd
 	verbose                bool
 	api                    core.API
@@ -39,6 +40,7 @@ func (f *serverFlags) add(command *cobra.Command) {
 	flags.StringVar(&f.api.AuthenticationConfig, "authentication-config", "", "file with an AuthenticationConfiguration: OpenID Connect issuers whose tokens are accepted")
 	flags.StringSliceVar(&f.api.EnableAdmission, "enable-admission-plugins", nil, "upstream's admission plugins that are off by default: "+strings.Join(core.MoreAdmissionPlugins(), ", "))
 	flags.StringSliceVar(&f.api.DisableAdmission, "disable-admission-plugins", nil, "admission plugins that are not to be in force")
+	flags.StringVar(&f.storeKey, "store-key", "", "file with the key that the store is encrypted with; made with a new store (see quaymaster store)")
 	flags.StringSliceVar(&f.etcd.Endpoints, "etcd-servers", nil, "keep the objects in this etcd (https://HOST:2379,…) and not below --data; several servers may share one, and one of them leads")
 	flags.StringVar(&f.etcd.CAFile, "etcd-cafile", "", "authority of etcd's certificates (PEM)")
 	flags.StringVar(&f.etcd.CertFile, "etcd-certfile", "", "certificate to show to etcd (PEM)")
@@ -48,7 +50,7 @@ func (f *serverFlags) add(command *cobra.Command) {
 }
 
 func (f *serverFlags) options(cmd *cobra.Command) (core.Options, error) {
-	options := core.Options{DataDir: f.data, Listen: f.listen, PolicyDir: f.policies, History: f.history, HistoryShare: f.historyShare, API: f.api, Version: version, Logger: logger(cmd, f.verbose)}
+	options := core.Options{DataDir: f.data, Listen: f.listen, PolicyDir: f.policies, History: f.history, HistoryShare: f.historyShare, StoreKey: f.storeKey, API: f.api, Version: version, Logger: logger(cmd, f.verbose)}
 	if f.audit != (core.Audit{}) {
 		options.API.Audit = &f.audit
 	}

@@ -52,10 +52,7 @@ const (
 	maxCount = 4096
 )
 
-func openDisk(dir string, logFile int64, logger *slog.Logger) (*disk, error) {
-	if err := checkFormat(dir); err != nil {
-		return nil, err
-	}
+func openDisk(dir string, logFile int64, key []byte, logger *slog.Logger) (*disk, error) {
 	log := &badgerLogger{log: logger}
 	opts := badger.DefaultOptions(dir).
 		WithLogger(log).
@@ -71,6 +68,11 @@ func openDisk(dir string, logFile int64, logger *slog.Logger) (*disk, error) {
 		WithNumCompactors(2).
 		WithValueThreshold(inline).
 		WithValueLogFileSize(logFile)
+	if key != nil {
+		// Without caches Badger would decrypt its tables' indexes at every read.
+		opts = opts.WithEncryptionKey(key).WithEncryptionKeyRotationDuration(keyRotation).
+			WithIndexCacheSize(16 << 20).WithBlockCacheSize(16 << 20)
+	}
 	db, err := badger.OpenManaged(opts)
 	if err != nil {
 		if strings.Contains(err.Error(), "directory lock") {

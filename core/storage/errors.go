@@ -13,6 +13,10 @@ var (
 	// another, has the directory open. End that one first.
 	ErrInUse = errors.New("in use by another process")
 
+	// ErrEncrypted is returned by Open for an encrypted directory when the key is
+	// missing or is another's. Nothing has been changed in it.
+	ErrEncrypted = errors.New("encrypted")
+
 	// ErrNewerFormat is returned by Open when a newer version wrote the
 	// directory, and by Verify and Restore when it wrote the backup. Nothing has
 	// been changed in it.

@@ -15,34 +15,66 @@ import (
 const (
 	formatFile = "FORMAT"
 	formatName = "quaymaster-store"
-	format     = 1
+	format     = 2
 )
 
-// checkFormat prepares dir, or says why it is not to be touched.
-func checkFormat(dir string) error {
+// The formats:
+//
+//	1  the first
+//	2  revisions have times, which are stored under markPrefix
+
+// migrations bring a directory of a format to the next one. Each may be cut short
+// and begun again.
+var migrations = map[int]func(opts Options, d *disk) error{
+	1: func(opts Options, d *disk) error {
+		// The times of what came before are not known, but that it was until now.
+		rev := max(1, int64(d.db.MaxVersion()))
+		m := mark{at: opts.Clock.Now().UnixMilli(), rev: rev}
+		return d.put(markKey(rev), encodeMark(m), uint64(rev))
+	},
+}
+
+// migrate brings a directory to the present format, step by step.
+func migrate(opts Options, d *disk, from int) error {
+	for ; from < format; from++ {
+		opts.Logger.Info("storage: bring the directory to a newer format", "dir", opts.Dir, "from", from, "to", from+1, "of", format)
+		err := migrations[from](opts, d)
+		if err == nil {
+			err = writeFormat(opts.Dir, from+1)
+		}
+		if err != nil {
+			return fmt.Errorf("from format %d to %d: %w", from, from+1, err)
+		}
+	}
+	return nil
+}
+
+// checkFormat prepares dir and gives its format, or says why it is not to be
+// touched.
+func checkFormat(dir string) (int, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("storage: %w", err)
+		return 0, fmt.Errorf("storage: %w", err)
 	}
 	path := filepath.Join(dir, formatFile)
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return createFormat(dir, path)
+		return format, createFormat(dir)
 	}
 	if err != nil {
-		return fmt.Errorf("storage: %w", err)
+		return 0, fmt.Errorf("storage: %w", err)
 	}
 	number, ok := strings.CutPrefix(strings.TrimSpace(string(data)), formatName+" ")
 	n, err := strconv.Atoi(number)
 	switch {
 	case !ok || err != nil || n < 1:
-		return fmt.Errorf("storage: %s is %w: its file %s says %q; choose another directory", dir, ErrForeign, formatFile, data)
+		return 0, fmt.Errorf("storage: %s is %w: its file %s says %q; choose another directory", dir, ErrForeign, formatFile, data)
 	case n > format:
-		return fmt.Errorf("storage: %s was %w: its format is %d, this one knows up to %d; use that version", dir, ErrNewerFormat, n, format)
+		return 0, fmt.Errorf("storage: %s was %w: its format is %d, this one knows up to %d; use that version", dir, ErrNewerFormat, n, format)
 	}
-	return nil
+	return n, nil
 }
 
-func createFormat(dir, path string) error {
+func createFormat(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("storage: %w", err)
@@ -52,15 +84,19 @@ func createFormat(dir, path string) error {
 			return fmt.Errorf("storage: %s is %w: it holds %s; choose an empty directory", dir, ErrForeign, e.Name())
 		}
 	}
-	// Written whole or not at all.
+	return writeFormat(dir, format)
+}
+
+// writeFormat writes the file whole or not at all.
+func writeFormat(dir string, n int) error {
 	temp, err := os.CreateTemp(dir, formatFile+"-*")
 	if err != nil {
 		return fmt.Errorf("storage: %w", err)
 	}
 	defer os.Remove(temp.Name())
-	_, err = fmt.Fprintf(temp, "%s %d\n", formatName, format)
+	_, err = fmt.Fprintf(temp, "%s %d\n", formatName, n)
 	if err = errors.Join(err, temp.Sync(), temp.Close()); err == nil {
-		err = os.Rename(temp.Name(), path)
+		err = os.Rename(temp.Name(), filepath.Join(dir, formatFile))
 	}
 	if err == nil {
 		err = syncDir(dir)

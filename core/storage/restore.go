@@ -77,7 +77,10 @@ func vacant(dir string) error {
 }
 
 func restore(dir string, to int64, files []io.Reader) (info Info, err error) {
-	d, err := openDisk(dir, 64<<20, slog.New(slog.DiscardHandler))
+	if _, err := checkFormat(dir); err != nil {
+		return info, err
+	}
+	d, err := openDisk(dir, 64<<20, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return info, err
 	}

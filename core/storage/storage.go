@@ -29,6 +29,10 @@ type Options struct {
 	// Dir holds the files, and nothing else may. It is made when missing. "" keeps
 	// everything in memory.
 	Dir string
+	// KeyFile holds the key that Dir is encrypted with, by AES-256: RotateKey and
+	// Rewrite change it. For a new store it is made when missing; lose it and the
+	// store is lost. "" leaves it in the clear.
+	KeyFile string
 	// Logger takes what happens in the background. nil discards it.
 	Logger *slog.Logger
 	// Clock is the real one by default. Leases, compaction and progress follow it.
@@ -141,11 +145,21 @@ func Open(opts Options) (*Store, error) {
 	opts.complete()
 	s := newStore(opts)
 	if opts.Dir != "" {
-		var err error
-		if s.disk, err = openDisk(opts.Dir, opts.logFile, opts.Logger); err != nil {
+		from, err := checkFormat(opts.Dir)
+		if err != nil {
 			return nil, err
 		}
-		if err := s.load(); err != nil {
+		key, err := unlock(opts.Dir, opts.KeyFile)
+		if err != nil {
+			return nil, err
+		}
+		if s.disk, err = openDisk(opts.Dir, opts.logFile, key, opts.Logger); err != nil {
+			return nil, err
+		}
+		if err = migrate(opts, s.disk, from); err == nil {
+			err = s.load()
+		}
+		if err != nil {
 			s.disk.close()
 			return nil, fmt.Errorf("storage: load %s: %w", opts.Dir, err)
 		}

@@ -30,7 +30,7 @@ func TestOpenRefuses(t *testing.T) {
 			return dir
 		}, ErrInUse},
 		{"newer format", func(t *testing.T, dir string) string {
-			write(t, filepath.Join(dir, formatFile), "quaymaster-store 2\n")
+			write(t, filepath.Join(dir, formatFile), "quaymaster-store 3\n")
 			return dir
 		}, ErrNewerFormat},
 		{"other format", func(t *testing.T, dir string) string {
