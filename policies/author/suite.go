@@ -24,7 +24,9 @@ type suite struct {
 	Policy string                      `json:"policy"`
 	Limits policyv1alpha1.PolicyLimits `json:"limits,omitempty"`
 	Match  *policyv1alpha1.PolicyMatch `json:"match,omitempty"`
-	Cases  []testCase                  `json:"cases"`
+	// Grants as in a Policy. nil: what the program asks for.
+	Grants *policyv1alpha1.PolicyGrants `json:"grants,omitempty"`
+	Cases  []testCase                   `json:"cases"`
 	situation
 
 	document *document
@@ -38,6 +40,8 @@ type situation struct {
 	Running []*corev1.Pod `json:"running,omitempty"`
 	// Namespace of the request, for namespaceSelector.
 	Namespace *corev1.Namespace `json:"namespace,omitempty"`
+	// Objects are all that the policy finds when it reads the store.
+	Objects []json.RawMessage `json:"objects,omitempty"`
 	// Time and Seed of the decision.
 	Time *metav1.Time `json:"time,omitempty"`
 	Seed *uint64      `json:"seed,omitempty"`
@@ -122,6 +126,9 @@ func (s *situation) check(d *document, at path) error {
 			names[node.Name] = true
 		}
 	}
+	if _, i, err := decodeObjects(s.Objects); err != nil {
+		errs = append(errs, d.errorf(at.with("objects", i), "%w", err))
+	}
 	return errors.Join(errs...)
 }
 
@@ -175,6 +182,9 @@ func (c *situation) inherit(from *situation) {
 	}
 	if c.Namespace == nil {
 		c.Namespace = from.Namespace
+	}
+	if c.Objects == nil {
+		c.Objects = from.Objects
 	}
 	if c.Time == nil {
 		c.Time = from.Time

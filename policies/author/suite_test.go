@@ -212,6 +212,8 @@ func TestSuitesRefused(t *testing.T) {
 		{"a score for a refusal", head + "- name: c\n  pod: {}\n  refuses: {a: never}\n  scores: {a: 1}\n", "8: cases[0].scores.a: a node that is refused has no score"},
 		{"running nowhere", head + "- name: c\n  running: [{metadata: {name: r}}]\n  pod: {}\n  passes: [a]\n", `6: cases[0].running[0]`},
 		{"two nodes of a name", "policy: p.rego\nnodes:\n- metadata: {name: a}\n- metadata:\n    name: a\ncases:\n- {name: c, error: x}\n", `5: nodes[1].metadata.name: "a" is there twice`},
+		{"an object without a name", head + "- name: c\n  objects: [{apiVersion: v1, kind: ConfigMap}]\n  pod: {}\n  passes: [a]\n", "6: cases[0].objects[0]: the ConfigMap has no metadata.name"},
+		{"an object of no kind", head + "- name: c\n  objects: [{kind: Thing}]\n  pod: {}\n  passes: [a]\n", "6: cases[0].objects[0]: "},
 		{"an anchor", "policy: p.rego\nnodes: &n\n- metadata: {name: a}\ncases:\n- name: c\n  nodes: *n\n  pod: {}\n  passes: [b]\n", `8: cases[0].passes[0]: there is no node "b"`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -49,7 +49,13 @@ func (e Engines) Test(ctx context.Context, file string) ([]Result, error) {
 		return nil, s.document.errorf(path{"policy"}, "%w", err)
 	}
 	clock := &stopped{}
-	host := policies.NewHost(policies.Options{Engines: e, Clock: clock, Probation: -1})
+	if s.Grants == nil {
+		if s.Grants, err = e.asked(program); err != nil {
+			return nil, s.document.errorf(path{"policy"}, "%w", err)
+		}
+	}
+	store := &objects{}
+	host := policies.NewHost(policies.Options{Engines: e, Reads: store, Clock: clock, Probation: -1})
 	defer host.Close()
 	var results []Result
 	for i := range s.Cases {
@@ -58,9 +64,14 @@ func (e Engines) Test(ctx context.Context, file string) ([]Result, error) {
 		if c.Time != nil {
 			clock.at = c.Time.Time
 		}
+		all, _, err := decodeObjects(c.Objects) // without error, or there would be no suite
+		if err != nil {
+			return nil, err
+		}
+		store.set(all)
 		r := &run{suite: s, testCase: c, at: path{"cases", i}, host: host, program: program}
 		began := time.Now()
-		err := r.do(ctx)
+		err = r.do(ctx)
 		if ctx.Err() != nil {
 			return results, ctx.Err()
 		}
@@ -68,6 +79,22 @@ func (e Engines) Test(ctx context.Context, file string) ([]Result, error) {
 		results = append(results, Result{Case: c.Name, Failures: r.failures, Wall: time.Since(began)})
 	}
 	return results, nil
+}
+
+// asked is what a program asks for; what does not load asks for nothing, and its
+// cases tell why.
+func (e Engines) asked(s *source) (*policyv1alpha1.PolicyGrants, error) {
+	engine, err := e.of(s)
+	if err != nil {
+		return nil, err
+	}
+	grants := &policyv1alpha1.PolicyGrants{}
+	if inspector, ok := engine.(policies.Inspector); ok {
+		if i, err := inspector.Inspect(s.load(nil)); err == nil {
+			grants.Reads = i.Reads
+		}
+	}
+	return grants, nil
 }
 
 // run is one case under way.
@@ -87,7 +114,7 @@ func (r *run) failf(p path, format string, args ...any) {
 // do returns the error of the load or of the call.
 func (r *run) do(ctx context.Context) error {
 	spec := &policyv1alpha1.PolicySpec{
-		Engine: r.program.engine, Config: rawConfig(r.testCase.Config), Limits: r.suite.Limits, Match: r.suite.Match,
+		Engine: r.program.engine, Config: rawConfig(r.testCase.Config), Limits: r.suite.Limits, Match: r.suite.Match, Grants: *r.suite.Grants,
 	}
 	status, err := r.host.Apply(ctx, r.program.name, spec, r.program.data, r.program.file)
 	if err != nil {
