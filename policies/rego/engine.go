@@ -1,6 +1,6 @@
 // Package rego runs policies written in Rego. It is the only door to OPA.
 //
-// A policy is one module of any package. Its rules say where it takes part:
+// A policy is a package of any name. Its rules say where it takes part:
 //
 //	deny, violation   Validate: a set of messages, or of objects with "msg";
 //	                  or a single message. A request is refused by any.
@@ -8,6 +8,11 @@
 //	patch             Mutate: a set or array of RFC 6902 operations.
 //	filter            Filter: messages, any of which refuses input.node for input.pod.
 //	score             Score: a number from 0 to 100 for input.node.
+//	filters, scores   the same for all nodes at once: objects by name of node, of
+//	                  messages and numbers, from input.nodes.
+//
+// A source is one module, an OPA bundle, or what OPA compiled of them to
+// WebAssembly. A node's own requests are input.requested.
 //
 // input has the shape of an AdmissionReview (input.request, and the same as
 // input.review for Gatekeeper's templates) or holds pod and node; the policy's
@@ -26,8 +31,10 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/rego"
+	"github.com/open-policy-agent/opa/v1/storage/inmem"
 	"github.com/open-policy-agent/opa/v1/util"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/lru"
 
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
 	"github.com/quaymaster/quaymaster/policies"
@@ -43,137 +50,133 @@ const (
 	maxModule            = 1 << 20
 )
 
-// unsafe builtins reach the network or the server's own state.
-var unsafe = map[string]struct{}{
-	ast.HTTPSend.Name:        {},
-	ast.NetLookupIPAddr.Name: {},
-	ast.OPARuntime.Name:      {},
+// Options of an Engine; the zero value works.
+type Options struct {
+	// Sandbox runs what OPA compiled to WebAssembly. nil: such sources are refused.
+	Sandbox policies.Sandbox
 }
 
 // Engine implements policies.Engine.
 type Engine struct {
-	capabilities *ast.Capabilities
+	options      Options
+	capabilities *ast.Capabilities // of the parser
 }
 
 // New returns an engine.
-func New() *Engine {
-	c := ast.CapabilitiesForThisVersion()
-	c.AllowNet = []string{} // no remote schemas
-	return &Engine{capabilities: c}
+func New(options ...Options) *Engine {
+	e := &Engine{capabilities: capabilitiesFor(nil)}
+	if len(options) > 0 {
+		e.options = options[0]
+	}
+	return e
 }
 
-// compile takes the steps Parse and Compile. file names the source in messages.
-func (e *Engine) compile(l policies.Load) (file string, module *ast.Module, compiler *ast.Compiler, err error) {
-	if file = l.File; file == "" {
-		file = l.Policy + ".rego"
+// compile takes the step Compile.
+func (u *unit) compile(l policies.Load) (*ast.Compiler, error) {
+	compiler := ast.NewCompiler().WithCapabilities(capabilitiesFor(l.Grants)).WithUnsafeBuiltins(unsafeFor(l.Grants)).WithBuiltins(readBuiltin)
+	if compiler.Compile(u.modules); compiler.Failed() {
+		return nil, &policies.LoadError{Step: policies.StepCompile, Err: oneLine(compiler.Errors)}
 	}
-	if len(l.Source) > maxModule {
-		return file, nil, nil, policies.LoadErrorf(policies.StepParse, "%s: %d bytes, at most %d are allowed", file, len(l.Source), maxModule)
-	}
-	module, err = ast.ParseModuleWithOpts(file, string(l.Source), ast.ParserOptions{Capabilities: e.capabilities, RegoVersion: ast.RegoV1})
-	if err != nil {
-		return file, nil, nil, &policies.LoadError{Step: policies.StepParse, Err: oneLine(err)}
-	}
-	if module == nil {
-		return file, nil, nil, policies.LoadErrorf(policies.StepParse, "%s: the module is empty", file)
-	}
-	compiler = ast.NewCompiler().WithCapabilities(e.capabilities).WithUnsafeBuiltins(unsafe)
-	if compiler.Compile(map[string]*ast.Module{file: module}); compiler.Failed() {
-		return file, nil, nil, &policies.LoadError{Step: policies.StepCompile, Err: oneLine(compiler.Errors)}
-	}
-	return file, module, compiler, nil
-}
-
-// taken returns the rules of the module that take part, and where.
-func taken(file string, module *ast.Module) (names []string, points []policyv1alpha1.ExtensionPoint, err error) {
-	for _, rule := range module.Rules {
-		name := string(rule.Head.Ref()[0].Value.(ast.Var))
-		point, ok := rules[name]
-		if !ok || slices.Contains(names, name) {
-			continue
-		}
-		names = append(names, name)
-		if !slices.Contains(points, point) {
-			points = append(points, point)
-		}
-	}
-	if len(points) == 0 {
-		return nil, nil, policies.LoadErrorf(policies.StepManifest, "%s: package %s has none of the rules deny, violation, warn, patch, filter, score",
-			file, packageOf(module))
-	}
-	slices.Sort(points)
-	return names, points, nil
-}
-
-func packageOf(module *ast.Module) string {
-	return strings.TrimPrefix(module.Package.Path.String(), "data.")
+	return compiler, nil
 }
 
 // Load implements policies.Engine.
 func (e *Engine) Load(ctx context.Context, l policies.Load) (policies.Program, error) {
-	file, module, compiler, err := e.compile(l)
+	u, err := e.parse(l)
 	if err != nil {
 		return nil, err
 	}
-	p := &program{policy: l.Policy, deadline: DefaultDeadline, fleetDeadline: DefaultFleetDeadline, queries: map[string]rego.PreparedEvalQuery{}}
+	parameters, err := parameters(l.Config)
+	if err != nil {
+		return nil, policies.LoadErrorf(policies.StepConfigure, "config: %w", err)
+	}
+	p := &program{unit: u, policy: l.Policy, deadline: DefaultDeadline, fleetDeadline: DefaultFleetDeadline, parameters: parameters, store: inmem.NewFromObject(u.data), shapes: lru.New(shapesKept)}
 	if d := l.Limits.Deadline; d != nil {
 		p.deadline, p.fleetDeadline = d.Duration, d.Duration
 	}
-	if p.parameters, err = parameters(l.Config); err != nil {
-		return nil, policies.LoadErrorf(policies.StepConfigure, "config: %w", err)
-	}
-	names, points, err := taken(file, module)
-	if err != nil {
+	if u.compiled != nil {
+		if err := e.loadCompiled(ctx, p, l); err != nil {
+			return nil, err
+		}
+	} else if err := p.prepare(ctx, l); err != nil {
 		return nil, err
 	}
-	p.points = points
-	for _, name := range names {
-		query := module.Package.Path.Append(ast.StringTerm(name))
-		prepared, err := rego.New(rego.Compiler(compiler), rego.ParsedQuery(ast.NewBody(ast.NewExpr(ast.NewTerm(query)))),
-			rego.Capabilities(e.capabilities), rego.StrictBuiltinErrors(false)).PrepareForEval(ctx)
-		if err != nil {
-			return nil, policies.LoadErrorf(policies.StepCompile, "%s: %w", name, oneLine(err))
-		}
-		p.queries[name] = prepared
-	}
 	if err := p.selfTest(ctx); err != nil {
-		return nil, &policies.LoadError{Step: policies.StepSelfTest, Err: err}
+		return nil, errors.Join(&policies.LoadError{Step: policies.StepSelfTest, Err: err}, p.Close())
 	}
 	return p, nil
 }
 
+// prepare compiles the modules and the queries of the rules that take part.
+func (p *program) prepare(ctx context.Context, l policies.Load) error {
+	compiler, err := p.unit.compile(l)
+	if err != nil {
+		return err
+	}
+	p.usage = usageOf(compiler.Modules)
+	if p.usage.reads && l.Grants != nil && len(l.Grants.Reads) == 0 {
+		return policies.LoadErrorf(policies.StepImports, "%s calls %s, and the policy may read nothing: name the resources in spec.grants.reads", p.unit.file, readName)
+	}
+	var granted []string
+	if l.Grants != nil {
+		granted = append([]string{}, l.Grants.Reads...)
+	}
+	p.options = []func(*rego.Rego){rego.Store(p.store), rego.Capabilities(capabilitiesFor(l.Grants)), rego.StrictBuiltinErrors(false), reader(granted)}
+	p.unsafe = unsafeFor(l.Grants)
+	p.queries = map[string]*query{}
+	for _, name := range p.unit.names {
+		q := &query{ref: p.unit.pkg.Path.Append(ast.StringTerm(name)), compiler: compiler}
+		r := rego.New(append(p.options, rego.Compiler(compiler), rego.ParsedQuery(ast.NewBody(ast.NewExpr(ast.NewTerm(q.ref)))))...)
+		if q.whole, err = r.PrepareForEval(ctx); err != nil {
+			return policies.LoadErrorf(policies.StepCompile, "%s: %w", name, oneLine(err))
+		}
+		p.queries[name] = q
+	}
+	return nil
+}
+
 // Inspect implements policies.Inspector. The name is the last part of the package's.
 func (e *Engine) Inspect(l policies.Load) (*policies.Inspection, error) {
-	file, module, _, err := e.compile(l)
+	u, err := e.parse(l)
 	if err != nil {
 		return nil, err
 	}
-	_, points, err := taken(file, module)
-	if err != nil {
-		return nil, err
+	out := &policies.Inspection{
+		Engine: policyv1alpha1.EngineRego, Name: l.Policy, Size: len(l.Source), Digest: policies.Digest(l.Source),
+	}
+	if u.compiled != nil {
+		p := &program{unit: u, policy: l.Policy, parameters: ast.NewObject()}
+		if err := e.loadCompiled(context.Background(), p, l); err != nil {
+			return nil, err
+		}
+		defer p.Close()
+	} else {
+		compiler, err := u.compile(l)
+		if err != nil {
+			return nil, err
+		}
+		usage := usageOf(compiler.Modules)
+		out.Static = usage.static()
+		if usage.reads {
+			out.Grants = append(out.Grants, "read")
+		}
+		if usage.network {
+			out.Grants = append(out.Grants, "network")
+		}
+		if name, ok := u.pkg.Path[len(u.pkg.Path)-1].Value.(ast.String); ok {
+			out.Name = string(name)
+		}
 	}
 	deadline := DefaultDeadline
-	if slices.Contains(points, policyv1alpha1.ExtensionFilter) || slices.Contains(points, policyv1alpha1.ExtensionScore) {
+	if slices.Contains(u.points, policyv1alpha1.ExtensionFilter) || slices.Contains(u.points, policyv1alpha1.ExtensionScore) {
 		deadline = DefaultFleetDeadline
 	}
-	name, _ := module.Package.Path[len(module.Package.Path)-1].Value.(ast.String)
-	return &policies.Inspection{
-		Engine: policyv1alpha1.EngineRego, Name: string(name), Size: len(l.Source), Digest: policies.Digest(l.Source),
-		ExtensionPoints: points, Limits: policyv1alpha1.PolicyLimits{Deadline: &metav1.Duration{Duration: deadline}},
-	}, nil
+	out.ExtensionPoints = u.points
+	out.Limits = policyv1alpha1.PolicyLimits{Deadline: &metav1.Duration{Duration: deadline}}
+	return out, nil
 }
 
 var _ policies.Inspector = (*Engine)(nil)
-
-// rules that a policy may have.
-var rules = map[string]policyv1alpha1.ExtensionPoint{
-	"deny":      policyv1alpha1.ExtensionValidate,
-	"violation": policyv1alpha1.ExtensionValidate,
-	"warn":      policyv1alpha1.ExtensionValidate,
-	"patch":     policyv1alpha1.ExtensionMutate,
-	"filter":    policyv1alpha1.ExtensionFilter,
-	"score":     policyv1alpha1.ExtensionScore,
-}
 
 func parameters(config []byte) (ast.Value, error) {
 	if len(config) == 0 {
@@ -207,7 +210,7 @@ func oneLine(err error) error {
 		text = fmt.Sprintf("%s:%d: %s", first.Location.File, first.Location.Row, first.Message)
 	}
 	if strings.HasPrefix(first.Message, "unsafe built-in") {
-		text += ": a policy reaches neither the network nor the server"
+		text += ": a policy reaches neither the network, unless spec.grants.network says where, nor the server"
 	}
 	if len(list) > 1 {
 		text += fmt.Sprintf(" (and %d more)", len(list)-1)

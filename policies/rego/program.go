@@ -14,59 +14,115 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/rego"
+	"github.com/open-policy-agent/opa/v1/storage"
 	"github.com/open-policy-agent/opa/v1/topdown"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/lru"
 
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
 	"github.com/quaymaster/quaymaster/policies"
 	"github.com/quaymaster/quaymaster/policies/abi"
 )
 
-// program is one compiled module with one configuration.
+// program is one source with one configuration.
 type program struct {
+	unit                    *unit
 	policy                  string
 	deadline, fleetDeadline time.Duration
-	points                  []policyv1alpha1.ExtensionPoint
-	queries                 map[string]rego.PreparedEvalQuery
 	parameters              ast.Value
+	store                   storage.Store // of the bundle's data
+
+	// of modules
+	usage   *usage
+	options []func(*rego.Rego)
+	unsafe  map[string]struct{}
+	queries map[string]*query
+	plain   bool // no partial evaluation: to compare with
+
+	// of what OPA compiled
+	module      policies.OPAModule
+	entrypoints map[string]string // by rule
+
+	shapes *lru.Cache
 
 	mu    sync.Mutex
 	nodes []nodeInput // by row of the fleet seen last
 }
 
-// nodeInput is a node as input, made once for each version of the node.
-type nodeInput struct {
-	node *corev1.Node
-	term *ast.Term
+// query of one rule.
+type query struct {
+	ref      ast.Ref
+	compiler *ast.Compiler
+	whole    rego.PreparedEvalQuery
 }
 
 // Points implements policies.Program.
-func (p *program) Points() []policyv1alpha1.ExtensionPoint { return p.points }
+func (p *program) Points() []policyv1alpha1.ExtensionPoint { return p.unit.points }
 
-// Static implements policies.Program: a policy sees whole nodes, status included.
-func (p *program) Static() bool { return false }
+// Static implements policies.Program.
+func (p *program) Static() bool { return p.usage != nil && p.usage.static() }
 
 // Session implements policies.Program.
 func (p *program) Session() policies.Session { return &session{program: p} }
 
 // Close implements policies.Program.
-func (p *program) Close() error { return nil }
+func (p *program) Close() error {
+	if p.module != nil {
+		return p.module.Close()
+	}
+	return nil
+}
+
+// Footprint implements policies.Footprint: of the compiled module; what OPA
+// itself holds is among the server's objects.
+func (p *program) Footprint() int64 {
+	if p.module != nil {
+		return p.module.Footprint()
+	}
+	return 0
+}
+
+// Stateful implements policies.Stateful: what the network answers may change
+// from call to call.
+func (p *program) Stateful() bool { return p.usage != nil && p.usage.network }
 
 type session struct {
 	*program
-	reasons map[int]string
+	testing  bool // a self-test: a busy machine does not decide on it
+	compiled policies.OPASession
+	reasons  map[int]string
+	pod      *corev1.Pod // that podValue is of
+	podValue *ast.Term
 }
 
 // Close implements policies.Session.
-func (s *session) Close() {}
+func (s *session) Close() {
+	if s.compiled != nil {
+		s.compiled.Close()
+		s.compiled = nil
+	}
+}
+
+func (p *program) has(rule string) bool { return slices.Contains(p.unit.names, rule) }
 
 // eval returns the value of a rule, nil when it is undefined.
-func (p *program) eval(ctx context.Context, rule string, c policies.Cycle, input ast.Value) (any, error) {
-	results, err := p.queries[rule].Eval(ctx, rego.EvalParsedInput(input), rego.EvalTime(c.Time), rego.EvalSeed(newSeed(c.Seed)))
+func (s *session) eval(ctx context.Context, rule string, c policies.Cycle, input ast.Value) (any, error) {
+	if s.module != nil {
+		return s.evalCompiled(ctx, rule, input)
+	}
+	return evaluate(ctx, &s.queries[rule].whole, rule, c, input)
+}
+
+func evaluate(ctx context.Context, q *rego.PreparedEvalQuery, rule string, c policies.Cycle, input ast.Value) (any, error) {
+	results, err := q.Eval(ctx, rego.EvalParsedInput(input), rego.EvalTime(c.Time), rego.EvalSeed(newSeed(c.Seed)))
 	if err != nil {
-		if topdown.IsCancel(err) || errors.Is(err, context.DeadlineExceeded) {
+		failed := askedIn(ctx).failed
+		switch {
+		case failed != nil:
+			return nil, fmt.Errorf("%s: %w", rule, failed)
+		case topdown.IsCancel(err) || errors.Is(err, context.DeadlineExceeded):
 			return nil, fmt.Errorf("%s: %w", rule, policies.ErrDeadline)
 		}
 		return nil, fmt.Errorf("%s: %w: %w", rule, policies.ErrTrap, oneLine(err))
@@ -78,9 +134,12 @@ func (p *program) eval(ctx context.Context, rule string, c policies.Cycle, input
 }
 
 // timed bounds f by the deadline; when the caller's context ended, that is the error.
-func timed(ctx context.Context, deadline time.Duration, f func(context.Context) error) (policies.Cost, error) {
+func (s *session) timed(ctx context.Context, c policies.Cycle, deadline time.Duration, f func(context.Context) error) (policies.Cost, error) {
+	if s.testing {
+		deadline = max(deadline, selfTestDeadline)
+	}
 	began := time.Now()
-	bounded, cancel := context.WithTimeout(ctx, deadline)
+	bounded, cancel := context.WithTimeout(withCycle(ctx, c), deadline)
 	defer cancel()
 	err := f(bounded)
 	if err != nil && ctx.Err() != nil {
@@ -119,11 +178,11 @@ func messages(rule string, value any) ([]string, error) {
 	return out, nil
 }
 
-func (p *program) messages(ctx context.Context, rule string, c policies.Cycle, input ast.Value) ([]string, error) {
-	if _, ok := p.queries[rule]; !ok {
+func (s *session) messages(ctx context.Context, rule string, c policies.Cycle, input ast.Value) ([]string, error) {
+	if !s.has(rule) {
 		return nil, nil
 	}
-	value, err := p.eval(ctx, rule, c, input)
+	value, err := s.eval(ctx, rule, c, input)
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +192,7 @@ func (p *program) messages(ctx context.Context, rule string, c policies.Cycle, i
 // Admit implements policies.Session.
 func (s *session) Admit(ctx context.Context, c policies.Cycle, point policyv1alpha1.ExtensionPoint, request *admissionv1.AdmissionRequest) (*admissionv1.AdmissionResponse, policies.Cost, error) {
 	answer := &admissionv1.AdmissionResponse{UID: request.UID, Allowed: true}
-	cost, err := timed(ctx, s.deadline, func(ctx context.Context) error {
+	cost, err := s.timed(ctx, c, s.deadline, func(ctx context.Context) error {
 		review, err := toValue(request)
 		if err != nil {
 			return fmt.Errorf("encode request: %w", err)
@@ -189,124 +248,11 @@ func (s *session) patch(ctx context.Context, c policies.Cycle, input ast.Value, 
 	return nil
 }
 
-// inputs returns the nodes of the fleet as input terms, by row.
-func (p *program) inputs(nodes []*corev1.Node) ([]*ast.Term, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.nodes) != len(nodes) {
-		p.nodes = append(p.nodes[:min(len(p.nodes), len(nodes))], make([]nodeInput, max(0, len(nodes)-len(p.nodes)))...)
-	}
-	out := make([]*ast.Term, len(nodes))
-	for i, node := range nodes {
-		if node != nil && p.nodes[i].node != node {
-			v, err := toValue(node)
-			if err != nil {
-				return nil, fmt.Errorf("encode node %s: %w", node.Name, err)
-			}
-			p.nodes[i] = nodeInput{node, ast.NewTerm(v)}
-		}
-		out[i] = p.nodes[i].term
-	}
-	return out, nil
-}
-
-// eachNode evaluates a rule for every row that holds a node.
-func (s *session) eachNode(ctx context.Context, rule string, c policies.Cycle, pod *corev1.Pod, fleet *abi.Fleet, f func(row int, value any) error) (policies.Cost, error) {
-	if _, ok := s.queries[rule]; !ok {
-		return policies.Cost{}, fmt.Errorf("the module has no rule %s", rule)
-	}
-	return timed(ctx, s.fleetDeadline, func(ctx context.Context) error {
-		nodes, err := s.inputs(fleet.Nodes)
-		if err != nil {
-			return err
-		}
-		podValue, err := toValue(pod)
-		if err != nil {
-			return fmt.Errorf("encode pod %s/%s: %w", pod.Namespace, pod.Name, err)
-		}
-		podTerm, parameters := ast.NewTerm(podValue), ast.NewTerm(s.parameters)
-		for row, node := range nodes {
-			if fleet.Nodes[row] == nil {
-				continue
-			}
-			value, err := s.eval(ctx, rule, c, ast.NewObject(
-				[2]*ast.Term{ast.StringTerm("pod"), podTerm},
-				[2]*ast.Term{ast.StringTerm("node"), node},
-				[2]*ast.Term{ast.StringTerm("parameters"), parameters},
-			))
-			if err == nil {
-				err = f(row, value)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-// Filter implements policies.Session.
-func (s *session) Filter(ctx context.Context, c policies.Cycle, pod *corev1.Pod, fleet *abi.Fleet, verdicts []uint8) (policies.Cost, error) {
-	s.reasons = map[int]string{}
-	out := make([]uint8, fleet.Len())
-	cost, err := s.eachNode(ctx, "filter", c, pod, fleet, func(row int, value any) error {
-		texts, err := messages("filter", value)
-		if len(texts) > 0 {
-			out[row] = 1
-			s.reasons[row] = strings.Join(texts, ", ")
-		}
-		return err
-	})
-	if err != nil {
-		return cost, err
-	}
-	for row, node := range fleet.Nodes {
-		if node != nil {
-			verdicts[row] = out[row]
-		}
-	}
-	return cost, nil
-}
-
-// Reason implements policies.Session.
-func (s *session) Reason(row int, _ uint8) string { return s.reasons[row] }
-
-// Score implements policies.Session.
-func (s *session) Score(ctx context.Context, c policies.Cycle, pod *corev1.Pod, fleet *abi.Fleet, verdicts []uint8, scores []int64) (policies.Cost, error) {
-	out := make([]int64, fleet.Len())
-	cost, err := s.eachNode(ctx, "score", c, pod, fleet, func(row int, value any) error {
-		if value == nil {
-			return nil // undefined rates 0
-		}
-		number, ok := value.(json.Number)
-		if !ok {
-			return fmt.Errorf("score: %w: %T is no number", policies.ErrResult, value)
-		}
-		v, err := number.Float64()
-		if err != nil || !(v >= 0 && v <= 100) {
-			return fmt.Errorf("score: %w: %s is not within 0 to 100", policies.ErrResult, number)
-		}
-		out[row] = int64(v)
-		return nil
-	})
-	if err != nil {
-		return cost, err
-	}
-	for row, node := range fleet.Nodes {
-		if node != nil && verdicts[row] == 0 {
-			scores[row] = out[row]
-		}
-	}
-	return cost, nil
-}
-
 // selfTest runs every rule once on an empty request or a bare pod and node:
 // what it answers does not matter, that it answers in time does.
 func (p *program) selfTest(ctx context.Context) error {
-	s := &session{program: &program{
-		policy: p.policy, points: p.points, queries: p.queries, parameters: p.parameters,
-		deadline: max(p.deadline, selfTestDeadline), fleetDeadline: max(p.fleetDeadline, selfTestDeadline),
-	}}
+	s := &session{program: p, testing: true}
+	defer s.Close()
 	fleet := abi.FleetOf([]*corev1.Node{{ObjectMeta: metav1.ObjectMeta{Name: "self-test"}}})
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "self-test", Namespace: "default"}}
 	raw, err := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "Pod", "metadata": pod.ObjectMeta, "spec": pod.Spec})
@@ -319,7 +265,7 @@ func (p *program) selfTest(ctx context.Context) error {
 		Operation: admissionv1.Create, Name: pod.Name, Namespace: pod.Namespace,
 	}
 	request.Object.Raw = bytes.TrimSpace(raw)
-	for _, point := range p.points {
+	for _, point := range p.unit.points {
 		var err error
 		switch point {
 		case policyv1alpha1.ExtensionFilter:

@@ -1,0 +1,332 @@
+package rego
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/quaymaster/quaymaster/policies"
+	"github.com/quaymaster/quaymaster/policies/abi"
+)
+
+// shapesKept is how many shapes of pods a program remembers.
+const shapesKept = 64
+
+// nodeInput is a node as input, made once for each version of the node.
+type nodeInput struct {
+	node *corev1.Node
+	term *ast.Term
+	only ast.Value // {"node": term}
+}
+
+// shape is what is known for all pods that look the same to the policy.
+type shape struct {
+	mu       sync.Mutex
+	partials map[string]*partial // by rule; nil where there is none to be had
+	answers  map[string][]cell   // by rule and row
+}
+
+// cell is the answer of a rule about one version of a node.
+type cell struct {
+	node  *corev1.Node
+	value any
+}
+
+// inputs returns the nodes of the fleet as input, by row.
+func (p *program) inputs(nodes []*corev1.Node) ([]nodeInput, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.nodes) != len(nodes) {
+		p.nodes = append(p.nodes[:min(len(p.nodes), len(nodes))], make([]nodeInput, max(0, len(nodes)-len(p.nodes)))...)
+	}
+	for i, node := range nodes {
+		switch {
+		case node == nil:
+			p.nodes[i] = nodeInput{}
+		case p.nodes[i].node != node:
+			v, err := toValue(node)
+			if err != nil {
+				return nil, fmt.Errorf("encode node %s: %w", node.Name, err)
+			}
+			term := ast.NewTerm(v)
+			p.nodes[i] = nodeInput{node, term, ast.NewObject([2]*ast.Term{nodeKey, term})}
+		}
+	}
+	return slices.Clone(p.nodes), nil
+}
+
+var (
+	podKey        = ast.StringTerm("pod")
+	nodeKey       = ast.StringTerm("node")
+	nodesKey      = ast.StringTerm("nodes")
+	requestedKey  = ast.StringTerm("requested")
+	parametersKey = ast.StringTerm("parameters")
+)
+
+// requested is what the pods on a node request: cpu in thousandths, memory and
+// ephemeral-storage in bytes, pods, and extended resources.
+func requested(fleet *abi.Fleet, row int) *ast.Term {
+	number := func(n int64) *ast.Term { return ast.NewTerm(ast.Number(json.Number(fmt.Sprint(n)))) }
+	at := func(column []int64) *ast.Term {
+		if row < len(column) {
+			return number(column[row])
+		}
+		return number(0)
+	}
+	terms := [][2]*ast.Term{
+		{ast.StringTerm("cpu"), at(fleet.Requested.MilliCPU)},
+		{ast.StringTerm("memory"), at(fleet.Requested.Memory)},
+		{ast.StringTerm("ephemeral-storage"), at(fleet.Requested.EphemeralStorage)},
+		{ast.StringTerm("pods"), at(fleet.Requested.Pods)},
+	}
+	for _, name := range slices.Sorted(maps.Keys(fleet.ExtendedRequested)) {
+		terms = append(terms, [2]*ast.Term{ast.StringTerm(string(name)), at(fleet.ExtendedRequested[name])})
+	}
+	return ast.NewTerm(ast.NewObject(terms...))
+}
+
+// podTerm is the pod as input, made once for the calls about it.
+func (s *session) podTerm(pod *corev1.Pod) (*ast.Term, error) {
+	if s.pod != pod || s.podValue == nil {
+		v, err := toValue(pod)
+		if err != nil {
+			return nil, fmt.Errorf("encode pod %s/%s: %w", pod.Namespace, pod.Name, err)
+		}
+		s.pod, s.podValue = pod, ast.NewTerm(v)
+	}
+	return s.podValue, nil
+}
+
+// shapeOf a pod, remembered or new.
+func (p *program) shapeOf(pod *ast.Term) *shape {
+	key := p.usage.shapeKey(pod.Value)
+	if s, ok := p.shapes.Get(key); ok {
+		return s.(*shape)
+	}
+	s := &shape{partials: map[string]*partial{}, answers: map[string][]cell{}}
+	p.shapes.Add(key, s)
+	return s
+}
+
+// eachNode calls f with the value of a rule for every row that holds a node and
+// that want accepts.
+func (s *session) eachNode(ctx context.Context, rule string, c policies.Cycle, pod *corev1.Pod, fleet *abi.Fleet,
+	want func(row int) bool, f func(row int, value any) error) error {
+	podTerm, err := s.podTerm(pod)
+	if err != nil {
+		return err
+	}
+	if s.module != nil {
+		return s.eachCompiled(ctx, rule, podTerm, fleet, want, f)
+	}
+	nodes, err := s.inputs(fleet.Nodes)
+	if err != nil {
+		return err
+	}
+	q := s.queries[rule]
+	known := s.shapeOf(podTerm)
+	known.mu.Lock()
+	defer known.mu.Unlock()
+	answers := known.answers[rule]
+	if len(answers) < len(nodes) {
+		answers = append(answers, make([]cell, len(nodes)-len(answers))...)
+		known.answers[rule] = answers
+	}
+	remember := !s.usage.nondeterministic && !s.usage.requested
+	missing := 0
+	for row := range nodes {
+		if nodes[row].node != nil && want(row) && !(remember && answers[row].node == nodes[row].node) {
+			missing++
+		}
+	}
+	prepared, tried := known.partials[rule]
+	if !tried && missing >= partialFrom && !s.plain {
+		if prepared, err = s.partially(ctx, q, podTerm); err != nil && ctx.Err() == nil {
+			prepared = nil // then each node is a whole evaluation
+		}
+		if ctx.Err() == nil {
+			known.partials[rule] = prepared
+		}
+	}
+	for row := range nodes {
+		node := &nodes[row]
+		if node.node == nil || !want(row) {
+			continue
+		}
+		if remember && answers[row].node == node.node {
+			if err := f(row, answers[row].value); err != nil {
+				return err
+			}
+			continue
+		}
+		var value any
+		if prepared != nil && !prepared.whole {
+			input := node.only
+			if s.usage.requested {
+				input = ast.NewObject([2]*ast.Term{nodeKey, node.term}, [2]*ast.Term{requestedKey, requested(fleet, row)})
+			}
+			value, err = evaluate(ctx, &prepared.PreparedEvalQuery, rule, c, input)
+		} else {
+			terms := [][2]*ast.Term{{podKey, podTerm}, {nodeKey, node.term}, {parametersKey, ast.NewTerm(s.parameters)}}
+			if s.usage.requested {
+				terms = append(terms, [2]*ast.Term{requestedKey, requested(fleet, row)})
+			}
+			query := &q.whole
+			if prepared != nil {
+				query = &prepared.PreparedEvalQuery
+			}
+			value, err = evaluate(ctx, query, rule, c, ast.NewObject(terms...))
+		}
+		if err == nil {
+			err = f(row, value)
+		}
+		if err != nil {
+			return err
+		}
+		if remember {
+			answers[row] = cell{node.node, value}
+		}
+	}
+	return nil
+}
+
+// allNodes returns the value of a rule about all nodes, an object by name.
+func (s *session) allNodes(ctx context.Context, rule string, c policies.Cycle, pod *corev1.Pod, fleet *abi.Fleet) (map[string]any, error) {
+	podTerm, err := s.podTerm(pod)
+	if err != nil {
+		return nil, err
+	}
+	nodes, err := s.inputs(fleet.Nodes)
+	if err != nil {
+		return nil, err
+	}
+	byName, requests := make([][2]*ast.Term, 0, len(nodes)), [][2]*ast.Term{}
+	for row := range nodes {
+		if nodes[row].node == nil {
+			continue
+		}
+		name := ast.StringTerm(nodes[row].node.Name)
+		byName = append(byName, [2]*ast.Term{name, nodes[row].term})
+		if s.usage == nil || s.usage.requested {
+			requests = append(requests, [2]*ast.Term{name, requested(fleet, row)})
+		}
+	}
+	input := ast.NewObject(
+		[2]*ast.Term{podKey, podTerm}, [2]*ast.Term{nodesKey, ast.NewTerm(ast.NewObject(byName...))},
+		[2]*ast.Term{requestedKey, ast.NewTerm(ast.NewObject(requests...))}, [2]*ast.Term{parametersKey, ast.NewTerm(s.parameters)})
+	value, err := s.eval(ctx, rule, c, input)
+	if err != nil || value == nil {
+		return nil, err
+	}
+	object, ok := value.(map[string]any)
+	if !ok {
+		return nil, fmt.Errorf("%s: %w: %T is no object by name of node", rule, policies.ErrResult, value)
+	}
+	return object, nil
+}
+
+// Filter implements policies.Session.
+func (s *session) Filter(ctx context.Context, c policies.Cycle, pod *corev1.Pod, fleet *abi.Fleet, verdicts []uint8) (policies.Cost, error) {
+	s.reasons = map[int]string{}
+	out := make([]uint8, fleet.Len())
+	refuse := func(row int, value any) error {
+		texts, err := messages("filter", value)
+		if len(texts) > 0 {
+			out[row] = 1
+			s.reasons[row] = strings.Join(texts, ", ")
+		}
+		return err
+	}
+	cost, err := s.timed(ctx, c, s.fleetDeadline, func(ctx context.Context) error {
+		if !s.has("filters") {
+			return s.eachNode(ctx, "filter", c, pod, fleet, func(int) bool { return true }, refuse)
+		}
+		byName, err := s.allNodes(ctx, "filters", c, pod, fleet)
+		if err != nil {
+			return err
+		}
+		for row, node := range fleet.Nodes {
+			if node == nil {
+				continue
+			}
+			if value, ok := byName[node.Name]; ok {
+				if err := refuse(row, value); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return cost, err
+	}
+	for row, node := range fleet.Nodes {
+		if node != nil {
+			verdicts[row] = out[row]
+		}
+	}
+	return cost, nil
+}
+
+// Reason implements policies.Session.
+func (s *session) Reason(row int, _ uint8) string { return s.reasons[row] }
+
+// Score implements policies.Session.
+func (s *session) Score(ctx context.Context, c policies.Cycle, pod *corev1.Pod, fleet *abi.Fleet, verdicts []uint8, scores []int64) (policies.Cost, error) {
+	out := make([]int64, fleet.Len())
+	rate := func(row int, value any) (err error) {
+		out[row], err = score(value)
+		return err
+	}
+	passes := func(row int) bool { return verdicts[row] == 0 }
+	cost, err := s.timed(ctx, c, s.fleetDeadline, func(ctx context.Context) error {
+		if !s.has("scores") {
+			return s.eachNode(ctx, "score", c, pod, fleet, passes, rate)
+		}
+		byName, err := s.allNodes(ctx, "scores", c, pod, fleet)
+		if err != nil {
+			return err
+		}
+		for row, node := range fleet.Nodes {
+			if node == nil || !passes(row) {
+				continue
+			}
+			if err := rate(row, byName[node.Name]); err != nil {
+				return fmt.Errorf("node %s: %w", node.Name, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return cost, err
+	}
+	for row, node := range fleet.Nodes {
+		if node != nil && passes(row) {
+			scores[row] = out[row]
+		}
+	}
+	return cost, nil
+}
+
+// score of a rule's value; undefined rates 0.
+func score(value any) (int64, error) {
+	if value == nil {
+		return 0, nil
+	}
+	number, ok := value.(json.Number)
+	if !ok {
+		return 0, fmt.Errorf("score: %w: %T is no number", policies.ErrResult, value)
+	}
+	v, err := number.Float64()
+	if err != nil || !(v >= 0 && v <= 100) {
+		return 0, fmt.Errorf("score: %w: %s is not within 0 to 100", policies.ErrResult, number)
+	}
+	return int64(v), nil
+}
