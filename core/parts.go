@@ -124,7 +124,7 @@ func (p *parts) assemble() (err error) {
 	p.policies = policies.NewHost(policies.Options{
 		Engines: map[policyv1alpha1.EngineType]policies.Engine{
 			policyv1alpha1.EngineWasm: p.wasm,
-			policyv1alpha1.EngineRego: rego.New(),
+			policyv1alpha1.EngineRego: rego.New(rego.Options{Sandbox: p.wasm}),
 		},
 		Reads: reads{p.informers, p.store}, Metrics: p.metrics, Clock: options.Clock, Logger: log.With("part", "policies"),
 	})

@@ -34,7 +34,7 @@ rollback talk to one.`,
 func withEngines(f func(author.Engines) error) (err error) {
 	w := wasm.New(wasm.Options{})
 	defer func() { err = errors.Join(err, w.Close()) }()
-	return f(author.Engines{policyv1alpha1.EngineWasm: w, policyv1alpha1.EngineRego: rego.New()})
+	return f(author.Engines{policyv1alpha1.EngineWasm: w, policyv1alpha1.EngineRego: rego.New(rego.Options{Sandbox: w})})
 }
 
 func newPolicyInspect() *cobra.Command {

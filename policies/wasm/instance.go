@@ -58,6 +58,7 @@ type instance struct {
 	podRow, nodeRow block       // protobuf
 	podSize         uint32      // of what is in podRow
 	prefiltered     *corev1.Pod // that prefilter was called for, and is in podRow
+	heap            *opaHeap    // of a module of OPA's
 	accounted       int64       // bytes of memory, in program.memory
 	row             int         // under way in the row tier, -1 outside
 }
