@@ -9,6 +9,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -24,6 +25,7 @@ type Objects struct {
 	pending    []*v1.Pod
 	namespaces []*v1.Namespace
 	owners     []metav1.Object // services and controllers, by whose selectors pods spread
+	storage    []metav1.Object // claims, volumes and what they depend on
 	budgets    []*policyv1.PodDisruptionBudget
 	classes    map[string]*schedulingv1.PriorityClass
 
@@ -47,7 +49,8 @@ func (o *Objects) Add(object runtime.Object) (plays bool, err error) {
 		return false, nil
 	}
 	switch object.(type) {
-	case *v1.Node, *v1.Namespace, *schedulingv1.PriorityClass:
+	case *v1.Node, *v1.Namespace, *schedulingv1.PriorityClass, *v1.PersistentVolume, *storagev1.StorageClass, *storagev1.CSINode, *storagev1.CSIDriver,
+		*storagev1.VolumeAttachment:
 	default:
 		if accessor.GetNamespace() == "" {
 			accessor.SetNamespace(metav1.NamespaceDefault)
@@ -71,6 +74,9 @@ func (o *Objects) Add(object runtime.Object) (plays bool, err error) {
 		o.namespaces = append(o.namespaces, x)
 	case *v1.Service, *v1.ReplicationController, *appsv1.ReplicaSet, *appsv1.StatefulSet:
 		o.owners = append(o.owners, accessor)
+	case *v1.PersistentVolumeClaim, *v1.PersistentVolume, *storagev1.StorageClass, *storagev1.CSINode, *storagev1.CSIDriver,
+		*storagev1.CSIStorageCapacity, *storagev1.VolumeAttachment:
+		o.storage = append(o.storage, accessor)
 	case *policyv1.PodDisruptionBudget:
 		o.budgets = append(o.budgets, x.DeepCopy()) // its status follows the evictions
 	case *schedulingv1.PriorityClass:
@@ -168,6 +174,9 @@ func (o *Objects) fill(s *cluster.State) error {
 	}
 	for _, x := range o.nodes {
 		s.SetNode(x)
+	}
+	for _, x := range o.storage {
+		s.SetStorage(x)
 	}
 	for _, x := range o.placed {
 		pod, err := o.prioritized(x)

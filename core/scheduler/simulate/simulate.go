@@ -242,6 +242,9 @@ func (r *run) decide(ctx context.Context, pod *v1.Pod) (*Pod, error) {
 		decided.Node = out.Node.Name
 		bound := *pod
 		bound.Spec.NodeName = out.Node.Name
+		if _, err := s.AssumeVolumes(c, out.Node.Name); err != nil {
+			return nil, err
+		}
 		s.Assume(c, &bound)
 		return decided, nil
 	}

@@ -12,13 +12,14 @@ import (
 	v1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
 func node(name, cpu string) *v1.Node {
-	return &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1.NodeStatus{Allocatable: v1.ResourceList{
+	return &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"name": name}}, Status: v1.NodeStatus{Allocatable: v1.ResourceList{
 		v1.ResourceCPU: resource.MustParse(cpu), v1.ResourceMemory: resource.MustParse("8Gi"), v1.ResourcePods: resource.MustParse("10")}}}
 }
 
@@ -49,6 +50,32 @@ func budget(app string, allowed int32) *policyv1.PodDisruptionBudget {
 		Status: policyv1.PodDisruptionBudgetStatus{DisruptionsAllowed: allowed}}
 }
 
+func claiming(claim string) func(*v1.Pod) {
+	return func(p *v1.Pod) {
+		p.Spec.Volumes = []v1.Volume{{Name: "v", VolumeSource: v1.VolumeSource{PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{ClaimName: claim}}}}
+	}
+}
+
+// local makes a class of local volumes, a volume on each of the nodes, larger from
+// one to the next, and three claims.
+func local(nodes ...string) (list []runtime.Object) {
+	wait, name := storagev1.VolumeBindingWaitForFirstConsumer, "local"
+	list = append(list, &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: "kubernetes.io/no-provisioner", VolumeBindingMode: &wait})
+	modes := []v1.PersistentVolumeAccessMode{v1.ReadWriteOnce}
+	for i, n := range nodes {
+		size := v1.ResourceList{v1.ResourceStorage: resource.MustParse(fmt.Sprintf("%dGi", i+1))}
+		list = append(list, &v1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "on-" + n}, Status: v1.PersistentVolumeStatus{Phase: v1.VolumeAvailable},
+			Spec: v1.PersistentVolumeSpec{StorageClassName: name, Capacity: size, AccessModes: modes, NodeAffinity: &v1.VolumeNodeAffinity{Required: &v1.NodeSelector{
+				NodeSelectorTerms: []v1.NodeSelectorTerm{{MatchExpressions: []v1.NodeSelectorRequirement{{Key: "name", Operator: v1.NodeSelectorOpIn, Values: []string{n}}}}}}}}})
+	}
+	for i, claim := range []string{"first", "second", "third"} {
+		size := v1.ResourceList{v1.ResourceStorage: resource.MustParse(fmt.Sprintf("%dGi", max(2-i, 1)))}
+		list = append(list, &v1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: claim}, Spec: v1.PersistentVolumeClaimSpec{
+			StorageClassName: &name, AccessModes: modes, Resources: v1.VolumeResourceRequirements{Requests: size}}})
+	}
+	return list
+}
+
 var high = &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: "high"}, Value: 10}
 
 // TestRun writes each decision as pod, node, nominated node and victims.
@@ -65,6 +92,9 @@ func TestRun(t *testing.T) {
 		{"the default class", []runtime.Object{node("a", "1"), high, &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: "usual"}, Value: 20, GlobalDefault: true},
 			pod("above", "1", class("high")), pod("usual", "1")},
 			[]string{"usual a", "above"}},
+		{"a local volume is given out once", append(local("a", "b"), node("a", "4"), node("b", "4"), node("c", "4"),
+			pod("one", "1", claiming("first")), pod("two", "1", claiming("second")), pod("three", "1", claiming("third")), pod("four", "1", claiming("none"))),
+			[]string{"one b", "two a", "three", "four"}},
 		{"a pod finds the node of the one before it full", []runtime.Object{node("a", "1"), pod("one", "1"), pod("two", "1")},
 			[]string{"one a", "two"}},
 		{"victims are gone and their room is kept", []runtime.Object{node("a", "2"), high, pod("victim", "2", on("a")), pod("late", "1"), pod("later", "1"), pod("urgent", "1", class("high"))},
