@@ -225,7 +225,7 @@ func TestBench(t *testing.T) {
 		t.Fatalf("%d measurements", len(all))
 	}
 	for i, m := range all {
-		if m.Calls < 1 || m.Nanoseconds <= 0 || m.Fuel <= 0 || m.Memory < 64<<10 || m.Nodes != o.Nodes[i%2] {
+		if m.Calls < 1 || m.Nanoseconds <= 0 || m.Fuel <= 0 || m.Memory < 64<<10 || m.Native <= 0 || m.Nodes != o.Nodes[i%2] {
 			t.Errorf("measured %+v", m)
 		}
 	}

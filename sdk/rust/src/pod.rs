@@ -41,7 +41,7 @@ impl Pod {
     fn word(&self, at: usize) -> Word<'_> {
         let (offset, length) = (self.u32(at + 4) as usize, self.u32(at + 8) as usize);
         let bytes = unsafe { core::slice::from_raw_parts(self.0.add(offset), length) };
-        Word { symbol: self.u32(at), text: core::str::from_utf8(bytes).unwrap_or("") }
+        Word { symbol: self.u32(at), text: crate::text::utf8(bytes) }
     }
 
     fn list<T>(&self, at: usize) -> Records<'_, T> {

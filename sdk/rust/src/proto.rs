@@ -94,7 +94,7 @@ impl<'a> Message<'a> {
     }
 
     pub fn as_str(self) -> &'a str {
-        core::str::from_utf8(self.0).unwrap_or("")
+        crate::text::utf8(self.0)
     }
 
     /// Every field of that number that holds bytes.
@@ -104,7 +104,18 @@ impl<'a> Message<'a> {
 
     /// The value under a key of a field that is a map with keys of text.
     pub fn entry(self, number: u32, key: &str) -> Option<Message<'a>> {
-        self.all(number).find(|e| e.get(1).map_or(false, |k| k.0 == key.as_bytes())).map(|e| e.get(2).unwrap_or(Message(&[])))
+        self.having(number, 1, key).map(|e| e.get(2).unwrap_or(Message(&[])))
+    }
+
+    /// Of the messages of a repeated field, the first whose string `by` is `want`.
+    #[inline(never)]
+    pub fn having(self, number: u32, by: u32, want: &str) -> Option<Message<'a>> {
+        for each in self.all(number) {
+            if each.get(by).map_or(false, |k| k.0 == want.as_bytes()) {
+                return Some(each);
+            }
+        }
+        None
     }
 }
 
@@ -113,6 +124,7 @@ pub struct All<'a>(Message<'a>, u32);
 
 impl<'a> Iterator for All<'a> {
     type Item = Message<'a>;
+    #[inline(never)]
     fn next(&mut self) -> Option<Message<'a>> {
         while let Some(f) = self.0.take() {
             if f.number == self.1 && f.wire == 2 {
@@ -179,7 +191,7 @@ impl<'a> NodeView<'a> {
     }
     /// The status of a condition: `True`, `False`, `Unknown`.
     pub fn condition(self, kind: &str) -> Option<&'a str> {
-        within(self.0, STATUS).all(4).find(|c| c.get(1).map_or(false, |k| k.0 == kind.as_bytes())).map(|c| c.text(2))
+        within(self.0, STATUS).having(4, 1, kind).map(|c| c.text(2))
     }
     pub fn capacity(self, resource: &str) -> Option<Quantity<'a>> {
         within(self.0, STATUS).entry(1, resource).map(Quantity::of)

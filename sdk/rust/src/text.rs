@@ -37,6 +37,26 @@ impl<const N: usize> AsRef<str> for Text<N> {
     }
 }
 
+/// Text of bytes, "" when they are not UTF-8. Most is ASCII, for which this loop
+/// takes a fraction of the fuel.
+#[inline(never)]
+pub(crate) fn utf8(bytes: &[u8]) -> &str {
+    let mut all = 0;
+    for &b in bytes {
+        all |= b;
+    }
+    if all < 0x80 {
+        return unsafe { core::str::from_utf8_unchecked(bytes) };
+    }
+    beyond_ascii(bytes)
+}
+
+#[cold]
+#[inline(never)]
+fn beyond_ascii(bytes: &[u8]) -> &str {
+    core::str::from_utf8(bytes).unwrap_or("")
+}
+
 pub(crate) fn decimal(number: i64, digits: &mut [u8; 20]) -> &str {
     let mut rest = number.unsigned_abs();
     let mut at = digits.len();
