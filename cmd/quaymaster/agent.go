@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -19,20 +21,21 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/agent/cgroup"
 	"github.com/quaymaster/quaymaster/runtime/agent/eviction"
 	"github.com/quaymaster/quaymaster/runtime/agent/remote"
+	"github.com/quaymaster/quaymaster/runtime/cni"
 	"github.com/quaymaster/quaymaster/runtime/cri"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd"
 	"github.com/quaymaster/quaymaster/runtime/plugin"
 )
 
 type agentFlags struct {
-	server, token, name, data, listen, runtime, address                               string
-	labels                                                                            map[string]string
-	taints                                                                            []string
-	verbose                                                                           bool
-	clusterDNS                                                                        []string
-	clusterDomain, cgroupRoot, manifests, manifestURL, health, eviction, evictionSoft string
-	evictionGrace                                                                     time.Duration
-	podPIDs                                                                           int64
+	server, token, name, data, listen, runtime, address                                        string
+	labels                                                                                     map[string]string
+	taints                                                                                     []string
+	verbose                                                                                    bool
+	clusterDNS                                                                                 []string
+	clusterDomain, cgroupRoot, manifests, manifestURL, health, podCIDR, eviction, evictionSoft string
+	evictionGrace                                                                              time.Duration
+	podPIDs                                                                                    int64
 }
 
 func newAgent() *cobra.Command {
@@ -59,6 +62,7 @@ certificate that it was given. The container runtime is a process of its own.`,
 	f.StringVar(&flags.manifests, "manifests", "", "directory of static pods: manifests that run without the server")
 	f.StringVar(&flags.manifestURL, "manifest-url", "", "URL of a manifest of static pods")
 	f.StringVar(&flags.health, "health-listen", "", "address of /healthz without TLS, like 127.0.0.1:10248 (default: none)")
+	f.StringVar(&flags.podCIDR, "pod-cidr", "", "range of the node's pods, like 10.244.1.0/24: makes their network where /etc/cni/net.d has none")
 	f.StringSliceVar(&flags.clusterDNS, "cluster-dns", nil, "name servers of pods that want the cluster's (default: the machine's)")
 	f.StringVar(&flags.clusterDomain, "cluster-domain", "cluster.local", "domain of the cluster's services")
 	f.StringVar(&flags.cgroupRoot, "cgroup-root", "/", "control group below which the pods' are; two nodes of one machine need two")
@@ -117,7 +121,13 @@ func (f *agentFlags) run(cmd *cobra.Command) (err error) {
 	}
 	defer func() { err = errors.Join(err, supervisor.Close()) }()
 	var containers *agent.Containers
+	if f.podCIDR != "" && !runtime.containers {
+		return fmt.Errorf("--pod-cidr is for containers; the runtime is %s", runtime.name)
+	}
 	if runtime.containers {
+		if err := f.network(cmd.OutOrStdout()); err != nil {
+			return err
+		}
 		if containers, err = f.containers(cmd.Context(), supervisor.Backend(), runtime.capacity, log); err != nil {
 			return err
 		}
@@ -129,6 +139,25 @@ func (f *agentFlags) run(cmd *cobra.Command) (err error) {
 		Joined: func() { fmt.Fprintf(cmd.OutOrStdout(), "ready: node %s has joined %s\n", f.name, f.server) },
 		Logger: log,
 	})
+}
+
+// network makes one for pods where the runtime has none.
+func (f *agentFlags) network(out io.Writer) error {
+	if f.podCIDR == "" {
+		return nil
+	}
+	subnet, err := netip.ParsePrefix(f.podCIDR)
+	if err != nil {
+		return fmt.Errorf("--pod-cidr %q: say a network like 10.244.1.0/24", f.podCIDR)
+	}
+	name, err := cni.Ensure(cni.Options{PodCIDR: subnet})
+	if err != nil {
+		return fmt.Errorf("--pod-cidr: %w", err)
+	}
+	if name != cni.File {
+		fmt.Fprintf(out, "network: %s in /etc/cni/net.d is there already, and stays\n", name)
+	}
+	return nil
 }
 
 // containers is how this machine's processes are held: in control groups of the agent's making, unless

@@ -34,6 +34,7 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/agent/pleg"
 	"github.com/quaymaster/quaymaster/runtime/agent/server"
 	"github.com/quaymaster/quaymaster/runtime/agent/stats"
+	"github.com/quaymaster/quaymaster/runtime/agent/trouble"
 	"github.com/quaymaster/quaymaster/runtime/agent/volume"
 	"github.com/quaymaster/quaymaster/runtime/cri"
 )
@@ -116,6 +117,7 @@ type Agent struct {
 	ips     []string        // the node's own
 	wake    chan struct{}   // looks at the node's status
 	http    http.Handler
+	trouble trouble.Log      // of starts
 	stats   *stats.Collector // nil = containers are not this machine's
 
 	ctx context.Context // of Run; workers end with it
@@ -227,7 +229,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		Name: a.opts.NodeName, Client: a.opts.Client, Labels: a.opts.Labels, Annotations: a.opts.Annotations, Taints: a.opts.Taints,
 		Unschedulable: a.opts.Unschedulable, Capacity: a.opts.Capacity, Reserved: a.opts.Reserved, Addresses: a.opts.Addresses, Port: a.opts.Port,
 		Info:    node.SystemInfo(a.opts.Version, v.RuntimeName+"://"+v.RuntimeVersion),
-		Healthy: func() error { return a.health(ctx) }, Images: a.images, Pressure: a.underPressure, Wake: a.wake, Clock: a.opts.Clock, Logger: a.log,
+		Healthy: func() error { return a.health(ctx) }, Images: a.images, Pressure: a.underPressure, Trouble: func() (trouble.Level, string) { return a.trouble.Level(a.opts.Clock.Now()) }, Wake: a.wake, Clock: a.opts.Clock, Logger: a.log,
 	})
 	var wg sync.WaitGroup
 	unsubscribe := a.opts.Pods.Subscribe(a.opts.NodeName, a)

@@ -224,6 +224,7 @@ func (p *pod) sandbox(ctx context.Context, api *v1.Pod) error {
 	r, err := b.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
 	if err != nil {
 		p.a.event(api, v1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: "+grpcstatus.Convert(err).Message(), "")
+		p.a.trouble.Failed(p.uid, "create a sandbox: "+grpcstatus.Convert(err).Message(), p.a.opts.Clock.Now())
 		return fmt.Errorf("create the sandbox: %w", err)
 	}
 	p.sandboxID = r.PodSandboxId
@@ -306,6 +307,7 @@ func (p *pod) container(ctx context.Context, api *v1.Pod, c *v1.Container, cur *
 	created, err := b.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.sandboxID, Config: config, SandboxConfig: sandbox})
 	if err != nil {
 		if transient(err) {
+			p.a.trouble.Failed(p.uid, "create a container: "+grpcstatus.Convert(err).Message(), p.a.opts.Clock.Now())
 			return false, 0, fmt.Errorf("create container %s: %w", c.Name, err)
 		}
 		p.fails(api, c, "CreateContainerError", grpcstatus.Convert(err).Message())
@@ -314,12 +316,14 @@ func (p *pod) container(ctx context.Context, api *v1.Pod, c *v1.Container, cur *
 	p.a.event(api, v1.EventTypeNormal, "Created", "Container created", c.Name)
 	if _, err := b.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
 		if transient(err) {
+			p.a.trouble.Failed(p.uid, "start a container: "+grpcstatus.Convert(err).Message(), p.a.opts.Clock.Now())
 			return false, 0, fmt.Errorf("start container %s: %w", c.Name, err)
 		}
 		p.fails(api, c, "RunContainerError", grpcstatus.Convert(err).Message())
 		return false, time.Second, nil
 	}
 	p.a.event(api, v1.EventTypeNormal, "Started", "Container started", c.Name)
+	p.a.trouble.Started(p.uid, p.a.opts.Clock.Now())
 	delete(p.waiting, c.Name)
 	p.prune(ctx, c.Name)
 	if c.Lifecycle != nil && c.Lifecycle.PostStart != nil {

@@ -107,6 +107,13 @@ func condition(node *corev1.Node, t corev1.NodeConditionType) *corev1.NodeCondit
 	return nil
 }
 
+// A node whose agent says that pods do not start there (condition PodStartsFail) is avoided while some do not, and
+// gets no more pods while nearly none does.
+const (
+	ConditionPodStarts corev1.NodeConditionType = "PodStartsFail"
+	TaintPodStarts                              = "quaymaster.dev/pod-starts-fail"
+)
+
 // taintOf maps conditions to the taints that they are shown as.
 var taintOf = map[corev1.NodeConditionType]map[corev1.ConditionStatus]string{
 	corev1.NodeReady: {
@@ -117,11 +124,13 @@ var taintOf = map[corev1.NodeConditionType]map[corev1.ConditionStatus]string{
 	corev1.NodeDiskPressure:       {corev1.ConditionTrue: corev1.TaintNodeDiskPressure},
 	corev1.NodeNetworkUnavailable: {corev1.ConditionTrue: corev1.TaintNodeNetworkUnavailable},
 	corev1.NodePIDPressure:        {corev1.ConditionTrue: corev1.TaintNodePIDPressure},
+	ConditionPodStarts:            {corev1.ConditionUnknown: TaintPodStarts, corev1.ConditionTrue: TaintPodStarts},
 }
 
 var managedKeys = []string{
 	corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable, corev1.TaintNodeMemoryPressure, corev1.TaintNodeDiskPressure,
 	corev1.TaintNodeNetworkUnavailable, corev1.TaintNodePIDPressure, corev1.TaintNodeUnschedulable,
+	TaintPodStarts,
 }
 
 // evictingKeys are those that are also set with NoExecute.
@@ -145,7 +154,11 @@ func Taints(node *corev1.Node, permit Permit, now time.Time) (next []corev1.Tain
 	evict := ""
 	for _, c := range node.Status.Conditions {
 		if key := taintOf[c.Type][c.Status]; key != "" {
-			want = append(want, corev1.Taint{Key: key, Effect: corev1.TaintEffectNoSchedule})
+			effect := corev1.TaintEffectNoSchedule
+			if c.Type == ConditionPodStarts && c.Status == corev1.ConditionUnknown {
+				effect = corev1.TaintEffectPreferNoSchedule
+			}
+			want = append(want, corev1.Taint{Key: key, Effect: effect})
 			if c.Type == corev1.NodeReady {
 				evict = key
 			}
@@ -184,6 +197,7 @@ func Taints(node *corev1.Node, permit Permit, now time.Time) (next []corev1.Tain
 
 func isManaged(t *corev1.Taint) bool {
 	return t.Effect == corev1.TaintEffectNoSchedule && slices.Contains(managedKeys, t.Key) ||
+		t.Effect == corev1.TaintEffectPreferNoSchedule && t.Key == TaintPodStarts ||
 		t.Effect == corev1.TaintEffectNoExecute && slices.Contains(evictingKeys, t.Key)
 }
 

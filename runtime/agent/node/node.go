@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -20,6 +21,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
+
+	"github.com/quaymaster/quaymaster/runtime/agent/trouble"
 )
 
 // Upstream's periods: how long a lease holds and when it is renewed, how often
@@ -48,6 +51,8 @@ type Options struct {
 	Healthy func() error
 	// Pressure tells which of the conditions of shortage hold; nil = none ever.
 	Pressure func() map[v1.NodeConditionType]bool
+	// Trouble tells whether the node breaks pods, and how; nil = never.
+	Trouble func() (trouble.Level, string)
 	// Images lists what the node has, for the scheduler's image locality; may be nil.
 	Images func(context.Context) ([]v1.ContainerImage, error)
 	// Wake makes the status be looked at before its time.
@@ -264,6 +269,30 @@ func (m *Manager) status(ctx context.Context, node *v1.Node, now time.Time) {
 		setCondition(st, condition, metav1.NewTime(now))
 	}
 	setCondition(st, ready, metav1.NewTime(now))
+	m.troubled(st, now)
+}
+
+// ConditionPodStarts is the condition of a node that fails to start pods: Unknown where some fail, True
+// where nearly all do. A node that never had trouble has none.
+const ConditionPodStarts v1.NodeConditionType = "PodStartsFail"
+
+func (m *Manager) troubled(st *v1.NodeStatus, now time.Time) {
+	if m.opts.Trouble == nil {
+		return
+	}
+	level, message := m.opts.Trouble()
+	c := v1.NodeCondition{Type: ConditionPodStarts, Status: v1.ConditionFalse, Reason: "PodsStart", Message: "pods start"}
+	switch level {
+	case trouble.Doubtful:
+		c.Status, c.Reason, c.Message = v1.ConditionUnknown, "SomePodsDoNotStart", message
+	case trouble.Breaking:
+		c.Status, c.Reason, c.Message = v1.ConditionTrue, "PodsDoNotStart", message
+	default:
+		if !slices.ContainsFunc(st.Conditions, func(have v1.NodeCondition) bool { return have.Type == ConditionPodStarts }) {
+			return
+		}
+	}
+	setCondition(st, c, metav1.NewTime(now))
 }
 
 // setCondition keeps the times of a condition that did not change.

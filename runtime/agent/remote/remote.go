@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/informers"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	typedv1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/utils/clock"
 
 	"github.com/quaymaster/quaymaster/runtime/agent"
 	"github.com/quaymaster/quaymaster/runtime/agent/join"
@@ -79,10 +81,13 @@ func Run(ctx context.Context, opts Options) error {
 	if err != nil {
 		return err
 	}
-	serving, err := creds.Serving(ctx, client, []string{opts.NodeName}, []net.IP{opts.Address})
+	names, ips := []string{opts.NodeName}, []net.IP{opts.Address}
+	var serving atomic.Pointer[tls.Certificate]
+	first, err := creds.Serving(ctx, client, names, ips)
 	if err != nil {
 		return err
 	}
+	serving.Store(first)
 	informer := agent.NodePods(client, opts.NodeName)
 	pods, err := agent.NewDispatcher(informer)
 	if err != nil {
@@ -123,13 +128,16 @@ func Run(ctx context.Context, opts Options) error {
 	wg.Go(func() {
 		defer cancel()
 		errs[0] = server.Serve(ctx, server.ServeOptions{
-			NodeName: opts.NodeName, Listener: opts.Listener, Certificate: func() (*tls.Certificate, error) { return serving, nil },
+			NodeName: opts.NodeName, Listener: opts.Listener, Certificate: func() (*tls.Certificate, error) { return serving.Load(), nil },
 			ClientCA: creds.ClientCA, Client: client, Handler: a.Handler(), Logger: opts.Logger,
 		})
 	})
 	wg.Go(func() {
 		defer cancel()
 		errs[1] = a.Run(ctx)
+	})
+	wg.Go(func() {
+		creds.Keep(ctx, join.KeepOptions{Client: client, Names: names, IPs: ips, Serving: serving.Store, Clock: clock.RealClock{}, Logger: opts.Logger})
 	})
 	if manifests != nil {
 		wg.Go(func() {
