@@ -100,7 +100,8 @@ func newNode(t *testing.T, change ...func(*agent.Containers)) *node {
 	n.run()
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Log(n.events())
+			log := n.daemon.Log()
+			t.Logf("%s\nthe daemon:\n%s", n.events(), log[max(0, len(log)-8000):])
 		}
 		n.stop()
 		if err := n.cgroups.Close(); err != nil && !t.Failed() {
@@ -208,7 +209,7 @@ func (n *node) get(name string) *v1.Pod {
 func (n *node) until(name, what string, cond func(*v1.Pod) bool) *v1.Pod {
 	n.t.Helper()
 	var pod *v1.Pod
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if pod = n.get(name); pod != nil && cond(pod) {
 			return pod
 		}
