@@ -115,6 +115,9 @@ func TestShippedGuests(t *testing.T) {
 	for _, file := range modules {
 		name := strings.TrimSuffix(filepath.Base(file), ".wasm")
 		t.Run(name, func(t *testing.T) {
+			if testing.Short() && strings.Contains(file, "/go/") {
+				t.Skip("thousands of calls of a Go runtime take too long for -short")
+			}
 			source, err := os.ReadFile(file)
 			if err != nil {
 				t.Fatal(err)
