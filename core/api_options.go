@@ -1,6 +1,12 @@
 package core
 
-import "github.com/quaymaster/quaymaster/core/apiserver"
+import (
+	"slices"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/quaymaster/quaymaster/core/apiserver"
+)
 
 // Audit says which requests are logged, and where. With it, the engine's own
 // controllers create and delete pods by requests too, so that the log has them.
@@ -17,6 +23,10 @@ type API struct {
 	// EnableAdmission and DisableAdmission name admission plugins of upstream that
 	// are in force beyond the default ones, see MoreAdmissionPlugins, and that are not.
 	EnableAdmission, DisableAdmission []string
+	// WatchCache names resources that get upstream's watch cache, as "pods": one
+	// decoding of a change for all who watch, and an index by the node of a pod, for
+	// the memory of all objects. It pays with many agents on other machines.
+	WatchCache []string
 	// Without names kinds that are not served, as "horizontalpodautoscalers.autoscaling".
 	Without []string
 }
@@ -25,4 +35,9 @@ type API struct {
 func MoreAdmissionPlugins() []string {
 	_, more := apiserver.AdmissionPlugins()
 	return more
+}
+
+// cached tells which resources get a watch cache.
+func (p *parts) cached(resource schema.GroupResource) bool {
+	return slices.Contains(p.options.API.WatchCache, resource.String())
 }

@@ -130,7 +130,7 @@ func (p *parts) assemble() (err error) {
 	})
 	p.nodes = &nodes{options: options}
 	if p.server, err = apiserver.New(apiserver.Options{
-		Storage:    p.store.StorageDecorator(nil),
+		Storage:    p.store.StorageDecorator(p.cached),
 		Encryption: p.encryption,
 		Informers:  p.informers,
 		Listener:   p.listener,

@@ -49,7 +49,7 @@ func BenchmarkCreatePod(b *testing.B) {
 			}
 		}},
 	} {
-		for _, writers := range []int{1, 32} {
+		for _, writers := range []int{1, 32, 256} {
 			b.Run(fmt.Sprintf("%s/writers=%d", way.name, writers), func(b *testing.B) {
 				c := start(b, func(o *apiserver.Options) { o.Listener = listen(b) })
 				create := way.create(c)

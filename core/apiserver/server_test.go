@@ -14,6 +14,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -37,6 +38,9 @@ func (l *lateTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	return l.to.RoundTrip(r)
 }
+
+// watchCache says which resources of the next server get upstream's watch cache; nil is none.
+var watchCache func(schema.GroupResource) bool
 
 type cluster struct {
 	*apiserver.Server
@@ -77,7 +81,7 @@ func newServer(t testing.TB, change func(*apiserver.Options)) (*parts, error) {
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
-	options.Storage, options.Informers = store.StorageDecorator(nil), factory
+	options.Storage, options.Informers = store.StorageDecorator(watchCache), factory
 	server, err := apiserver.New(options)
 	if err != nil {
 		return nil, errors.Join(err, store.Close())

@@ -1,0 +1,123 @@
+package apiserver_test
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/quaymaster/quaymaster/core/apiserver"
+)
+
+// BenchmarkRequest tells the CPU of client and server together of each verb
+// through the port: a pod read, 100 pods listed, a label patched.
+func BenchmarkRequest(b *testing.B) {
+	const listed = 100
+	c := start(b, func(o *apiserver.Options) { o.Listener = listen(b) })
+	client := clientFor(b, c.https(b)).CoreV1().Pods("default")
+	for i := range listed {
+		if _, err := c.Direct(nil).Create(b.Context(), pods, "default", samplePod(fmt.Sprint("p-", i))); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for _, verb := range []struct {
+		name string
+		do   func(int) error
+	}{
+		{"get", func(int) error {
+			_, err := client.Get(b.Context(), "p-7", metav1.GetOptions{})
+			return err
+		}},
+		{"list=100", func(int) error {
+			list, err := client.List(b.Context(), metav1.ListOptions{})
+			if err == nil && len(list.Items) != listed {
+				err = fmt.Errorf("%d pods", len(list.Items))
+			}
+			return err
+		}},
+		{"patch", func(i int) error {
+			_, err := client.Patch(b.Context(), "p-7", types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"labels":{"n":"%d"}}}`, i), metav1.PatchOptions{})
+			return err
+		}},
+	} {
+		b.Run(verb.name, func(b *testing.B) {
+			b.ReportAllocs()
+			used := cpu(b)
+			for i := 0; b.Loop(); i++ {
+				if err := verb.do(i); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64((cpu(b)-used).Microseconds())/float64(b.N), "cpu-µs/op")
+		})
+	}
+}
+
+// BenchmarkWatchers tells what a pod that is bound to a node costs while agents
+// watch the pods of their nodes through the in-memory transport, and what an
+// idle watch holds.
+func BenchmarkWatchers(b *testing.B) {
+	for _, test := range []struct {
+		watchers int
+		cached   bool
+	}{{1, false}, {1000, false}, {1, true}, {1000, true}, {5000, true}} {
+		watchers := test.watchers
+		b.Run(fmt.Sprintf("nodes=%d/cache=%t", watchers, test.cached), func(b *testing.B) {
+			watchCache = func(r schema.GroupResource) bool { return test.cached && r.Resource == "pods" }
+			defer func() { watchCache = nil }()
+			c := start(b, nil)
+			var before, after runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			got := make(chan struct{}, 1)
+			var ends sync.WaitGroup
+			var watches []watch.Interface
+			defer func() {
+				for _, w := range watches {
+					w.Stop()
+				}
+				ends.Wait()
+			}()
+			for i := range watchers {
+				w, err := c.client.CoreV1().Pods("").Watch(b.Context(), metav1.ListOptions{FieldSelector: fmt.Sprintf("spec.nodeName=n%d", i)})
+				if err != nil {
+					b.Fatal(err)
+				}
+				watches = append(watches, w)
+				ends.Go(func() {
+					for range w.ResultChan() {
+						if i == 0 {
+							select {
+							case got <- struct{}{}:
+							case <-b.Context().Done():
+							}
+						}
+					}
+				})
+			}
+			runtime.GC()
+			runtime.ReadMemStats(&after)
+			direct := c.Direct(nil)
+			var n atomic.Int64
+			used, begin := cpu(b), time.Now()
+			for b.Loop() {
+				pod := samplePod(fmt.Sprint("p-", n.Add(1)))
+				pod.Spec.NodeName = "n0"
+				if _, err := direct.Create(b.Context(), pods, "default", pod); err != nil {
+					b.Fatal(err)
+				}
+				<-got
+			}
+			b.ReportMetric(float64((cpu(b)-used).Microseconds())/float64(b.N), "cpu-µs/op")
+			b.ReportMetric(float64(time.Since(begin).Microseconds())/float64(b.N), "µs-to-agent/op")
+			b.ReportMetric((float64(after.HeapInuse+after.StackInuse)-float64(before.HeapInuse+before.StackInuse))/float64(watchers)/1024, "KiB/watch")
+		})
+	}
+}
