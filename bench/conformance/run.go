@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/onsi/ginkgo/v2/types"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 )
 
 // engine is a quaymaster process with simulated nodes.
@@ -33,7 +35,7 @@ func start(ctx context.Context, binary, dir string, nodes int) (*engine, error) 
 	}
 	data := filepath.Join(dir, "data")
 	e := &engine{
-		process:    exec.Command(binary, "up", "--data", data, "--listen", "127.0.0.1:0", "--runtime", "sim", "--nodes", strconv.Itoa(nodes)),
+		process:    exec.Command(binary, "up", "--data", data, "--listen", net.JoinHostPort(address(), "0"), "--runtime", "sim", "--nodes", strconv.Itoa(nodes)),
 		kubeconfig: filepath.Join(data, "kubeconfig"), log: log,
 	}
 	e.process.Stderr = log
@@ -65,6 +67,15 @@ func start(ctx context.Context, binary, dir string, nodes int) (*engine, error) 
 		return nil, fmt.Errorf("start the engine: %w\n%s", err, told)
 	}
 	return e, nil
+}
+
+// address is where a pod could reach the engine, as the service kubernetes must
+// say; the loopback on a machine without a network.
+func address() string {
+	if ip, err := utilnet.ChooseHostInterface(); err == nil {
+		return ip.String()
+	}
+	return "127.0.0.1"
 }
 
 // stop ends the engine, by force if it takes more than half a minute.

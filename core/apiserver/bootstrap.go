@@ -57,6 +57,9 @@ func (s *Server) bootstrap(ctx context.Context) error {
 	if err := s.ensureKubernetesService(ctx, d); err != nil {
 		return fmt.Errorf("make the service kubernetes: %w", err)
 	}
+	if err := s.ensureKubernetesEndpoints(ctx, d); err != nil {
+		return fmt.Errorf("make the endpoints of the service kubernetes: %w", err)
+	}
 	return nil
 }
 
