@@ -137,8 +137,13 @@ func (e *Engine) Client() kubernetes.Interface { return e.parts.client }
 func (e *Engine) API() *api.Client { return e.parts.ours }
 
 // RESTConfig is for other clients of this process: dynamic, metadata,
-// controller-runtime. It must not leave the process: its host is no host.
-func (e *Engine) RESTConfig() *rest.Config { return e.parts.config() }
+// controller-runtime. Each chooses its encoding, as not all of them know
+// protobuf. It must not leave the process: its host is no host.
+func (e *Engine) RESTConfig() *rest.Config {
+	config := e.parts.config()
+	config.ContentConfig = rest.ContentConfig{}
+	return config
+}
 
 // Metrics of this engine, as /metrics serves them after those that upstream's
 // libraries keep for the whole process.

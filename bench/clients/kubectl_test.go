@@ -1,0 +1,186 @@
+package clients
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// release is the one that a client says it is of.
+const release = "-X=k8s.io/component-base/version.gitVersion=v1.36.3 -X=k8s.io/component-base/version.gitMajor=1 -X=k8s.io/component-base/version.gitMinor=36"
+
+// TestKubectl runs the verbs that need no container with the client in our
+// binary, with one that was built from k8s.io/kubectl, and with Debian's of
+// release 1.20, which is sixteen releases older than the server.
+func TestKubectl(t *testing.T) {
+	for name, command := range map[string]func(*testing.T) []string{
+		"embedded": func(t *testing.T) []string {
+			return []string{build(t, "../..", "./cmd/quaymaster", "-ldflags="+release), "kubectl"}
+		},
+		"upstream": func(t *testing.T) []string { return []string{build(t, ".", "./kubectl", "-ldflags="+release)} },
+		"debian":   func(t *testing.T) []string { return []string{debian(t)} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			kubectl := startEngine(t).program(t, command(t)...)
+			for _, s := range script {
+				if name == "debian" && s.since > 20 {
+					continue
+				}
+				kubectl.stdin = s.stdin
+				args := strings.Fields(s.command)
+				if s.args != nil {
+					args = append(args, s.args...)
+				}
+				out, err := kubectl.run(t, args...)
+				if (err != nil) != s.fails {
+					t.Fatalf("kubectl %s: %v\n%s", strings.Join(args, " "), err, out)
+				}
+				if !regexp.MustCompile(s.want).MatchString(out) {
+					t.Errorf("kubectl %s: want %q in\n%s", strings.Join(args, " "), s.want, out)
+				}
+			}
+		})
+	}
+}
+
+// debian finds the kubectl of Debian's package kubernetes-client, or unpacks the
+// package, as other packages have a file of the same name.
+func debian(t *testing.T) string {
+	t.Helper()
+	if path := os.Getenv("KUBECTL_DEBIAN"); path != "" {
+		return path
+	}
+	dir := t.TempDir()
+	for _, command := range []*exec.Cmd{exec.Command("apt-get", "download", "kubernetes-client"), exec.Command("sh", "-c", "dpkg-deb -x kubernetes-client_*.deb .")} {
+		command.Dir = dir
+		if out, err := command.CombinedOutput(); err != nil {
+			t.Skipf("Debian's kubectl is not to be had here (set KUBECTL_DEBIAN to its path): %v\n%s", err, out)
+		}
+	}
+	return filepath.Join(dir, "usr", "bin", "kubectl")
+}
+
+// step is one command. since is the release that brought it.
+type step struct {
+	command string
+	args    []string // more, with spaces in them
+	stdin   string
+	want    string // a regular expression that the output matches
+	fails   bool
+	since   int
+}
+
+const deployment = `apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, annotations: {note: edit-me}}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec: {containers: [{name: web, image: "web:1", resources: {requests: {cpu: 10m}}}]}
+`
+
+var script = []step{
+	{command: "version", want: `v1\.36`},
+	{command: "cluster-info", want: `control plane.*https://127.0.0.1|master.*https://127.0.0.1`},
+	{command: "api-versions", want: `(?m)^apps/v1$`},
+	{command: "api-resources --api-group=apps", want: `deployments +deploy`},
+	{command: "explain deployment.spec.strategy.type", want: `(?i)RollingUpdate`},
+	{command: "get nodes -o wide", want: `node02 +Ready`},
+	{command: "get --raw /readyz", want: `ok`},
+	{command: "create namespace other", want: `namespace/other created`},
+	{command: "config set-context --current --namespace=other", want: `modified`},
+	{command: "create configmap settings --from-literal=a=1 --dry-run=client -o yaml", want: `a: "1"`},
+	{command: "create configmap settings --from-literal=a=1", want: `configmap/settings created`},
+	{command: "create secret generic keys --from-literal=b=2", want: `secret/keys created`},
+	{command: "create serviceaccount robot", want: `serviceaccount/robot created`},
+	{command: "create role reader --verb=get,list --resource=pods", want: `reader created`},
+	{command: "create rolebinding reader --role=reader --serviceaccount=other:robot", want: `reader created`},
+	{command: "auth can-i list pods --as=system:serviceaccount:other:robot", want: `yes`},
+	{command: "auth can-i delete pods --as=system:serviceaccount:other:robot", want: `no`, fails: true},
+	{command: "auth whoami", want: `Username`, since: 26},
+	{command: "create token robot", want: `^[\w-]+\.[\w-]+\.[\w-]+`, since: 24},
+	{command: "create quota few --hard=configmaps=20", want: `few created`},
+	{command: "describe quota few", want: `configmaps +\d+ +20`},
+
+	{command: "apply -f -", stdin: deployment, want: `deployment.apps/web created`},
+	{command: "apply -f -", stdin: deployment, want: `deployment.apps/web unchanged`},
+	{command: "rollout status deployment/web --timeout=90s", want: `successfully rolled out`},
+	{command: "get deployment web", want: `web +2/2 +2 +2`},
+	{command: "get pods -l app=web --field-selector=status.phase=Running -o name", want: `pod/web-`},
+	{command: "get deployment web -o", args: []string{"jsonpath={.spec.template.spec.containers[0].image}"}, want: `^web:1$`},
+	{command: "get deployment web -o", args: []string{"custom-columns=N:.metadata.name,R:.spec.replicas"}, want: `web +2`},
+	{command: "describe deployment web", want: `ScalingReplicaSet`},
+	{command: "diff -f -", stdin: strings.Replace(deployment, "web:1", "web:9", 1), want: `web:9`, fails: true},
+	{command: "apply --server-side --field-manager=other -f -", stdin: "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: applied}\ndata: {x: \"1\"}\n", want: `serverside-applied`},
+	{command: "apply --server-side --field-manager=third -f -", stdin: "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: applied}\ndata: {x: \"2\"}\n", want: `conflict`, fails: true},
+	{command: "edit deployment web", want: `edited`},
+	{command: "get deployment web -o", args: []string{"jsonpath={.metadata.annotations.note}"}, want: `^edited$`},
+	{command: "label deployment web tier=front", want: `labeled`},
+	{command: "annotate deployment web by=hand", want: `annotate`},
+	{command: "patch deployment web -p", args: []string{`{"spec":{"minReadySeconds":0}}`}, want: `patched`},
+	{command: "patch deployment web --type=merge -p", args: []string{`{"metadata":{"labels":{"tier":null}}}`}, want: `patched`},
+	{command: "patch deployment web --type=json -p", args: []string{`[{"op":"test","path":"/metadata/name","value":"web"}]`}, want: `patched`},
+	{command: "set image deployment/web web=web:2", want: `image updated`},
+	{command: "rollout status deployment/web --timeout=90s", want: `successfully rolled out`},
+	{command: "rollout history deployment/web", want: `(?m)^2 `},
+	{command: "rollout undo deployment/web", want: `rolled back`},
+	{command: "rollout status deployment/web --timeout=90s", want: `successfully rolled out`},
+	{command: "get deployment web -o", args: []string{"jsonpath={.spec.template.spec.containers[0].image}"}, want: `^web:1$`},
+	{command: "rollout pause deployment/web", want: `paused`},
+	{command: "rollout resume deployment/web", want: `resumed`},
+	{command: "rollout restart deployment/web", want: `restarted`},
+	{command: "rollout status deployment/web --timeout=90s", want: `successfully rolled out`},
+	{command: "set env deployment/web A=B", want: `env updated`},
+	{command: "set resources deployment/web --limits=cpu=200m", want: `resource requirements updated`},
+	{command: "rollout status deployment/web --timeout=90s", want: `successfully rolled out`},
+	{command: "scale deployment/web --replicas=3", want: `scaled`},
+	{command: "wait deployment/web --for=condition=Available --timeout=90s", want: `condition met`},
+	{command: "wait deployment/web", args: []string{"--for=jsonpath={.status.readyReplicas}=3", "--timeout=90s"}, want: `condition met`, since: 23},
+	{command: "autoscale deployment/web --min=1 --max=5", want: `autoscaled`},
+	{command: "get hpa web", want: `Deployment/web`, since: 26}, // 1.20 reads autoscaling/v1beta
+	{command: "expose deployment web --port=80", want: `service/web exposed`},
+	{command: "get endpoints web", want: `web +\d+\.\d+\.\d+\.\d+:80`},
+	{command: "get endpointslices -l kubernetes.io/service-name=web", want: `IPv4 +80`},
+	{command: "describe service web", want: `Endpoints: +\d+\.`},
+	{command: "get events --field-selector=reason=ScalingReplicaSet", want: `ScalingReplicaSet`},
+	{command: "events --for deployment/web", want: `ScalingReplicaSet`, since: 26},
+
+	{command: "run single --image=single:1 --restart=Never", want: `pod/single created`},
+	{command: "wait pod/single --for=condition=Ready --timeout=90s", want: `condition met`},
+	{command: "describe pod single", want: `Scheduled|Started`},
+	{command: "replace --force -f -", stdin: "apiVersion: v1\nkind: Pod\nmetadata: {name: single}\nspec: {containers: [{name: single, image: \"single:2\"}], terminationGracePeriodSeconds: 0}\n", want: `pod/single replaced`},
+	{command: "delete pod single --wait --timeout=90s", want: `deleted`},
+	{command: "create job once --image=once:1", want: `job.batch/once created`},
+	{command: "delete job once", want: `deleted`},
+	{command: "create cronjob nightly --image=n:1", args: []string{"--schedule=0 3 * * *"}, want: `nightly created`, since: 21},
+	{command: "get cronjobs", want: `0 3 \* \* \*`, since: 21},
+	{command: "create poddisruptionbudget web --selector=app=web --min-available=1", want: `web created`, since: 21},
+	{command: "get pdb web", want: `web +1`, since: 21},
+	{command: "create ingress web", args: []string{"--rule=example.com/*=web:80"}, want: `web created`, since: 20},
+	{command: "get ingress web", want: `example.com`},
+	{command: "create priorityclass high --value=1000", want: `high created`},
+
+	{command: "taint node node01 key=value:NoSchedule", want: `tainted`},
+	{command: "taint node node01 key-", want: `untainted`},
+	{command: "cordon node01", want: `cordoned`},
+	{command: "get node node01", want: `SchedulingDisabled`},
+	{command: "uncordon node01", want: `uncordoned`},
+	{command: "drain node01 --ignore-daemonsets --force --timeout=90s", want: `drained|evicted`, since: 22}, // 1.20 evicts by policy/v1beta1
+	{command: "uncordon node01", want: `uncordoned`},
+	{command: "rollout status deployment/web --timeout=90s", want: `successfully rolled out`},
+
+	{command: "get nosuchkind", want: `the server doesn't have a resource type "nosuchkind"`, fails: true},
+	{command: "get deployment none", want: `deployments.apps "none" not found`, fails: true},
+	{command: "create configmap settings", want: `already exists`, fails: true},
+	{command: "apply -f -", stdin: "apiVersion: v1\nkind: Pod\nmetadata: {name: bad}\nspec: {containers: []}\n", want: `spec.containers: Required value`, fails: true},
+	{command: "apply -f -", stdin: "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: bad}\ndatum: {}\n", want: `unknown field "datum"|ValidationError.*datum`, fails: true},
+	{command: "delete deployment,service,ingress,hpa web --ignore-not-found", want: `deployment.apps "web" deleted`},
+	{command: "delete namespace other --timeout=90s", want: `namespace "other" deleted`},
+	{command: "get namespaces", want: `kube-system`},
+}
