@@ -54,11 +54,14 @@ func debian(t *testing.T) string {
 	if path := os.Getenv("KUBECTL_DEBIAN"); path != "" {
 		return path
 	}
+	if _, err := exec.LookPath("apt-get"); err != nil {
+		t.Skip("no apt-get, so no package of Debian: set KUBECTL_DEBIAN to a kubectl of release 1.20")
+	}
 	dir := t.TempDir()
 	for _, command := range []*exec.Cmd{exec.Command("apt-get", "download", "kubernetes-client"), exec.Command("sh", "-c", "dpkg-deb -x kubernetes-client_*.deb .")} {
 		command.Dir = dir
 		if out, err := command.CombinedOutput(); err != nil {
-			t.Skipf("Debian's kubectl is not to be had here (set KUBECTL_DEBIAN to its path): %v\n%s", err, out)
+			t.Fatalf("%s: %v\n%s\nrun apt-get update, or set KUBECTL_DEBIAN to a kubectl of release 1.20", strings.Join(command.Args, " "), err, out)
 		}
 	}
 	return filepath.Join(dir, "usr", "bin", "kubectl")

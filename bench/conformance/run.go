@@ -35,7 +35,8 @@ func start(ctx context.Context, binary, dir string, nodes int) (*engine, error) 
 	}
 	data := filepath.Join(dir, "data")
 	e := &engine{
-		process:    exec.Command(binary, "up", "--data", data, "--listen", net.JoinHostPort(address(), "0"), "--runtime", "sim", "--nodes", strconv.Itoa(nodes)),
+		process: exec.Command(binary, "up", "--data", data, "--listen", net.JoinHostPort(address(), "0"), "--runtime", "sim", "--nodes", strconv.Itoa(nodes),
+			"--history", "2m"), // a test waits until a list has been compacted away
 		kubeconfig: filepath.Join(data, "kubeconfig"), log: log,
 	}
 	e.process.Stderr = log
