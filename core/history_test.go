@@ -43,6 +43,13 @@ func TestAt(t *testing.T) {
 	ctx := t.Context()
 	e := coretest.Start(t, core.Options{Listen: "127.0.0.1:0"})
 	maps := e.Client().CoreV1().ConfigMaps("default")
+	coretest.Eventually(t, "the root certificate, a second object in each list", func(ctx context.Context) (bool, error) {
+		_, err := maps.Get(ctx, "kube-root-ca.crt", metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return false, nil
+		}
+		return err == nil, err
+	})
 	one, err := maps.Create(ctx, setting("a", "one"), metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -223,7 +230,7 @@ func TestHistoryPath(t *testing.T) {
 	if len(entries) != 3 || entries[0].Revision != revisionOf(t, made) || entries[2].New != nil || entries[1].Time == nil || head.Newest < entries[2].Revision {
 		t.Errorf("%+v: %+v", head, entries)
 	}
-	_, _, head, entries = told(t, e, url.Values{"from": {made.ResourceVersion}, "to": {changed.ResourceVersion}})
+	_, _, head, entries = told(t, e, url.Values{"from": {made.ResourceVersion}, "to": {changed.ResourceVersion}, "resource": {"configmaps"}, "namespace": {"default"}, "name": {"a"}})
 	if len(entries) != 1 || entries[0].Name != "a" || !strings.Contains(string(entries[0].Old), "one") || !strings.Contains(string(entries[0].New), "two") || head.From != revisionOf(t, made) {
 		t.Errorf("%+v: %+v", head, entries)
 	}

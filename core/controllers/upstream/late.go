@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	coreinformers "k8s.io/client-go/informers/core/v1"
 	"k8s.io/client-go/tools/cache"
 )
 
@@ -37,4 +38,37 @@ func (o Options) late(name string, newController func(context.Context, Options) 
 		}
 		run(ctx)
 	}, nil
+}
+
+// heldPods keeps back the handlers that a controller adds while it is made:
+// upstream's disruption controller reads in them what it sets afterwards, and
+// the informers of one that is made late are running.
+type heldPods struct {
+	coreinformers.PodInformer
+	held []cache.ResourceEventHandler
+}
+
+func (p *heldPods) Informer() cache.SharedIndexInformer {
+	return heldInformer{p.PodInformer.Informer(), p}
+}
+
+// release adds the handlers.
+func (p *heldPods) release() error {
+	for _, handler := range p.held {
+		if _, err := p.PodInformer.Informer().AddEventHandler(handler); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type heldInformer struct {
+	cache.SharedIndexInformer
+	pods *heldPods
+}
+
+// AddEventHandler gives no registration: the controller does not ask for one.
+func (i heldInformer) AddEventHandler(handler cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error) {
+	i.pods.held = append(i.pods.held, handler)
+	return nil, nil
 }

@@ -48,8 +48,10 @@ func newBudgets(ctx context.Context, o Options) (func(context.Context), error) {
 		return nil, err
 	}
 	core, apps := o.Informers.Core().V1(), o.Informers.Apps().V1()
-	return disruption.NewDisruptionController(ctx, core.Pods(), o.Informers.Policy().V1().PodDisruptionBudgets(), core.ReplicationControllers(),
-		apps.ReplicaSets(), apps.Deployments(), apps.StatefulSets(), o.Client, mapper, scales, o.Client.Discovery()).Run, nil
+	pods := &heldPods{PodInformer: core.Pods()}
+	c := disruption.NewDisruptionController(ctx, pods, o.Informers.Policy().V1().PodDisruptionBudgets(), core.ReplicationControllers(),
+		apps.ReplicaSets(), apps.Deployments(), apps.StatefulSets(), o.Client, mapper, scales, o.Client.Discovery())
+	return c.Run, pods.release()
 }
 
 // newTTL makes the controller that deletes finished Jobs by their
