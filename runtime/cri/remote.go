@@ -11,8 +11,13 @@ import (
 )
 
 // Remote is a backend behind a connection: a plugin process, or the socket of
-// any CRI runtime. It passes on every call that the agent makes.
+// any CRI runtime. It passes on every call that the agent makes, and gives up
+// those that take longer than RequestTimeout.
 func Remote(conn grpc.ClientConnInterface) Backend {
+	return remoteOver(bounded{conn, RequestTimeout})
+}
+
+func remoteOver(conn grpc.ClientConnInterface) Backend {
 	return &remote{rt: runtimeapi.NewRuntimeServiceClient(conn), img: runtimeapi.NewImageServiceClient(conn)}
 }
 
