@@ -43,8 +43,8 @@ func newPolicyInspect() *cobra.Command {
 		Use:   "inspect FILE",
 		Short: "Tell what a policy is, imports and may use",
 		Long: `Inspect prints the manifest of a .wasm policy, its imports with the grant that
-each needs, its limits, and what a server would refuse it for. Of a .rego policy
-it prints the extension points.`,
+each needs, its limits, and what a server would refuse it for. Of a .rego policy,
+or an OPA bundle, it prints the extension points.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withEngines(func(engines author.Engines) error {

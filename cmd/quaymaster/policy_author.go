@@ -67,8 +67,11 @@ func newPolicyTest() *cobra.Command {
 		Use:   "test FILE…",
 		Short: "Run test cases",
 		Long: `Test runs the cases of YAML files; docs/policies.md describes them. It fails when
-any does, and says at which file, line and field.`,
-		Args: cobra.MinimumNArgs(1),
+any does, and says at which file, line and field. Of a policy in Rego it runs the
+rules test_… of …_test.rego files beside it, and in its bundle, as "opa test" does,
+and says which lines they do not cover. A FILE that is such a policy has only these.`,
+		Example: "  quaymaster policy test teams/tests.yaml\n  quaymaster policy test teams/teams.rego",
+		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withEngines(func(engines author.Engines) error {
 				var errs []error
@@ -81,31 +84,6 @@ any does, and says at which file, line and field.`,
 	}
 	command.Flags().BoolVarP(&verbose, "verbose", "v", false, "name the cases that pass, too")
 	return command
-}
-
-func testFile(cmd *cobra.Command, engines author.Engines, file string, verbose bool) error {
-	results, err := engines.Test(cmd.Context(), file)
-	if err != nil {
-		return err
-	}
-	failed := 0
-	out := cmd.OutOrStdout()
-	for _, r := range results {
-		if len(r.Failures) > 0 {
-			failed++
-			fmt.Fprintf(out, "FAIL %s\n", r.Case)
-		} else if verbose {
-			fmt.Fprintf(out, "ok   %s  %v\n", r.Case, r.Wall.Round(time.Microsecond))
-		}
-		for _, f := range r.Failures {
-			fmt.Fprintf(out, "     %v\n", f)
-		}
-	}
-	if failed > 0 {
-		return fmt.Errorf("%s: %d of %d cases failed", file, failed, len(results))
-	}
-	_, err = fmt.Fprintf(out, "%s: %d cases passed\n", file, len(results))
-	return err
 }
 
 func newPolicyBench() *cobra.Command {

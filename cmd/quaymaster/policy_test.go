@@ -105,3 +105,44 @@ func TestPolicyJSON(t *testing.T) {
 		t.Errorf("measured %+v, %v", all, err)
 	}
 }
+
+func TestPolicyTestsInRego(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "teams")
+	if _, err := policyCommand(t, "new", "--lang", "rego", folder); err != nil {
+		t.Fatal(err)
+	}
+	policy, cases, units := filepath.Join(folder, "teams.rego"), filepath.Join(folder, "tests.yaml"), filepath.Join(folder, "teams_test.rego")
+	if _, err := policyCommand(t, "test", policy); err == nil || !strings.Contains(err.Error(), "there are no tests") {
+		t.Errorf("error %v", err)
+	}
+	const good = "package teams_test\n\ntest_other if count(data.policies.teams.filter) == 1 with input as {\"pod\": {\"metadata\": {}}, \"node\": {\"metadata\": {\"labels\": {\"team\": \"x\"}}}}\n"
+	if err := os.WriteFile(units, []byte(good), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := policyCommand(t, "test", "-v", cases)
+	for _, want := range []string{cases + ": 2 cases passed", "ok   data.teams_test.test_other", policy + ": 1 tests passed, ", "% covered, not lines "} {
+		if err != nil || !strings.Contains(out, want) {
+			t.Errorf("%v, output without %q:\n%s", err, want, out)
+		}
+	}
+	if err := os.WriteFile(units, []byte(good+"\ntest_wrong if 1 == 2\n\ntodo_test_later if false\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err = policyCommand(t, "test", policy)
+	if err == nil || !strings.Contains(err.Error(), policy+": 1 of 2 tests failed") {
+		t.Errorf("error %v", err)
+	}
+	for _, want := range []string{"FAIL data.teams_test.test_wrong\n     " + units + ":5", "skip data.teams_test.todo_test_later"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("output without %q:\n%s", want, out)
+		}
+	}
+}
+
+func TestRanges(t *testing.T) {
+	for want, lines := range map[string][]int{"": nil, "3": {3}, "3–4": {3, 4}, "1, 5–7, 9": {1, 5, 6, 6, 7, 9}} {
+		if got := ranges(lines); got != want {
+			t.Errorf("%v: %q, want %q", lines, got, want)
+		}
+	}
+}

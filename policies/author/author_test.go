@@ -201,7 +201,7 @@ func TestInspect(t *testing.T) {
 	}
 	dir := t.TempDir()
 	for _, tt := range []struct{ name, content, want string }{
-		{"p.txt", "", "a .wasm or a .rego"},
+		{"p.txt", "", "a .wasm file, a .rego file or a bundle, .tar.gz"},
 		{"p.wasm", "hello", "not a WebAssembly module"},
 		{"p.rego", "package p\n\nallow := true\n", "none of the rules"},
 	} {

@@ -52,7 +52,7 @@ type Measurement struct {
 // benchDeadline is not to end a measurement that a budget would allow.
 const benchDeadline = 10 * time.Second
 
-// Bench measures the .wasm or .rego file at each of its extension points. Each
+// Bench measures a policy's file at each of its extension points. Each
 // call is of another pod; before it the use of a few nodes has changed.
 func (e Engines) Bench(ctx context.Context, file string, o BenchOptions) (out []Measurement, err error) {
 	if o.Nodes == nil {

@@ -24,23 +24,22 @@ type source struct {
 	data   []byte
 }
 
-// read takes a .wasm or .rego file.
+// forms of the files of policies, by how their names end.
+var forms = map[string]policyv1alpha1.EngineType{
+	".wasm": policyv1alpha1.EngineWasm, ".rego": policyv1alpha1.EngineRego, bundleForm: policyv1alpha1.EngineRego,
+}
+
+const bundleForm = ".tar.gz" // an OPA bundle
+
+// read takes a module, a .rego file or an OPA bundle.
 func read(file string) (*source, error) {
-	s := &source{file: file}
-	switch extension := filepath.Ext(file); extension {
-	case ".wasm":
-		s.engine = policyv1alpha1.EngineWasm
-	case ".rego":
-		s.engine = policyv1alpha1.EngineRego
-	default:
-		return nil, fmt.Errorf("%s: a policy is a .wasm or a .rego file", file)
+	for form, engine := range forms {
+		if name, ok := strings.CutSuffix(filepath.Base(file), form); ok {
+			data, err := os.ReadFile(file)
+			return &source{name: name, file: file, engine: engine, data: data}, err
+		}
 	}
-	var err error
-	if s.data, err = os.ReadFile(file); err != nil {
-		return nil, err
-	}
-	s.name = strings.TrimSuffix(filepath.Base(file), filepath.Ext(file))
-	return s, nil
+	return nil, fmt.Errorf("%s: a policy is a .wasm file, a .rego file or a bundle, %s", file, bundleForm)
 }
 
 func (s *source) load(config []byte) policies.Load {
@@ -54,7 +53,7 @@ func (e Engines) of(s *source) (policies.Engine, error) {
 	return nil, fmt.Errorf("%s: no engine %q in this program", s.file, s.engine)
 }
 
-// Inspect tells what the .wasm or .rego file holds.
+// Inspect tells what a policy's file holds.
 func (e Engines) Inspect(file string) (*policies.Inspection, error) {
 	s, err := read(file)
 	if err != nil {

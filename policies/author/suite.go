@@ -20,7 +20,7 @@ import (
 
 // suite is a file of test cases for one policy.
 type suite struct {
-	// Policy is the .wasm or .rego file, relative to the suite's folder.
+	// Policy is its file, relative to the suite's folder.
 	Policy string                      `json:"policy"`
 	Limits policyv1alpha1.PolicyLimits `json:"limits,omitempty"`
 	Match  *policyv1alpha1.PolicyMatch `json:"match,omitempty"`
@@ -93,7 +93,7 @@ func readSuite(file string) (*suite, error) {
 	s := out.(*suite)
 	s.document = d
 	if s.Policy == "" {
-		return nil, d.errorf(path{"policy"}, "is needed: the .wasm or .rego file")
+		return nil, d.errorf(path{"policy"}, "is needed: the .wasm, .rego or .tar.gz file")
 	}
 	if len(s.Cases) == 0 {
 		return nil, d.errorf(path{"cases"}, "is needed")

@@ -25,6 +25,7 @@ const (
 type unit struct {
 	file    string // for messages
 	modules map[string]*ast.Module
+	tests   map[string]*ast.Module // of a bundle
 	data    map[string]any
 	pkg     *ast.Package // whose rules take part
 	names   []string     // of those rules
@@ -46,7 +47,7 @@ var (
 
 // parse takes the step Parse and finds the rules that take part.
 func (e *Engine) parse(l policies.Load) (*unit, error) {
-	u := &unit{file: l.File, modules: map[string]*ast.Module{}, data: map[string]any{}}
+	u := &unit{file: l.File, modules: map[string]*ast.Module{}, tests: map[string]*ast.Module{}, data: map[string]any{}}
 	if u.file == "" {
 		u.file = l.Policy + ".rego"
 	}
@@ -77,7 +78,7 @@ func (e *Engine) parse(l policies.Load) (*unit, error) {
 	return u, u.find()
 }
 
-// unpack reads an OPA bundle. Its tests are left out.
+// unpack reads an OPA bundle. Its tests are kept apart.
 func (e *Engine) unpack(u *unit, source []byte) error {
 	z, err := gzip.NewReader(bytes.NewReader(source))
 	if err != nil {
@@ -96,9 +97,11 @@ func (e *Engine) unpack(u *unit, source []byte) error {
 		return err
 	}
 	for _, m := range b.Modules {
-		if !strings.HasSuffix(m.Path, "_test.rego") {
-			u.modules[strings.TrimPrefix(m.Path, "/")] = m.Parsed
+		into := u.modules
+		if strings.HasSuffix(m.Path, "_test.rego") {
+			into = u.tests
 		}
+		into[strings.TrimPrefix(m.Path, "/")] = m.Parsed
 	}
 	u.data = b.Data
 	if len(b.WasmModules) > 1 {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/cover"
@@ -15,49 +14,65 @@ import (
 	"github.com/quaymaster/quaymaster/policies"
 )
 
-// TestResult is of one rule test_… of a file for "opa test".
-type TestResult struct {
-	Package, Name string
-	File          string
-	Line          int
-	Passed        bool
-	Skipped       bool   // its name begins with todo_
-	Failure       string // what it ended with, when it is an error or an expression is known
-	Duration      time.Duration
-}
-
-// Coverage of the lines of files by tests.
-type Coverage struct {
-	// Percent of the expressions that tests evaluated.
-	Percent float64
-	Files   map[string]FileCoverage
-}
-
-// FileCoverage has line numbers.
-type FileCoverage struct {
-	Percent    float64
-	NotCovered []int
-}
-
 // RunTests runs the rules test_… of modules as "opa test" does, with the parser
 // and the builtins of policies. modules and tests are sources by file name; what
 // tests cover is told of modules only.
-func (e *Engine) RunTests(ctx context.Context, modules, tests map[string][]byte, data map[string]any) ([]TestResult, *Coverage, error) {
-	parsed, covered := map[string]*ast.Module{}, map[string]*ast.Module{}
-	for _, sources := range []map[string][]byte{modules, tests} {
-		for _, file := range slices.Sorted(mapsKeys(sources)) {
-			module, err := ast.ParseModuleWithOpts(file, string(sources[file]), ast.ParserOptions{Capabilities: e.capabilities, RegoVersion: ast.RegoV1})
-			if err != nil {
-				return nil, nil, &policies.LoadError{Step: policies.StepParse, Err: oneLine(err)}
-			}
-			if module == nil {
-				return nil, nil, policies.LoadErrorf(policies.StepParse, "%s: the module is empty", file)
-			}
-			parsed[file] = module
-			if _, ok := modules[file]; ok {
-				covered[file] = module
-			}
+func (e *Engine) RunTests(ctx context.Context, modules, tests map[string][]byte, data map[string]any) ([]policies.UnitTest, *policies.Coverage, error) {
+	covered, err := e.parseAll(modules)
+	if err != nil {
+		return nil, nil, err
+	}
+	others, err := e.parseAll(tests)
+	if err != nil {
+		return nil, nil, err
+	}
+	return runTests(ctx, covered, others, data)
+}
+
+// TestUnits implements policies.UnitTester. What OPA compiled has no tests: they
+// are those of its source.
+func (e *Engine) TestUnits(ctx context.Context, l policies.Load, tests map[string][]byte) ([]policies.UnitTest, *policies.Coverage, error) {
+	u, err := e.parse(l)
+	if err != nil || u.compiled != nil {
+		return nil, nil, err
+	}
+	parsed, err := e.parseAll(tests)
+	if err != nil {
+		return nil, nil, err
+	}
+	for file, module := range u.tests {
+		parsed[file] = module
+	}
+	if len(parsed) == 0 {
+		return nil, nil, nil
+	}
+	return runTests(ctx, u.modules, parsed, u.data)
+}
+
+var _ policies.UnitTester = (*Engine)(nil)
+
+func (e *Engine) parseAll(sources map[string][]byte) (map[string]*ast.Module, error) {
+	parsed := map[string]*ast.Module{}
+	for _, file := range slices.Sorted(mapsKeys(sources)) {
+		module, err := ast.ParseModuleWithOpts(file, string(sources[file]), ast.ParserOptions{Capabilities: e.capabilities, RegoVersion: ast.RegoV1})
+		if err != nil {
+			return nil, &policies.LoadError{Step: policies.StepParse, Err: oneLine(err)}
 		}
+		if module == nil {
+			return nil, policies.LoadErrorf(policies.StepParse, "%s: the module is empty", file)
+		}
+		parsed[file] = module
+	}
+	return parsed, nil
+}
+
+func runTests(ctx context.Context, modules, tests map[string]*ast.Module, data map[string]any) ([]policies.UnitTest, *policies.Coverage, error) {
+	parsed, covered := map[string]*ast.Module{}, map[string]*ast.Module{}
+	for _, m := range modules {
+		parsed[fileOf(m)], covered[fileOf(m)] = m, m
+	}
+	for _, m := range tests {
+		parsed[fileOf(m)] = m
 	}
 	compiler := ast.NewCompiler().WithCapabilities(capabilitiesFor(nil)).WithUnsafeBuiltins(unsafeFor(nil)).WithBuiltins(readBuiltin)
 	if compiler.Compile(parsed); compiler.Failed() {
@@ -78,9 +93,9 @@ func (e *Engine) RunTests(ctx context.Context, modules, tests map[string][]byte,
 	if err != nil {
 		return nil, nil, fmt.Errorf("run tests: %w", oneLine(err))
 	}
-	var out []TestResult
+	var out []policies.UnitTest
 	for r := range results {
-		one := TestResult{Package: r.Package, Name: r.Name, Passed: r.Pass(), Skipped: r.Skip, Duration: r.Duration}
+		one := policies.UnitTest{Package: r.Package, Name: r.Name, Passed: r.Pass(), Skipped: r.Skip, Duration: r.Duration}
 		if r.Location != nil {
 			one.File, one.Line = r.Location.File, r.Location.Row
 		}
@@ -90,18 +105,25 @@ func (e *Engine) RunTests(ctx context.Context, modules, tests map[string][]byte,
 		out = append(out, one)
 	}
 	report := tracer.Report(covered)
-	coverage := &Coverage{Percent: report.Coverage, Files: map[string]FileCoverage{}}
-	for file, f := range report.Files {
-		if _, ok := modules[file]; !ok {
-			continue
-		}
-		c := FileCoverage{Percent: f.Coverage}
+	coverage := &policies.Coverage{Files: map[string]policies.FileCoverage{}}
+	var lines, hit int // of the modules: OPA's own sum has the tests, too
+	for file := range covered {
+		f := report.Files[file]
+		c := policies.FileCoverage{Percent: f.Coverage}
 		for _, r := range f.NotCovered {
 			for line := r.Start.Row; line <= r.End.Row; line++ {
 				c.NotCovered = append(c.NotCovered, line)
 			}
 		}
+		lines, hit = lines+f.CoveredLines+f.NotCoveredLines, hit+f.CoveredLines
 		coverage.Files[file] = c
+	}
+	coverage.Percent = 100
+	if lines > 0 {
+		coverage.Percent = 100 * float64(hit) / float64(lines)
 	}
 	return out, coverage, nil
 }
+
+// fileOf a module, as its locations name it.
+func fileOf(m *ast.Module) string { return m.Package.Location.File }

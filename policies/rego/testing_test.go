@@ -5,6 +5,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/quaymaster/quaymaster/policies"
+	"github.com/quaymaster/quaymaster/policies/rego/regotest"
 )
 
 func TestRunTests(t *testing.T) {
@@ -32,5 +35,32 @@ func TestRunTests(t *testing.T) {
 	_, _, err = New().RunTests(t.Context(), modules, map[string][]byte{"x_test.rego": []byte("package x\n\ntest_a if {")}, nil)
 	if err == nil || !strings.HasPrefix(err.Error(), "Parse: x_test.rego:3") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// A bundle brings its tests along; what OPA compiled has none.
+func TestTestUnits(t *testing.T) {
+	files := map[string]string{"teams.rego": bundleMain, "lib/lib.rego": bundleLib, "data.json": `{"teams_known":["red"],"teams_closed":["red"]}`,
+		"teams_test.rego": "package teams_test\n\nimport data.teams\n\ntest_red if not \"no such team\" in teams.deny with input.request.object.metadata.labels.team as \"red\"\n"}
+	l := policies.Load{Policy: "teams", File: "teams.tar.gz", Source: bundleOf(t, files)}
+	beside := map[string][]byte{"more_test.rego": []byte("package more_test\n\ntest_blue if \"no such team\" in data.teams.deny with input.request.object.metadata.labels.team as \"blue\"\n")}
+	results, coverage, err := New().TestUnits(t.Context(), l, beside)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range results {
+		if !r.Passed {
+			t.Errorf("%+v", r)
+		}
+	}
+	if len(results) != 2 || len(coverage.Files) != 2 || coverage.Percent <= 50 || coverage.Percent >= 100 {
+		t.Errorf("%d results, coverage %+v", len(results), coverage)
+	}
+	compiled, err := regotest.Build(map[string]string{"teams.rego": "package teams\n\ndeny contains \"no\"\n"}, "teams/deny")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if results, coverage, err = New().TestUnits(t.Context(), policies.Load{Policy: "teams", Source: compiled}, beside); err != nil || results != nil || coverage != nil {
+		t.Errorf("compiled: %v, %v, %v", results, coverage, err)
 	}
 }
