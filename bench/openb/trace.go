@@ -16,11 +16,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
+const milliGPU v1.ResourceName = "openb.example/milligpu" // thousandths of GPUs
+
 const (
-	milliGPU   v1.ResourceName = "openb.example/milligpu" // thousandths of GPUs
-	modelLabel                 = "openb.example/gpu-model"
-	shapeLabel                 = "openb.example/shape"
-	oneGPU                     = 1000
+	modelLabel = "openb.example/gpu-model"
+	shapeLabel = "openb.example/shape"
+	oneGPU     = 1000
 )
 
 // trace is a cluster and the pods that arrive in it.

@@ -35,6 +35,7 @@ func (p *pod) hook(ctx context.Context, pod *v1.Pod, c *v1.Container, id string,
 			err = fmt.Errorf("command '%s' exited with %d: %s", strings.Join(h.Exec.Command, " "), r.ExitCode, r.Stderr)
 		}
 		if err != nil {
+			//lint:ignore ST1005 upstream's text
 			return fmt.Errorf("Exec lifecycle hook (%v) for Container %q in Pod %q failed - error: %w, message: %q", h.Exec.Command, c.Name, name, err, r.GetStdout())
 		}
 	case h.HTTPGet != nil:
@@ -47,9 +48,11 @@ func (p *pod) hook(ctx context.Context, pod *v1.Pod, c *v1.Container, id string,
 		select {
 		case <-timer.C():
 		case <-ctx.Done():
+			//lint:ignore ST1005 upstream's text
 			return fmt.Errorf("Sleep lifecycle hook (%d) for Container %q in Pod %q failed - error: container terminated before sleep hook finished", h.Sleep.Seconds, c.Name, name)
 		}
 	default:
+		//lint:ignore ST1005 upstream's text
 		return fmt.Errorf("Cannot run handler: invalid handler: %v", h)
 	}
 	return nil

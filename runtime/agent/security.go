@@ -45,6 +45,7 @@ func (a *Agent) seccomp(p *v1.SeccompProfile) (*runtimeapi.SecurityProfile, erro
 	case p.Type == v1.SeccompProfileTypeRuntimeDefault:
 		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}, nil
 	case p.LocalhostProfile == nil || *p.LocalhostProfile == "":
+		//lint:ignore ST1005 upstream's text
 		return nil, errors.New("localhostProfile must be set if seccompProfile type is Localhost.")
 	case !filepath.IsLocal(*p.LocalhostProfile):
 		return nil, fmt.Errorf("localhostProfile %q leads out of the node's folder of profiles", *p.LocalhostProfile)

@@ -111,7 +111,7 @@ func condition(node *corev1.Node, t corev1.NodeConditionType) *corev1.NodeCondit
 // gets no more pods while nearly none does.
 const (
 	ConditionPodStarts corev1.NodeConditionType = "PodStartsFail"
-	TaintPodStarts                              = "quaymaster.dev/pod-starts-fail"
+	TaintPodStarts     string                   = "quaymaster.dev/pod-starts-fail"
 )
 
 // taintOf maps conditions to the taints that they are shown as.

@@ -137,6 +137,7 @@ func (c *Collector) Collect(ctx context.Context) (freed uint64, err error) {
 	want := capacity*uint64(100-c.opts.Low)/100 - min(available, capacity*uint64(100-c.opts.Low)/100)
 	freed, err = c.free(ctx, images, want, MinAge)
 	if err == nil && freed < want {
+		//lint:ignore ST1005 upstream's text
 		err = fmt.Errorf("Failed to garbage collect required amount of images. Attempted to free %d bytes, but only found %d bytes eligible to free.", want, freed)
 	}
 	return freed, err
