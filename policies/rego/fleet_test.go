@@ -20,6 +20,8 @@ import (
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
 	"github.com/quaymaster/quaymaster/policies"
 	"github.com/quaymaster/quaymaster/policies/abi"
+	"github.com/quaymaster/quaymaster/policies/rego/regotest"
+	"github.com/quaymaster/quaymaster/policies/wasm"
 )
 
 // schedulers are policies that use Rego in different ways.
@@ -363,11 +365,12 @@ func benchFleet(n int) (*corev1.Pod, *abi.Fleet) {
 }
 
 // BenchmarkSchedule is the filter and the score of one pod: node by node, after
-// partial evaluation, remembered, and in one query for all nodes.
+// partial evaluation, remembered, in one query for all nodes, and node by node of
+// what OPA compiled to WebAssembly.
 func BenchmarkSchedule(b *testing.B) {
 	for _, n := range []int{100, 1000, 5000} {
 		pod, fleet := benchFleet(n)
-		for _, way := range []string{"whole", "partial", "remembered", "fleet"} {
+		for _, way := range []string{"whole", "partial", "remembered", "fleet", "compiled"} {
 			b.Run(fmt.Sprintf("%s/%d", way, n), func(b *testing.B) {
 				source := strings.Replace(schedulers["labels"], "score := 100 if", "default score := 10\n\nscore := 100 if", 1)
 				source = strings.Replace(source, "else := 10\n", "", 1) // OPA does not evaluate "else" partially
@@ -375,7 +378,12 @@ func BenchmarkSchedule(b *testing.B) {
 					source = "package p\n\nfilters[name] contains \"pool\" if {\n\tsome name, node in input.nodes\n\tnode.metadata.labels.pool != input.pod.metadata.labels.pool\n}\n\n" +
 						"scores[name] := 100 if {\n\tsome name, node in input.nodes\n\tnode.metadata.labels.disk == input.parameters.disk\n}\n"
 				}
-				p := loadRego(b, []byte(source), `{"disk":"ssd"}`, nil)
+				var p *program
+				if way == "compiled" {
+					p = loadCompiled(b, source, `{"disk":"ssd"}`)
+				} else {
+					p = loadRego(b, []byte(source), `{"disk":"ssd"}`, nil)
+				}
 				p.plain = way == "whole"
 				decide(b, p, pod, fleet)
 				b.ResetTimer()
@@ -389,6 +397,28 @@ func BenchmarkSchedule(b *testing.B) {
 			})
 		}
 	}
+}
+
+// loadCompiled is loadRego of what OPA compiles of package p with a filter and a score.
+func loadCompiled(b *testing.B, source, config string) *program {
+	b.Helper()
+	bundle, err := regotest.Build(map[string]string{"p.rego": source}, "p/filter", "p/score")
+	if err != nil {
+		b.Fatal(err)
+	}
+	sandbox := wasm.New(wasm.Options{})
+	l := policies.Load{Policy: "test", Source: bundle, Config: []byte(config)}
+	l.Limits.Deadline = &metav1.Duration{Duration: time.Minute}
+	p, err := New(Options{Sandbox: sandbox}).Load(context.Background(), l)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := errors.Join(p.Close(), sandbox.Close()); err != nil {
+			b.Error(err)
+		}
+	})
+	return p.(*program)
 }
 
 // forget the answers, not what was partially evaluated.
