@@ -120,7 +120,7 @@ func (p *parts) assemble() (err error) {
 	if p.encryption != nil {
 		p.informers.Transformers = p.encryption
 	}
-	p.wasm = wasm.New(wasm.Options{Logger: log.With("part", "wasm")})
+	p.wasm = wasm.New(wasm.Options{Logger: log.With("part", "wasm"), Clock: options.Clock})
 	p.policies = policies.NewHost(policies.Options{
 		Engines: map[policyv1alpha1.EngineType]policies.Engine{
 			policyv1alpha1.EngineWasm: p.wasm,

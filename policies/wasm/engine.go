@@ -16,6 +16,7 @@ import (
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
+	"k8s.io/utils/clock"
 
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
 	"github.com/quaymaster/quaymaster/policies"
@@ -34,6 +35,8 @@ const (
 	DefaultDeadline   = 50 * time.Millisecond
 	DefaultIdle       = 4 // or two for each CPU
 	DefaultInstances  = 64
+	DefaultLogRate    = 10
+	DefaultLogBurst   = 100
 	maxDeadline       = 10 * time.Second
 	loadFuel          = 1_000_000_000 // of _initialize, start and qm_configure
 	loadDeadline      = 5 * time.Second
@@ -61,6 +64,12 @@ type Options struct {
 	// Instances of each program that are in use at once; further callers wait.
 	Instances int
 	Logger    *slog.Logger
+	// LogRate lines a second that each policy may log, over all its calls, and
+	// as many as LogBurst at once. The rest is dropped and counted.
+	LogRate  float64
+	LogBurst int
+	// Clock of LogRate, nil for the real one.
+	Clock clock.PassiveClock
 }
 
 // Engine implements policies.Engine.
@@ -68,6 +77,9 @@ type Engine struct {
 	options   Options
 	cache     wazero.CompilationCache // by digest of the rewritten bytes
 	compiling sync.Mutex
+
+	logsMu sync.Mutex
+	logs   map[string]*guestLog // by policy, for all its versions
 }
 
 // New returns an engine. Close it after all its programs.
@@ -93,7 +105,16 @@ func New(options Options) *Engine {
 	if options.Logger == nil {
 		options.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Engine{options: options, cache: wazero.NewCompilationCache()}
+	if options.LogRate == 0 {
+		options.LogRate = DefaultLogRate
+	}
+	if options.LogBurst == 0 {
+		options.LogBurst = DefaultLogBurst
+	}
+	if options.Clock == nil {
+		options.Clock = clock.RealClock{}
+	}
+	return &Engine{options: options, cache: wazero.NewCompilationCache(), logs: map[string]*guestLog{}}
 }
 
 // Close gives back what compiled code is left.
@@ -115,7 +136,7 @@ func (e *Engine) Load(ctx context.Context, l policies.Load) (_ policies.Program,
 	if err != nil {
 		return nil, policies.LoadErrorf(policies.StepParse, "%s%w", prefix(l.File), err)
 	}
-	p := &program{engine: e, name: l.Policy, config: l.Config, logger: e.options.Logger.With("policy", l.Policy), slots: make(chan struct{}, e.options.Instances)}
+	p := &program{engine: e, name: l.Policy, config: l.Config, logs: e.guestLog(l.Policy), slots: make(chan struct{}, e.options.Instances)}
 	if err := p.readManifest(ctx, module, l); err != nil {
 		return nil, err
 	}

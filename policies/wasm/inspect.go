@@ -19,7 +19,7 @@ func (e *Engine) Inspect(l policies.Load) (*policies.Inspection, error) {
 	if err != nil {
 		return nil, policies.LoadErrorf(policies.StepParse, "%s%w", prefix(l.File), err)
 	}
-	p := &program{engine: e, name: l.Policy, config: l.Config, logger: slog.New(slog.DiscardHandler)}
+	p := &program{engine: e, name: l.Policy, config: l.Config, logs: e.newGuestLog(slog.New(slog.DiscardHandler))}
 	if err := p.readManifest(context.Background(), module, l); err != nil {
 		return nil, err
 	}

@@ -136,7 +136,7 @@ func (in *instance) log(level int32, text string) {
 	if in.logs++; in.logs > maxLogs {
 		return
 	}
-	in.program.logger.Log(in.meter.ctx, slog.Level(max(min(level, 2), -1)*4), text, "source", "guest")
+	in.program.logs.write(in.meter.ctx, slog.Level(max(min(level, 2), -1)*4), text)
 }
 
 func (in *instance) symbol(s string) uint32 {

@@ -62,7 +62,7 @@ func (e *Engine) LoadOPA(ctx context.Context, policy string, code []byte, l poli
 		}
 	}
 	m := &opaModule{builtin: builtin, data: []byte("{}"), program: &program{engine: e, name: policy, manifest: &abi.Manifest{},
-		logger: e.options.Logger.With("policy", policy), slots: make(chan struct{}, e.options.Instances)}}
+		logs: e.guestLog(policy), slots: make(chan struct{}, e.options.Instances)}}
 	if m.limits, err = e.limits(module, m.manifest, l); err != nil {
 		return nil, &policies.LoadError{Step: policies.StepManifest, Err: err}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -28,7 +27,7 @@ type program struct {
 	columns  []abi.Column
 	limits   limits
 	config   []byte
-	logger   *slog.Logger
+	logs     *guestLog
 	// the points that are served node by node
 	filterRows, scoreRows bool
 
@@ -67,7 +66,7 @@ func (p *program) describe(ctx context.Context, m *binary.Module) ([]byte, error
 	if requireFunc(m, "qm_describe", sigDescr) != nil {
 		return nil, fmt.Errorf("no manifest: neither a custom section %q nor a function qm_describe", abi.ManifestSection)
 	}
-	q := &program{engine: p.engine, name: p.name, logger: p.logger, manifest: &abi.Manifest{Grants: p.engine.options.Grants}}
+	q := &program{engine: p.engine, name: p.name, logs: p.logs, manifest: &abi.Manifest{Grants: p.engine.options.Grants}}
 	if err := p.engine.checkImports(m, q.manifest.Grants); err != nil {
 		return nil, err
 	}

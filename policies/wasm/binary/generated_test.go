@@ -172,7 +172,7 @@ func TestGeneratedAnswerTheSame(t *testing.T) {
 // FuzzGenerated is the same of modules that the fuzzer chooses.
 func FuzzGenerated(f *testing.F) {
 	for seed := range uint64(4) {
-		f.Add(randomChoices(seed)[:500*(seed+1)])
+		f.Add(randomChoices(seed)[:100*(seed+1)])
 	}
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, choices []byte) {
