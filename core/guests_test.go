@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -87,8 +88,20 @@ func TestFromTemplateToScheduler(t *testing.T) {
 			pods := e.Client().CoreV1().Pods("default")
 			for name, want := range map[string]string{"red": red, "blue": free} {
 				pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"team": name}},
-					Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "web"}}}}
+					Spec: corev1.PodSpec{SchedulingGates: []corev1.PodSchedulingGate{{Name: "example.com/wait"}}, Containers: []corev1.Container{{Name: "c", Image: "web"}}}}
 				if _, err := pods.Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				// The gate opens when the scheduler knows of both nodes, the label and the policy.
+				coretest.Eventually(t, "the scheduler knows all", func(ctx context.Context) (bool, error) {
+					d, err := e.API().Decisions("default").Get(ctx, name, metav1.GetOptions{})
+					if apierrors.IsNotFound(err) {
+						return false, nil
+					}
+					return err == nil && d.Node == want && len(d.Nodes) == 2 && len(d.Policies) == 1, err
+				})
+				open := []byte(`{"spec":{"schedulingGates":null}}`)
+				if _, err := pods.Patch(t.Context(), name, types.MergePatchType, open, metav1.PatchOptions{}); err != nil {
 					t.Fatal(err)
 				}
 				coretest.Eventually(t, "the pod is bound", func(ctx context.Context) (bool, error) {
