@@ -30,6 +30,8 @@ func (h *Host) Admit(ctx context.Context, point policyv1alpha1.ExtensionPoint, r
 	answer := &admissionv1.AdmissionResponse{UID: request.UID, Allowed: true}
 	var used []Provenance
 	current := *request
+	memo := &Memo{}
+	ctx = context.WithValue(ctx, memoKey{}, memo)
 	var operations []json.RawMessage
 	for _, listed := range h.table.Load().admission {
 		// the table may be replaced meanwhile: take what is in force now
@@ -46,6 +48,7 @@ func (h *Host) Admit(ctx context.Context, point policyv1alpha1.ExtensionPoint, r
 		response, err := g.admit(ctx, point, &current)
 		if err == nil && !g.shadow() && point == policyv1alpha1.ExtensionMutate && response.Allowed && len(response.Patch) > 0 {
 			operations, err = applyPatch(&current, response.Patch, operations)
+			memo.made = nil
 			if err != nil {
 				err = fmt.Errorf("policy %q: patch: %w: %w", g.name, ErrResult, err)
 				g.failed(err)

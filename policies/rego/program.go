@@ -189,11 +189,14 @@ func (s *session) messages(ctx context.Context, rule string, c policies.Cycle, i
 	return messages(rule, value)
 }
 
+// reviewKey is of a request as a value of Rego's, in a policies.Memo.
+type reviewKey struct{}
+
 // Admit implements policies.Session.
 func (s *session) Admit(ctx context.Context, c policies.Cycle, point policyv1alpha1.ExtensionPoint, request *admissionv1.AdmissionRequest) (*admissionv1.AdmissionResponse, policies.Cost, error) {
 	answer := &admissionv1.AdmissionResponse{UID: request.UID, Allowed: true}
 	cost, err := s.timed(ctx, c, s.deadline, func(ctx context.Context) error {
-		review, err := toValue(request)
+		review, err := policies.Once(policies.MemoOf(ctx), reviewKey{}, func() (ast.Value, error) { return toValue(request) })
 		if err != nil {
 			return fmt.Errorf("encode request: %w", err)
 		}
