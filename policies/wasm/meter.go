@@ -3,6 +3,7 @@ package wasm
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/tetratelabs/wazero/api"
@@ -22,6 +23,7 @@ type meter struct {
 	began    time.Time
 	deadline time.Time
 	ctx      context.Context // of the caller
+	calls    int             // of imports
 }
 
 func (m *meter) begin(ctx context.Context, fuel int64, deadline time.Duration) {
@@ -38,6 +40,8 @@ func (m *meter) begin(ctx context.Context, fuel int64, deadline time.Duration) {
 
 // refuel is called by the guest with a counter below zero.
 func (m *meter) refuel(counter int64) int64 {
+	// Others first: Go would let a guest run for 10 ms while they wait.
+	runtime.Gosched()
 	m.check()
 	for counter < 0 {
 		if m.left <= 0 {
@@ -59,8 +63,15 @@ func (m *meter) check() {
 	}
 }
 
-// hostCall charges for a call of an import.
-func (m *meter) hostCall() { m.charge(hostCallCost) }
+// hostCall charges for a call of an import. A guest that does little else comes
+// to refuel too seldom, in time.
+func (m *meter) hostCall() {
+	if m.calls++; m.calls%1024 == 0 {
+		runtime.Gosched()
+		m.check()
+	}
+	m.charge(hostCallCost)
+}
 
 func (m *meter) charge(fuel int64) {
 	if m.left -= fuel; m.left < -slice {
