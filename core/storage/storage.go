@@ -42,7 +42,7 @@ type Options struct {
 	// compactor; negative: for ever.
 	Retention time.Duration
 	// MaxHistory bounds the number of revisions kept whatever their age, and with
-	// it memory: about 50 bytes each. Default 500,000; negative: no bound.
+	// it memory: an estimated 50 bytes each. Default 500,000; negative: no bound.
 	MaxHistory int64
 	// MaxHistoryBytes bounds what was written since the oldest revision kept: keys
 	// and values. Default on disk: HistoryShare; in memory 64 MiB; negative: no bound.
