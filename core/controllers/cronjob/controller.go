@@ -66,10 +66,9 @@ func (c *Controller) jobChanged(old, j *batchv1.Job) {
 }
 
 func (c *Controller) sync(ctx context.Context, key types.NamespacedName) (time.Duration, error) {
-	obj, ok, err := c.cronJobs.GetIndexer().GetByKey(key.String())
-	cj, isCronJob := obj.(*batchv1.CronJob)
-	if err != nil || !ok || !isCronJob {
-		return 0, err
+	cj := loop.Cached[*batchv1.CronJob](c.cronJobs, key.String())
+	if cj == nil {
+		return 0, nil
 	}
 	plan := Decide(Snapshot{CronJob: cj, Jobs: owner.Controlled[*batchv1.Job](c.jobs, cj.UID), Now: c.env.Clock.Now()})
 	for _, e := range plan.Events {

@@ -9,7 +9,6 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
@@ -141,10 +140,9 @@ func (c *Controller) revisionChanged(old, r *appsv1.ControllerRevision) {
 }
 
 func (c *Controller) sync(ctx context.Context, key types.NamespacedName) (time.Duration, error) {
-	obj, ok, err := c.sets.GetIndexer().GetByKey(key.String())
-	set, isSet := obj.(*appsv1.DaemonSet)
-	if err != nil || !ok || !isSet || set.DeletionTimestamp != nil {
-		return 0, err // of one that is going its history may be gone, and nothing can be said of it
+	set := loop.Cached[*appsv1.DaemonSet](c.sets, key.String())
+	if set == nil || set.DeletionTimestamp != nil {
+		return 0, nil // of one that is going its history may be gone, and nothing can be said of it
 	}
 	selector, err := metav1.LabelSelectorAsSelector(set.Spec.Selector)
 	if err != nil {
@@ -182,7 +180,7 @@ func (c *Controller) sync(ctx context.Context, key types.NamespacedName) (time.D
 	collisions := ptr.Deref(set.Status.CollisionCount, 0)
 	newest, err := c.revise(ctx, set, revisions, &collisions)
 	if err != nil {
-		return 0, gone(err)
+		return 0, loop.IgnoreTerminating(err)
 	}
 	s.Hash = newest.Labels[appsv1.DefaultDaemonSetUniqueLabelKey]
 	plan := Decide(s)
@@ -226,12 +224,4 @@ func (c *Controller) revise(ctx context.Context, set *appsv1.DaemonSet, revision
 		return nil, err
 	}
 	return c.history.Newest(ctx, set.Name, revisions, proposed, collisions)
-}
-
-// gone drops the error of a namespace in which nothing can be made any more.
-func gone(err error) error {
-	if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
-		return nil
-	}
-	return err
 }

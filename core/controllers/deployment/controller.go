@@ -105,8 +105,7 @@ func (c *Controller) podChanged(old, pod *corev1.Pod) {
 	if ref == nil || ref.Kind != "ReplicaSet" {
 		return
 	}
-	obj, ok, err := c.sets.GetIndexer().GetByKey(old.Namespace + "/" + ref.Name)
-	if rs, isSet := obj.(*appsv1.ReplicaSet); err == nil && ok && isSet && rs.UID == ref.UID {
+	if rs := loop.Cached[*appsv1.ReplicaSet](c.sets, old.Namespace+"/"+ref.Name); rs != nil && rs.UID == ref.UID {
 		if d := c.controllerOf(rs); d != nil && d.Spec.Strategy.Type == appsv1.RecreateDeploymentStrategyType {
 			c.deploymentChanged(nil, d)
 		}
@@ -126,12 +125,7 @@ func (c *Controller) controllerOf(rs *appsv1.ReplicaSet) *appsv1.Deployment {
 }
 
 func (c *Controller) get(key types.NamespacedName) *appsv1.Deployment {
-	obj, ok, err := c.deployments.GetIndexer().GetByKey(key.String())
-	if err != nil || !ok {
-		return nil
-	}
-	d, _ := obj.(*appsv1.Deployment)
-	return d
+	return loop.Cached[*appsv1.Deployment](c.deployments, key.String())
 }
 
 func (c *Controller) sync(ctx context.Context, key types.NamespacedName) (time.Duration, error) {
@@ -157,11 +151,7 @@ func (c *Controller) sync(ctx context.Context, key types.NamespacedName) (time.D
 	if err != nil {
 		return 0, err
 	}
-	err = c.carryOut(ctx, d, plan)
-	if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
-		return 0, nil // nothing can be created there any more
-	}
-	return plan.Requeue, err
+	return plan.Requeue, loop.IgnoreTerminating(c.carryOut(ctx, d, plan))
 }
 
 func (c *Controller) settler(d *appsv1.Deployment) owner.Settler[*appsv1.ReplicaSet] {

@@ -156,14 +156,8 @@ func (c *Controller) nodeChanged(old, node *corev1.Node) {
 	}
 }
 
-func get[O any](informer cache.SharedIndexInformer, key string) O {
-	obj, _, _ := informer.GetIndexer().GetByKey(key) // the error is of functions that make keys, not of this
-	found, _ := obj.(O)
-	return found
-}
-
 func (c *Controller) sync(ctx context.Context, key types.NamespacedName) (time.Duration, error) {
-	service := get[*corev1.Service](c.services, key.String())
+	service := loop.Cached[*corev1.Service](c.services, key.String())
 	switch {
 	case service == nil:
 		return 0, c.dropLegacy(ctx, key)
@@ -173,7 +167,7 @@ func (c *Controller) sync(ctx context.Context, key types.NamespacedName) (time.D
 		return 0, c.mirror(ctx, key)
 	}
 	s := Snapshot{Service: service, Zone: func(node string) string {
-		if n := get[*corev1.Node](c.nodes, node); n != nil {
+		if n := loop.Cached[*corev1.Node](c.nodes, node); n != nil {
 			return n.Labels[corev1.LabelTopologyZone]
 		}
 		return ""
@@ -188,19 +182,11 @@ func (c *Controller) sync(ctx context.Context, key types.NamespacedName) (time.D
 			s.Pods = append(s.Pods, pod)
 		}
 	}
-	return 0, gone(errors.Join(
+	return 0, loop.IgnoreTerminating(errors.Join(
 		c.drop(ctx, c.present(key, MirroredBy)),
 		c.write(ctx, service, c.present(key, ManagedBy), likeService(service), Groups(s)),
 		c.writeLegacy(ctx, s),
 	))
-}
-
-// gone drops the error of a namespace in which nothing can be made any more.
-func gone(err error) error {
-	if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
-		return nil
-	}
-	return err
 }
 
 // present returns the service's slices of one manager.
@@ -266,11 +252,11 @@ func (c *Controller) drop(ctx context.Context, surplus []*discoveryv1.EndpointSl
 // mirror keeps the slices of Endpoints that somebody writes for a service
 // without a selector.
 func (c *Controller) mirror(ctx context.Context, key types.NamespacedName) error {
-	e, present := get[*corev1.Endpoints](c.endpoints, key.String()), c.present(key, MirroredBy)
+	e, present := loop.Cached[*corev1.Endpoints](c.endpoints, key.String()), c.present(key, MirroredBy)
 	if e == nil || !mirrors(e) {
 		return c.drop(ctx, present)
 	}
-	return gone(c.write(ctx, e, present, likeMirrored(e), Mirrored(e)))
+	return loop.IgnoreTerminating(c.write(ctx, e, present, likeMirrored(e), Mirrored(e)))
 }
 
 // mirrors reports whether Endpoints ask for slices, as all do but those that
@@ -281,7 +267,7 @@ func mirrors(e *corev1.Endpoints) bool {
 }
 
 func (c *Controller) writeLegacy(ctx context.Context, s Snapshot) error {
-	present := get[*corev1.Endpoints](c.endpoints, s.Service.Namespace+"/"+s.Service.Name)
+	present := loop.Cached[*corev1.Endpoints](c.endpoints, s.Service.Namespace+"/"+s.Service.Name)
 	next := Legacy(s, present)
 	client := c.env.Client.CoreV1().Endpoints(s.Service.Namespace)
 	var err error
@@ -293,7 +279,7 @@ func (c *Controller) writeLegacy(ctx context.Context, s Snapshot) error {
 	case !equality.Semantic.DeepEqual(present, next):
 		_, err = client.Update(ctx, next, metav1.UpdateOptions{})
 	}
-	if err != nil && !apierrors.IsConflict(err) && gone(err) != nil {
+	if err != nil && !apierrors.IsConflict(err) && loop.IgnoreTerminating(err) != nil {
 		c.recorder.Eventf(s.Service, corev1.EventTypeWarning, "FailedToUpdateEndpoint", "Failed to update endpoint %v/%v: %v", s.Service.Namespace, s.Service.Name, err)
 	}
 	return err
@@ -302,7 +288,7 @@ func (c *Controller) writeLegacy(ctx context.Context, s Snapshot) error {
 // dropLegacy deletes the Endpoints of a service that is gone. Its slices go with
 // their owner.
 func (c *Controller) dropLegacy(ctx context.Context, key types.NamespacedName) error {
-	e := get[*corev1.Endpoints](c.endpoints, key.String())
+	e := loop.Cached[*corev1.Endpoints](c.endpoints, key.String())
 	if e == nil || e.Labels[legacyLabel] != legacyName {
 		return nil
 	}

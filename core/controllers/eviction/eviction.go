@@ -139,12 +139,7 @@ func (c *Controller) nodeChanged(old, node *corev1.Node) {
 }
 
 func (c *Controller) node(name string) *corev1.Node {
-	obj, ok, err := c.nodes.GetStore().GetByKey(name)
-	if err != nil || !ok {
-		return nil
-	}
-	node, _ := obj.(*corev1.Node)
-	return node
+	return loop.Cached[*corev1.Node](c.nodes, name)
 }
 
 func (c *Controller) tracks(key types.NamespacedName) bool {
@@ -186,11 +181,10 @@ func (c *Controller) event(key types.NamespacedName, format string) {
 }
 
 func (c *Controller) sync(ctx context.Context, key types.NamespacedName) (time.Duration, error) {
-	obj, ok, err := c.pods.GetStore().GetByKey(key.String())
-	pod, isPod := obj.(*corev1.Pod)
-	if err != nil || !ok || !isPod {
+	pod := loop.Cached[*corev1.Pod](c.pods, key.String())
+	if pod == nil {
 		c.cancel(key)
-		return 0, err
+		return 0, nil
 	}
 	if pod.DeletionTimestamp != nil {
 		c.forget(key)

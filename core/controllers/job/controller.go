@@ -125,12 +125,7 @@ func (c *Controller) orphaned(pod *corev1.Pod) {
 }
 
 func (c *Controller) get(key types.NamespacedName) *batchv1.Job {
-	obj, ok, err := c.jobs.GetIndexer().GetByKey(key.String())
-	if err != nil || !ok {
-		return nil
-	}
-	job, _ := obj.(*batchv1.Job)
-	return job
+	return loop.Cached[*batchv1.Job](c.jobs, key.String())
 }
 
 // elsewhere reports that the Job is another controller's.
@@ -257,10 +252,9 @@ func (c *Controller) jobEnded(old, job *batchv1.Job) {
 }
 
 func (c *Controller) release(ctx context.Context, key types.NamespacedName) (time.Duration, error) {
-	obj, ok, err := c.pods.GetIndexer().GetByKey(key.String())
-	pod, isPod := obj.(*corev1.Pod)
-	if err != nil || !ok || !isPod || !tracked(pod) || !c.left(pod) {
-		return 0, err
+	pod := loop.Cached[*corev1.Pod](c.pods, key.String())
+	if pod == nil || !tracked(pod) || !c.left(pod) {
+		return 0, nil
 	}
 	return 0, c.stripOne(ctx, pod)
 }

@@ -118,16 +118,16 @@ func (c *Controller) wait(namespace string, on bool) {
 }
 
 func (c *Controller) sync(ctx context.Context, name string) (time.Duration, error) {
-	obj, ok, err := c.namespaces.GetStore().GetByKey(name)
-	ns, isNamespace := obj.(*corev1.Namespace)
-	if err != nil || !ok || !isNamespace || ns.DeletionTimestamp == nil || len(ns.Spec.Finalizers) == 0 {
-		return 0, err
+	ns := loop.Cached[*corev1.Namespace](c.namespaces, name)
+	if ns == nil || ns.DeletionTimestamp == nil || len(ns.Spec.Finalizers) == 0 {
+		return 0, nil
 	}
 	since := c.env.Clock.Since(ns.DeletionTimestamp.Time)
 	if since < settle && since >= 0 {
 		return settle - since, nil // an event came early
 	}
 	client := c.env.Client.CoreV1().Namespaces()
+	var err error
 	if ns.Status.Phase != corev1.NamespaceTerminating {
 		next := ns.DeepCopy()
 		next.Status.Phase = corev1.NamespaceTerminating

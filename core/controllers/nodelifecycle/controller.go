@@ -95,12 +95,7 @@ func isReady(node *corev1.Node) bool {
 }
 
 func (c *Controller) node(name string) *corev1.Node {
-	obj, ok, err := c.nodes.GetStore().GetByKey(name)
-	if err != nil || !ok {
-		return nil
-	}
-	node, _ := obj.(*corev1.Node)
-	return node
+	return loop.Cached[*corev1.Node](c.nodes, name)
 }
 
 // sync brings one node's taints and labels in line with its state, and marks
@@ -236,10 +231,7 @@ func (c *Controller) look(ctx context.Context) {
 }
 
 func (c *Controller) judge(ctx context.Context, node *corev1.Node, now time.Time) (corev1.ConditionStatus, error) {
-	var lease *coordinationv1.Lease
-	if obj, ok, err := c.leases.GetStore().GetByKey(corev1.NamespaceNodeLease + "/" + node.Name); err == nil && ok {
-		lease, _ = obj.(*coordinationv1.Lease)
-	}
+	lease := loop.Cached[*coordinationv1.Lease](c.leases, corev1.NamespaceNodeLease+"/"+node.Name)
 	c.mu.Lock()
 	var was *Health
 	if h, ok := c.health[node.Name]; ok {

@@ -95,14 +95,8 @@ func (c *Controller) orphaned(pod *corev1.Pod) {
 	}
 }
 
-func get[O any](informer cache.SharedIndexInformer, key string) O {
-	obj, _, _ := informer.GetIndexer().GetByKey(key) // the error is of functions that make keys, not of this
-	found, _ := obj.(O)
-	return found
-}
-
 func (c *Controller) sync(ctx context.Context, key types.NamespacedName) (time.Duration, error) {
-	set := get[*appsv1.StatefulSet](c.sets, key.String())
+	set := loop.Cached[*appsv1.StatefulSet](c.sets, key.String())
 	if set == nil {
 		return 0, nil
 	}
@@ -115,7 +109,7 @@ func (c *Controller) sync(ctx context.Context, key types.NamespacedName) (time.D
 		return c.env.Client.AppsV1().StatefulSets(set.Namespace).Get(ctx, set.Name, metav1.GetOptions{})
 	}
 	s := Snapshot{Set: set, Now: c.env.Clock.Now(), Claim: func(name string) *corev1.PersistentVolumeClaim {
-		return get[*corev1.PersistentVolumeClaim](c.claims, set.Namespace+"/"+name)
+		return loop.Cached[*corev1.PersistentVolumeClaim](c.claims, set.Namespace+"/"+name)
 	}}
 	s.Creating, s.Deleting = c.expected.Pending(set.UID) // before the cache is read
 	if s.Pods, err = c.claim(ctx, set, selector, fresh); err != nil {
@@ -126,7 +120,7 @@ func (c *Controller) sync(ctx context.Context, key types.NamespacedName) (time.D
 		return 0, err
 	}
 	if err := c.revise(ctx, &s, revisions); err != nil {
-		return 0, gone(err)
+		return 0, loop.IgnoreTerminating(err)
 	}
 	plan := Decide(s)
 	failure := c.carryOut(ctx, set, plan)
@@ -138,19 +132,11 @@ func (c *Controller) sync(ctx context.Context, key types.NamespacedName) (time.D
 		}
 	}
 	if failure != nil {
-		return 0, gone(failure)
+		return 0, loop.IgnoreTerminating(failure)
 	}
 	return plan.Recheck, c.history.Delete(ctx, history.Surplus(revisions, int(ptr.Deref(set.Spec.RevisionHistoryLimit, 10)), func(r *appsv1.ControllerRevision) bool {
 		return r.Name == s.CurrentRevision || r.Name == s.UpdateRevision || inUse(s.Pods, r.Name)
 	}))
-}
-
-// gone drops the error of a namespace in which nothing can be made any more.
-func gone(err error) error {
-	if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
-		return nil
-	}
-	return err
 }
 
 func inUse(held []*corev1.Pod, revision string) bool {
