@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -38,7 +39,7 @@ func TestCrash(t *testing.T) {
 	for round := range *crashRounds {
 		acks := runCrashWriter(t, dir, round)
 		total += len(acks)
-		s, err := Open(Options{Dir: dir, Retention: -1, MaxHistory: -1})
+		s, err := Open(Options{Dir: dir, Retention: -1, MaxHistory: -1, replay: 16})
 		if err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
@@ -162,7 +163,7 @@ func (m *crashModel) check(t *testing.T, s *Store, acks []crashAck) {
 			t.Errorf("gang %s is at %v", token, revs)
 		}
 	}
-	for i, a := range acks {
+	for _, a := range acks {
 		e := byRev[a.rev]
 		switch {
 		case e == nil || string(e.Kv.Key) != a.key:
@@ -174,13 +175,8 @@ func (m *crashModel) check(t *testing.T, s *Store, acks []crashAck) {
 				t.Errorf("acknowledged %+v has %s", a, token)
 			}
 		}
-		if i%500 == 0 {
-			if got := replayAll(t, s, a.rev+1, now); !slices.EqualFunc(got, events[len(events)-len(got):], sameEvent) ||
-				len(got) < len(events) && events[len(events)-len(got)-1].Kv.ModRevision > a.rev {
-				t.Errorf("a watch after %d differs from the whole", a.rev)
-			}
-		}
 	}
+	checkWatches(t, s, m.base, events)
 	r, err := s.Etcd().KV.Get(context.Background(), "\x00", clientv3.WithFromKey())
 	if err != nil {
 		t.Fatal(err)
@@ -201,6 +197,53 @@ func (m *crashModel) check(t *testing.T, s *Store, acks []crashAck) {
 	m.base = now
 }
 
+// checkWatches watches from the revision before each event, and so from each
+// that was acknowledged, and wants the events that follow. What a watch sends
+// first, it reads from history as one that begins where that ends: so each is read
+// as far as its first response, and a few to their end.
+func checkWatches(t *testing.T, s *Store, base int64, events []*clientv3.Event) {
+	t.Helper()
+	const readers, whole = 8, 4
+	var next atomic.Int64
+	var wait sync.WaitGroup
+	for range readers {
+		wait.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(events) && !t.Failed(); i = int(next.Add(1)) - 1 {
+				after := base
+				if i > 0 {
+					after = events[i-1].Kv.ModRevision
+				}
+				var got []*clientv3.Event
+				if i%(len(events)/whole+1) == 0 {
+					got = replayAll(t, s, after+1, s.Revision())
+					if len(got) != len(events)-i {
+						t.Errorf("a watch after %d has %d events, not %d", after, len(got), len(events)-i)
+						return
+					}
+				} else {
+					got = replayFirst(t, s, after+1)
+				}
+				if len(got) == 0 || len(got) > len(events)-i || !slices.EqualFunc(got, events[i:i+len(got)], sameEvent) {
+					t.Errorf("a watch after %d differs from the whole", after)
+					return
+				}
+			}
+		})
+	}
+	wait.Wait()
+}
+
+// replayFirst gives the events of the first response of a watch of all keys.
+func replayFirst(t testing.TB, s *Store, from int64) []*clientv3.Event {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	r, ok := <-s.Etcd().Watch(ctx, "\x00", clientv3.WithFromKey(), clientv3.WithRev(from), clientv3.WithPrevKV())
+	if !ok || r.Err() != nil {
+		t.Errorf("watch from %d: %v", from, r.Err())
+	}
+	return r.Events
+}
+
 func sameEvent(a, b *clientv3.Event) bool {
 	return a.Type == b.Type && a.Kv.ModRevision == b.Kv.ModRevision && string(a.Kv.Key) == string(b.Kv.Key) &&
 		string(a.Kv.Value) == string(b.Kv.Value) && (a.PrevKv == nil) == (b.PrevKv == nil)
@@ -216,19 +259,21 @@ func replayAll(t testing.TB, s *Store, from, to int64) (events []*clientv3.Event
 	defer cancel()
 	w := s.Etcd().Watch(ctx, "\x00", clientv3.WithFromKey(), clientv3.WithRev(from), clientv3.WithPrevKV())
 	if err := s.Etcd().RequestProgress(ctx); err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		return nil
 	}
 	for r := range w {
 		if r.Err() != nil {
-			t.Fatalf("watch from %d: %v", from, r.Err())
+			t.Errorf("watch from %d: %v", from, r.Err())
+			return events
 		}
 		events = append(events, r.Events...)
 		if r.IsProgressNotify() && r.Header.Revision >= to {
 			return events
 		}
 	}
-	t.Fatalf("the watch from %d ended before %d", from, to)
-	return nil
+	t.Errorf("the watch from %d ended before %d", from, to)
+	return events
 }
 
 const gangSize = 5

@@ -9,7 +9,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-var crashRounds = flag.Int("crash-rounds", 10, "how often the crash test kills its writer")
+var crashRounds = flag.Int("crash-rounds", 30, "how often the crash test kills its writer")
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(crashChild); dir != "" {

@@ -62,6 +62,7 @@ type Options struct {
 
 	freeSpace func(dir string) (uint64, error)
 	logFile   int64 // bytes of a file of the value log
+	replay    int   // events that a watch reads from history at once
 }
 
 func (o *Options) complete() {
@@ -97,6 +98,9 @@ func (o *Options) complete() {
 	}
 	if o.logFile == 0 {
 		o.logFile = 64 << 20
+	}
+	if o.replay == 0 {
+		o.replay = replayEvents
 	}
 }
 

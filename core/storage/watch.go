@@ -16,7 +16,7 @@ import (
 // history when it gets there, so that a slow reader costs no memory.
 const maxWaiting = 2048
 
-// What a watch reads from history at once.
+// What a watch reads from history at once: Options.replay is replayEvents.
 const (
 	replayEvents = 256
 	replayScan   = 16384
@@ -275,7 +275,7 @@ func (s *Store) history(where span, from, to int64) (events []*clientv3.Event, n
 		if c.rev > to {
 			break
 		}
-		if (len(steps) >= replayEvents || i >= replayScan) && c.rev != log[i-1].rev {
+		if (len(steps) >= s.opts.replay || i >= replayScan) && c.rev != log[i-1].rev {
 			next = c.rev
 			break
 		}
