@@ -25,7 +25,7 @@ func (s *State) occupy(n *node) {
 }
 
 func (s *State) addRow() {
-	s.byRow = append(s.byRow, nil)
+	s.byRow, s.sums = append(s.byRow, nil), append(s.sums, rowSums{})
 	f := &s.fleet
 	f.Nodes = append(f.Nodes, nil)
 	for _, c := range []*[]int64{
@@ -100,6 +100,7 @@ func (s *State) setAllocatable(row int32, object *v1.Node) bool {
 		quantity := list[name]
 		set(column.allocatable, quantity.Value())
 	}
+	s.sum(row)
 	return changed
 }
 

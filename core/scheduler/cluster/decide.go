@@ -3,6 +3,7 @@ package cluster
 import (
 	"math"
 	"math/bits"
+	"slices"
 
 	v1 "k8s.io/api/core/v1"
 )
@@ -90,13 +91,12 @@ func (s *State) catchUp(c *Class) {
 	} else if behind == 0 {
 		return
 	}
-	for _, row := range s.log[c.cursor-s.logStart:] {
-		if c.moved(row) {
-			s.rebuild(c)
-			return
-		}
-		settle = s.refresh(c, row) || settle
+	rows := s.log[c.cursor-s.logStart:]
+	if len(c.gates) > 0 && slices.ContainsFunc(rows, c.moved) {
+		s.rebuild(c)
+		return
 	}
+	settle = s.replay(c, rows) || settle
 	c.cursor = end
 	if settle {
 		for i := range c.cells {
@@ -186,27 +186,6 @@ func normalizedAffinity(raw, largest int32) int32 {
 	return int32(maxScore * int64(raw) / int64(largest))
 }
 
-// refresh brings one row up to date; it says whether a largest raw score may
-// have moved, in which case the caller settles.
-func (s *State) refresh(c *Class, row int32) bool {
-	old, dynamic := c.dynamic[row], s.dynamic(c, row)
-	if old == dynamic {
-		return false
-	}
-	c.dynamic[row] = dynamic
-	settle := false
-	if (old >= 0) != (dynamic >= 0) {
-		by := 1
-		if old >= 0 {
-			by = -1
-		}
-		x, f := s.countFeasible(c, row, by), c.factor
-		settle = f.taints[row] >= x.taints.value && f.taints[row] > 0 || f.affinity[row] >= x.affinity.value && f.affinity[row] > 0
-	}
-	c.tree.set(row, c.totalOf(row, dynamic))
-	return settle
-}
-
 // dynamic is the weighted sum of the scores that change with pods, or below 0
 // when a filter refuses the row.
 func (s *State) dynamic(c *Class, row int32) int16 {
@@ -218,13 +197,13 @@ func (s *State) dynamic(c *Class, row int32) int16 {
 	if c.rated != nil {
 		score += w.fit * s.allocated(c, row)
 	} else {
-		score += w.fit * s.leastAllocated(c, row)
+		score += w.fit * c.leastAllocated(&s.sums[row])
 	}
 	if w.balanced > 0 && !c.bestEffort {
 		if c.even != nil {
 			score += w.balanced * s.balancedOf(c, row)
 		} else {
-			score += w.balanced * s.balanced(c, row)
+			score += w.balanced * c.balanced(&s.sums[row])
 		}
 	}
 	return int16(score)
@@ -274,43 +253,6 @@ func (s *State) portsFree(ports []hostPort, n *node) bool {
 		}
 	}
 	return true
-}
-
-// leastAllocated is NodeResourcesFit's default score: the free share of CPU and
-// memory after the pod, in percent.
-func (s *State) leastAllocated(c *Class, row int32) int32 {
-	f := &s.fleet
-	sum, n := int64(0), int64(0)
-	if capacity := f.Allocatable.MilliCPU[row]; capacity != 0 {
-		n++
-		if requested := f.NonZeroRequested.MilliCPU[row] + c.requests.scoredCPU; requested <= capacity {
-			sum += (capacity - requested) * maxScore / capacity
-		}
-	}
-	if capacity := f.Allocatable.Memory[row]; capacity != 0 {
-		n++
-		if requested := f.NonZeroRequested.Memory[row] + c.requests.scoredMemory; requested <= capacity {
-			sum += (capacity - requested) * maxScore / capacity
-		}
-	}
-	if n == 0 {
-		return 0
-	}
-	return int32(sum / n)
-}
-
-// balanced rates, around 75, how much more even the shares of CPU and memory
-// become by the pod (upstream's formula since 1.36).
-func (s *State) balanced(c *Class, row int32) int32 {
-	f := &s.fleet
-	cpu, memory := f.Allocatable.MilliCPU[row], f.Allocatable.Memory[row]
-	if cpu == 0 || memory == 0 {
-		return maxScore/2 + maxScore/4 // one share deviates from nothing
-	}
-	usedCPU, usedMemory := f.Requested.MilliCPU[row], f.Requested.Memory[row]
-	with := evenness(usedCPU+c.requests.milliCPU, cpu, usedMemory+c.requests.memory, memory)
-	without := evenness(usedCPU, cpu, usedMemory, memory)
-	return int32(maxScore/2 + (maxScore/2+with-without)/2)
 }
 
 func evenness(cpu, cpuCapacity, memory, memoryCapacity int64) int64 {

@@ -20,6 +20,7 @@ type State struct {
 
 	nodes    map[string]*node // by name; also nodes unknown so far that pods are bound to
 	byRow    []*node          // nil where the row is vacant
+	sums     []rowSums        // by row
 	vacant   []int32
 	count    int // nodes present
 	extended map[v1.ResourceName]*extendedColumn
@@ -64,6 +65,8 @@ type State struct {
 	cells   []int32
 	raw     []int64
 	seen    []bool
+	dirty   []bool // blocks of a tree
+	touched int32  // keeps touch from being left out
 }
 
 // node is one node and the pods bound to it.
@@ -348,6 +351,9 @@ func (s *State) account(e *podEntry, sign int64) {
 	f.NonZeroRequested.Memory[row] += sign * r.nonZeroMemory
 	for _, x := range r.extended {
 		x.column.requested[row] += sign * x.amount
+	}
+	if !s.quiet {
+		s.sum(row)
 	}
 	for _, p := range e.sets {
 		p.add(s, row, int32(sign))

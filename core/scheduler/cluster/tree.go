@@ -23,10 +23,11 @@ func (t *tree) reset(rows int, cell []int32, cells int) {
 	for blocks*blockSize < rows {
 		blocks *= 2
 	}
-	if cap(t.scores) < blocks*blockSize {
-		t.scores, t.best = make([]int32, blocks*blockSize), nil
+	leaves := (rows + blockSize - 1) / blockSize * blockSize
+	if cap(t.scores) < leaves {
+		t.scores = make([]int32, leaves)
 	}
-	t.scores = t.scores[:blocks*blockSize]
+	t.scores = t.scores[:leaves]
 	for i := rows; i < len(t.scores); i++ {
 		t.scores[i] = infeasible
 	}
@@ -45,18 +46,51 @@ func (t *tree) build() {
 	for cell, best := range t.best {
 		blocks := len(best) / 2
 		for b := range blocks {
+			best[blocks+b] = top{infeasible, 0}
+		}
+		for b := range len(t.scores) / blockSize {
 			best[blocks+b] = t.block(b, int32(cell))
 		}
-		for i := blocks - 1; i > 0; i-- {
-			best[i] = join(best[2*i], best[2*i+1])
+		raise(best)
+	}
+}
+
+// mend is build of a tree of one cell where only those blocks have changed.
+func (t *tree) mend(dirty []bool) {
+	best := t.best[0]
+	for b, changed := range dirty {
+		if changed {
+			best[len(best)/2+b] = t.block(b, 0)
 		}
+	}
+	raise(best)
+}
+
+// raise makes the inner nodes from the blocks.
+func raise(best []top) {
+	for i := len(best)/2 - 1; i > 0; i-- {
+		best[i] = join(best[2*i], best[2*i+1])
 	}
 }
 
 func (t *tree) block(b int, cell int32) top {
 	best := top{infeasible, 0}
+	if t.cell == nil {
+		scores := (*[blockSize]int32)(t.scores[b*blockSize:])
+		for _, score := range scores {
+			best.score = max(best.score, score)
+		}
+		if best.score >= 0 {
+			for _, score := range scores {
+				if score == best.score {
+					best.count++
+				}
+			}
+		}
+		return best
+	}
 	for i, score := range t.scores[b*blockSize : (b+1)*blockSize] {
-		if score < best.score || score < 0 || t.cell != nil && t.cell[b*blockSize+i] != cell {
+		if score < best.score || score < 0 || t.cell[b*blockSize+i] != cell {
 			continue
 		}
 		if score > best.score {
