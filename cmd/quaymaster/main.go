@@ -35,6 +35,22 @@ Start with "quaymaster demo" for a tour, or "quaymaster up" for a cluster.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newDemo(), newUp(), newServer(), newAgent(), newKubectl(), newExplain(), newSimulate(), newBackup(), newRotateKey(), newRestore(), newHistory(), newDiff(), newUndelete(), newStore(), newImage(), newPolicy(), newBackend(), newVersion())
+	for _, g := range []struct {
+		title    string
+		commands []*cobra.Command
+	}{
+		{"Run a cluster:", []*cobra.Command{newDemo(), newUp(), newServer(), newAgent()}},
+		{"Use it:", []*cobra.Command{newKubectl(), newExplain(), newSimulate(), newHistory(), newDiff(), newUndelete()}},
+		{"Write policies:", []*cobra.Command{newPolicy()}},
+		{"Care for its data:", []*cobra.Command{newBackup(), newRestore(), newRotateKey(), newStore()}},
+		{"Care for its nodes:", []*cobra.Command{newImage(), newBackend()}},
+	} {
+		root.AddGroup(&cobra.Group{ID: g.title, Title: g.title})
+		for _, c := range g.commands {
+			c.GroupID = g.title
+			root.AddCommand(c)
+		}
+	}
+	root.AddCommand(newVersion())
 	return root
 }
