@@ -3,6 +3,7 @@ module github.com/quaymaster/quaymaster
 go 1.26.0
 
 require (
+	filippo.io/age v1.3.2
 	github.com/containerd/containerd v1.7.30
 	github.com/containerd/containerd/api v1.10.0
 	github.com/containerd/typeurl/v2 v2.2.3
@@ -51,6 +52,7 @@ require (
 
 require (
 	cyphar.com/go-pathrs v0.2.2 // indirect
+	filippo.io/hpke v0.4.0 // indirect
 	github.com/Microsoft/hcsshim v0.11.7 // indirect
 	github.com/containerd/errdefs v1.0.0 // indirect
 	github.com/containerd/log v0.1.0 // indirect
@@ -192,7 +194,7 @@ require (
 	go.uber.org/zap v1.27.1
 	go.yaml.in/yaml/v2 v2.4.4 // indirect
 	go.yaml.in/yaml/v3 v3.0.5
-	golang.org/x/crypto v0.57.0 // indirect
+	golang.org/x/crypto v0.57.0
 	golang.org/x/exp v0.0.0-20251219203646-944ab1f22d93 // indirect
 	golang.org/x/net v0.60.0 // indirect
 	golang.org/x/oauth2 v0.36.0 // indirect

@@ -22,6 +22,8 @@ var confined = []struct {
 }{
 	{"github.com/dgraph-io/badger", []string{"core/storage"},
 		"the store is one package: with a real etcd in its place nothing else changes"},
+	{"filippo.io/age", []string{"core/storage"},
+		"backups are encrypted where they are written"},
 	{"go.etcd.io/etcd/server", nil,
 		"only tests start an etcd: the product is a client of it"},
 	{"github.com/tetratelabs/wazero", []string{"policies/wasm", "runtime/cri/wasm"},

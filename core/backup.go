@@ -20,7 +20,8 @@ const BackupPath = "/backup"
 
 // Backup writes the engine's objects at one revision, which it returns, while
 // the engine works. since above 0 asks for what happened after that revision
-// alone; see Options.History. Keys and certificates below DataDir/pki, node
+// alone; see Options.History. With Options.StoreKey the backup is encrypted with
+// that key: storage.Keys opens it. Keys and certificates below DataDir/pki, node
 // data and policy files are no objects: copy them as files.
 func (e *Engine) Backup(ctx context.Context, w io.Writer, since int64) (int64, error) {
 	if e.parts.embedded == nil {
@@ -30,11 +31,12 @@ func (e *Engine) Backup(ctx context.Context, w io.Writer, since int64) (int64, e
 }
 
 // Restore makes the objects of an engine that is to use dataDir from a full
-// backup and increments, as they were at revision to (0: at the end). The engine
-// keeps what else is in dataDir but must not have objects there. Objects keep
-// their UIDs and resource versions, new ones are higher than any before.
-func Restore(dataDir string, to int64, files ...io.Reader) (storage.Info, error) {
-	return storage.Restore(filepath.Join(dataDir, "store"), to, files...)
+// backup and increments; opts.Dir is not looked at. The engine keeps what else is
+// in dataDir but must not have objects there. Objects keep their UIDs and resource
+// versions, new ones are higher than any before.
+func Restore(dataDir string, opts storage.RestoreOptions, files ...io.Reader) (storage.Info, error) {
+	opts.Dir = filepath.Join(dataDir, "store")
+	return storage.Restore(opts, files...)
 }
 
 // stall is how long a reader of a backup may take for one megabyte, about.

@@ -128,10 +128,10 @@ func TestBackupAndRestoreOfAnEngine(t *testing.T) {
 	for _, to := range []string{whole, part} {
 		copyEncryptionFile(t, dir, to)
 	}
-	if _, err := core.Restore(whole, 0, bytes.NewReader(full), bytes.NewReader(increment)); err != nil {
+	if _, err := core.Restore(whole, storage.RestoreOptions{}, bytes.NewReader(full), bytes.NewReader(increment)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := core.Restore(whole, 0, bytes.NewReader(full)); !errors.Is(err, storage.ErrExists) {
+	if _, err := core.Restore(whole, storage.RestoreOptions{}, bytes.NewReader(full)); !errors.Is(err, storage.ErrExists) {
 		t.Errorf("over an engine's objects: %v", err)
 	}
 	restored := coretest.Start(t, core.Options{DataDir: whole})
@@ -149,7 +149,7 @@ func TestBackupAndRestoreOfAnEngine(t *testing.T) {
 	}
 
 	to := number(t, middle.ResourceVersion)
-	if _, err := core.Restore(part, to, bytes.NewReader(full), bytes.NewReader(increment)); err != nil {
+	if _, err := core.Restore(part, storage.RestoreOptions{To: to}, bytes.NewReader(full), bytes.NewReader(increment)); err != nil {
 		t.Fatal(err)
 	}
 	got = objects(t, coretest.Start(t, core.Options{DataDir: part}))

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -17,42 +16,49 @@ import (
 
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/quaymaster/quaymaster/core"
 	"github.com/quaymaster/quaymaster/core/storage"
 )
 
 func newBackup() *cobra.Command {
-	var kubeconfig, output, since string
+	var from cluster
+	var output, since string
+	var keys []string
 	command := &cobra.Command{
 		Use:   "backup -o FILE",
 		Short: "Copy every object of a running server to a file",
 		Long: `Backup copies every object as it is at one revision, while the server works. With
 --since it copies what happened after an earlier backup alone. The server must
 still know that: see --history of "quaymaster up". FILE appears, readable by you
-alone, when it has been read through and is whole. Secrets in it are encrypted.
-The keys in DATA/pki are not in it: keep a copy of DATA/pki/encryption.yaml apart
-from the backups, without which nobody reads their Secrets.
+alone, when it has been read through and is whole. The backup of a server with
+--store-key is encrypted with that key; any other with --key FILE, before it is
+written. Keep a copy of the key's file apart from the backups.
+
+Secrets are encrypted in any case. The keys in DATA/pki are not in the backup:
+keep a copy of DATA/pki/encryption.yaml too, without which nobody reads them.
 
 Only administrators may do it, and whom a role allows "get" of the non-resource
 URL /backup.`,
 		Example: `  quaymaster backup -o monday.qmb
   quaymaster backup -o tuesday.qmb --since monday.qmb
+  quaymaster store new-key backup.key && quaymaster backup -o monday.qmb --key backup.key
   quaymaster restore monday.qmb tuesday.qmb --data ./data`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			after, err := parseSince(cmd, since)
+			k, err := storage.ReadKeys(keys...)
+			if err != nil {
+				return fmt.Errorf("--key: %w", err)
+			}
+			after, err := parseSince(cmd, k, since)
 			if err != nil {
 				return err
 			}
-			rules := clientcmd.NewDefaultClientConfigLoadingRules() // KUBECONFIG as kubectl has it
-			rules.ExplicitPath = kubeconfig
-			config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
+			config, _, err := from.config()
 			if err != nil {
-				return fmt.Errorf("find the server: %w; set --kubeconfig or KUBECONFIG to DIR/kubeconfig", err)
+				return err
 			}
-			info, err := download(cmd, config, output, after)
+			info, err := download(cmd, config, k, output, after)
 			if err != nil {
 				return fmt.Errorf("back up: %w", err)
 			}
@@ -62,28 +68,52 @@ URL /backup.`,
 	flags := command.Flags()
 	flags.StringVarP(&output, "output", "o", "", "the file to write, which must not exist")
 	flags.StringVar(&since, "since", "", "copy what happened after this backup (a file) or revision (a number)")
-	flags.StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file (default: KUBECONFIG, then ~/.kube/config)")
+	flags.StringSliceVar(&keys, "key", nil, "file with the key to encrypt it with, or to read what the server encrypted through with")
+	from.kubeconfigFlag(command)
 	if err := command.MarkFlagRequired("output"); err != nil {
 		panic(err) // the flag is above
 	}
-	command.AddCommand(&cobra.Command{
+	command.AddCommand(newBackupVerify())
+	return command
+}
+
+func newBackupVerify() *cobra.Command {
+	var keys []string
+	command := &cobra.Command{
 		Use:   "verify FILE…",
 		Short: "Read backups through and tell whether they are whole and in order",
-		Args:  cobra.MinimumNArgs(1),
+		Long: `Verify reads a backup and the increments that follow it. Of an encrypted one it
+tells without its key that every byte is there, with it that the objects are, too.`,
+		Example: "  quaymaster backup verify monday.qmb tuesday.qmb --key store.key",
+		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			info, err := withFiles(cmd, args, storage.Verify)
+			k, err := storage.ReadKeys(keys...)
 			if err != nil {
-				return err
+				return fmt.Errorf("--key: %w", err)
+			}
+			info, err := withFiles(cmd, args, k.Verify)
+			if err != nil {
+				return missingKey(err)
 			}
 			return printBackup(cmd, strings.Join(args, " "), info)
 		},
-	})
+	}
+	command.Flags().StringSliceVar(&keys, "key", nil, "file with the key that they are encrypted with")
 	return command
+}
+
+// missingKey says how to give the key that an error says is missing.
+func missingKey(err error) error {
+	if errors.Is(err, storage.ErrEncrypted) {
+		return fmt.Errorf("%w (--key FILE, once for each file; a store's key file keeps the keys before it)", err)
+	}
+	return err
 }
 
 func newRestore() *cobra.Command {
 	var data string
-	var to int64
+	var keys []string
+	var opts storage.RestoreOptions
 	command := &cobra.Command{
 		Use:   "restore FILE…",
 		Short: "Make the objects of a new server from backups",
@@ -92,19 +122,35 @@ must not hold objects; keys in DIR/pki are kept. Put encryption.yaml of the serv
 that was backed up there: the Secrets are encrypted with it. Without the other keys
 a server makes new ones: agents and clients then need new credentials. Objects keep their UIDs
 and resource versions. Start the server with "quaymaster up --data DIR" or
-"quaymaster server --data DIR".`,
-		Example: "  quaymaster restore monday.qmb tuesday.qmb --data ./data --to 48210",
-		Args:    cobra.MinimumNArgs(1),
+"quaymaster server --data DIR".
+
+Encrypted backups need the file with their key: --key, or --store-key when the new
+store is to have the same. Their objects are written encrypted with --store-key;
+--decrypt has them in the clear.`,
+		Example: `  quaymaster restore monday.qmb tuesday.qmb --data ./data --to 48210
+  quaymaster restore monday.qmb --data ./data --store-key ./store.key
+  quaymaster restore monday.qmb --data ./data --store-key ./new.key --key ./old.key`,
+		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			var err error
+			if opts.Keys, err = storage.ReadKeys(keys...); err != nil {
+				return fmt.Errorf("--key: %w", err)
+			}
+			if opts.Clear && opts.KeyFile != "" {
+				return errors.New("--decrypt and --store-key exclude one another")
+			}
 			info, err := withFiles(cmd, args, func(files ...io.Reader) (storage.Info, error) {
-				return core.Restore(data, to, files...)
+				return core.Restore(data, opts, files...)
 			})
-			if err != nil {
-				return err
+			switch {
+			case errors.Is(err, storage.ErrClear):
+				return fmt.Errorf("%w: --store-key FILE, or --decrypt", err)
+			case err != nil:
+				return missingKey(err)
 			}
 			at := info.Revision
-			if to != 0 {
-				at = to
+			if opts.To != 0 {
+				at = opts.To
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s has the objects of revision %d; it goes on at %d\n", data, at, info.Revision+storage.RestoreGap)
 			if _, missing := os.Stat(core.EncryptionFile(data)); missing != nil && err == nil {
@@ -114,7 +160,10 @@ and resource versions. Start the server with "quaymaster up --data DIR" or
 		},
 	}
 	command.Flags().StringVar(&data, "data", "", "data directory of the new server")
-	command.Flags().Int64Var(&to, "to", 0, "restore the state of this revision (default: the last)")
+	command.Flags().Int64Var(&opts.To, "to", 0, "restore the state of this revision (default: the last)")
+	command.Flags().StringSliceVar(&keys, "key", nil, "file with the key of encrypted backups, beside that of --store-key")
+	command.Flags().StringVar(&opts.KeyFile, "store-key", "", "file with the key that the store is to be encrypted with; made when missing")
+	command.Flags().BoolVar(&opts.Clear, "decrypt", false, "write what was encrypted in the clear")
 	if err := command.MarkFlagRequired("data"); err != nil {
 		panic(err) // the flag is above
 	}
@@ -122,18 +171,24 @@ and resource versions. Start the server with "quaymaster up --data DIR" or
 }
 
 func printBackup(cmd *cobra.Command, name string, info storage.Info) error {
-	from := "full"
+	from, changes := "full", fmt.Sprintf("%d changes", info.Changes)
 	if info.Since > 0 {
 		from = fmt.Sprintf("since revision %d", info.Since)
 	}
-	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: %s, to revision %d, %d changes, %d bytes, made %s of store %.8s\n", name, from,
-		info.Revision, info.Changes, info.Bytes, info.Created.Format(time.RFC3339), hex.EncodeToString(info.Store[:]))
+	if info.Key != "" {
+		from += ", encrypted with key " + info.Key
+		if info.Changes == 0 {
+			changes = "whole, not opened"
+		}
+	}
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: %s, to revision %d, %s, %d bytes, made %s of store %.8s\n", name, from,
+		info.Revision, changes, info.Bytes, info.Created.Format(time.RFC3339), hex.EncodeToString(info.Store[:]))
 	return err
 }
 
 // parseSince reads the value of --since. A backup is verified first: an
 // increment to one that cannot be read is worth nothing.
-func parseSince(cmd *cobra.Command, since string) (storage.Info, error) {
+func parseSince(cmd *cobra.Command, keys storage.Keys, since string) (storage.Info, error) {
 	if since == "" {
 		return storage.Info{}, nil
 	}
@@ -143,57 +198,40 @@ func parseSince(cmd *cobra.Command, since string) (storage.Info, error) {
 		}
 		return storage.Info{Revision: rev}, nil
 	}
-	info, err := withFiles(cmd, []string{since}, storage.Verify)
+	info, err := withFiles(cmd, []string{since}, keys.Verify)
 	if err != nil {
-		return info, fmt.Errorf("--since: %w", err)
+		return info, fmt.Errorf("--since: %w", missingKey(err))
 	}
 	return info, nil
 }
 
 // download writes what the server sends to a file of that name, once it has
-// been verified on its way.
-func download(cmd *cobra.Command, config *rest.Config, name string, after storage.Info) (info storage.Info, err error) {
+// been verified, and encrypted, on its way.
+func download(cmd *cobra.Command, config *rest.Config, keys storage.Keys, name string, after storage.Info) (info storage.Info, err error) {
 	if _, err := os.Lstat(name); err == nil {
 		return info, fmt.Errorf("%s exists; choose another name", name)
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return info, err
 	}
-	config.Timeout = 0
-	client, err := rest.HTTPClientFor(config)
-	if err != nil {
-		return info, err
-	}
-	defer client.CloseIdleConnections()
-	server, _, err := rest.DefaultServerUrlFor(config)
-	if err != nil {
-		return info, err
-	}
-	server = server.JoinPath(core.BackupPath)
+	query := url.Values{}
 	if after.Revision > 0 {
-		server.RawQuery = url.Values{"since": {strconv.FormatInt(after.Revision, 10)}}.Encode()
+		query.Set("since", strconv.FormatInt(after.Revision, 10))
 	}
-	request, err := http.NewRequestWithContext(cmd.Context(), http.MethodGet, server.String(), nil)
+	answer, err := open(cmd, config, core.BackupPath, query)
 	if err != nil {
 		return info, err
 	}
-	response, err := client.Do(request)
-	if err != nil {
-		return info, err
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(response.Body, 4<<10)) // what there is of it is shown
-		return info, fmt.Errorf("the server answered %s: %s", response.Status, strings.TrimSpace(string(text)))
-	}
+	defer answer.Close()
 	file, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+"-*") // mode 0600
 	if err != nil {
 		return info, err
 	}
 	defer os.Remove(file.Name())
 	defer file.Close()
-	read := newProgress(cmd, "received", response.Body, 0)
-	info, err = storage.Verify(io.TeeReader(read, file))
+	read := newProgress(cmd, "received", answer, 0)
+	info, err = keys.Encrypt(file, read)
 	read.end()
+	err = missingKey(err)
 	if err == nil && after.Store != [16]byte{} && info.Store != after.Store {
 		err = fmt.Errorf("%w: this server's objects are not those of --since", storage.ErrOrder)
 	}

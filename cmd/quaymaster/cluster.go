@@ -27,8 +27,12 @@ type cluster struct {
 }
 
 func (c *cluster) flags(command *cobra.Command) {
-	command.Flags().StringVar(&c.kubeconfig, "kubeconfig", "", "kubeconfig file (default: KUBECONFIG, then ~/.kube/config)")
+	c.kubeconfigFlag(command)
 	command.Flags().StringVarP(&c.namespace, "namespace", "n", "", "namespace (default: the kubeconfig's)")
+}
+
+func (c *cluster) kubeconfigFlag(command *cobra.Command) {
+	command.Flags().StringVar(&c.kubeconfig, "kubeconfig", "", "kubeconfig file (default: KUBECONFIG, then ~/.kube/config)")
 }
 
 // config of clients, and the namespace to use.

@@ -45,6 +45,6 @@ URL /encryption/rotate.`,
 			return err
 		},
 	}
-	command.Flags().StringVar(&from.kubeconfig, "kubeconfig", "", "kubeconfig file (default: KUBECONFIG, then ~/.kube/config)")
+	from.kubeconfigFlag(command)
 	return command
 }

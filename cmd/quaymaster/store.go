@@ -13,9 +13,9 @@ import (
 func newStore() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "store",
-		Short: "Encrypt the store of a stopped server, change its key, rewrite it",
+		Short: "Make keys; encrypt the store of a stopped server, change its key, rewrite it",
 	}
-	command.AddCommand(newStoreRotateKey(), newStoreRewrite())
+	command.AddCommand(newStoreNewKey(), newStoreRotateKey(), newStoreRewrite())
 	return command
 }
 
@@ -27,6 +27,21 @@ func storeFlags(command *cobra.Command, data, key *string) {
 	}
 }
 
+func newStoreNewKey() *cobra.Command {
+	return &cobra.Command{
+		Use:   "new-key FILE",
+		Short: "Make a key for --store-key, or for backup --key",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := storage.NewKey(args[0]); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s holds a new key; keep a copy of it apart from what it encrypts\n", args[0])
+			return err
+		},
+	}
+}
+
 func newStoreRotateKey() *cobra.Command {
 	var data, key string
 	command := &cobra.Command{
@@ -35,14 +50,17 @@ func newStoreRotateKey() *cobra.Command {
 		Long: `Rotate-key makes a new key in the file of the old one. It takes moments: the keys
 that the data is encrypted with are encrypted anew, the data is not. Those keys
 change by themselves every ten days for what is written then. "quaymaster store
-rewrite" encrypts everything anew.`,
+rewrite" encrypts everything anew.
+
+The old key stays in the file, below the new one: it opens the backups of its
+time. Remove its line when you need them no more.`,
 		Example: "  quaymaster store rotate-key --data ./data --store-key ./store.key",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := storage.RotateKey(filepath.Join(data, "store"), key); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s holds a new key; the old one opens nothing now\n", key)
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s holds a new key; the old one stays below it and opens backups alone\n", key)
 			return err
 		},
 	}

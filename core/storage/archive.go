@@ -17,12 +17,14 @@ import (
 //	file    "quaymaster-backup\n", format number (2 bytes), records
 //	record  kind (1), length of the payload (4), payload, checksum (4)
 //	h       head, the first: identity of the store (16), since, revision, time of
-//	        its making in milliseconds since 1970 (signed)
+//	        its making in milliseconds since 1970 (signed); of format 2 the length
+//	        of the key's name and the name
 //	l       lease: id (8), seconds granted (8), end in milliseconds (8), big-endian
 //	p       put: revision, length of the key, key, then as stored: revision of the
 //	        creation, version, lease, value
 //	d       deletion: revision, length of the key, key
 //	t       trailer, the last: how many records came before
+//	e       a part of what sealer made; format 2 has these between head and trailer
 //
 // Numbers without a size are unsigned varints, with one little-endian unless said
 // otherwise. The checksum is CRC-32C over kind, length and payload, begun with
@@ -32,7 +34,8 @@ import (
 // revision, in order of the revisions.
 const (
 	backupMagic  = "quaymaster-backup\n"
-	backupFormat = 1
+	plainFormat  = 1
+	sealedFormat = 2
 	recordFrame  = 1 + 4 // kind and length ahead of the payload
 	maxPayload   = MaxKey + MaxValue + 64
 
@@ -41,6 +44,7 @@ const (
 	recordPut     = 'p'
 	recordDelete  = 'd'
 	recordTrailer = 't'
+	recordSealed  = 'e'
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -55,6 +59,7 @@ type Info struct {
 	Created  time.Time
 	Changes  int64 // keys of a full backup, changes of an increment
 	Bytes    int64
+	Key      string // name of the key that the last of them is encrypted with, "" when none
 }
 
 // encoder makes records in memory until flush.
@@ -81,12 +86,19 @@ func (e *encoder) close() {
 
 func (e *encoder) head(info *Info) {
 	e.buf = append(e.buf, backupMagic...)
-	e.buf = binary.LittleEndian.AppendUint16(e.buf, backupFormat)
+	format := uint16(plainFormat)
+	if info.Key != "" {
+		format = sealedFormat
+	}
+	e.buf = binary.LittleEndian.AppendUint16(e.buf, format)
 	e.open(recordHead)
 	e.buf = append(e.buf, info.Store[:]...)
 	e.buf = binary.AppendUvarint(e.buf, uint64(info.Since))
 	e.buf = binary.AppendUvarint(e.buf, uint64(info.Revision))
 	e.buf = binary.AppendVarint(e.buf, info.Created.UnixMilli())
+	if format == sealedFormat {
+		e.buf = appendBytes(e.buf, []byte(info.Key))
+	}
 	e.close()
 }
 
@@ -186,8 +198,9 @@ func (d *decoder) head() error {
 	if string(magic[:len(backupMagic)]) != backupMagic {
 		return damaged("it does not begin as a backup does")
 	}
-	if n := binary.LittleEndian.Uint16(magic[len(backupMagic):]); n == 0 || n > backupFormat {
-		return fmt.Errorf("%w: its format is %d, this one knows up to %d; use that version", ErrNewerFormat, n, backupFormat)
+	format := binary.LittleEndian.Uint16(magic[len(backupMagic):])
+	if format == 0 || format > sealedFormat {
+		return fmt.Errorf("%w: its format is %d, this one knows up to %d; use that version", ErrNewerFormat, format, sealedFormat)
 	}
 	kind, payload, err := d.record()
 	if err != nil {
@@ -200,9 +213,20 @@ func (d *decoder) head() error {
 	since, payload, ok1 := takeNumber(payload[n:])
 	revision, payload, ok2 := takeNumber(payload)
 	created, size := binary.Varint(payload)
-	if !ok1 || !ok2 || size != len(payload) || since > revision || revision < 1 {
+	if !ok1 || !ok2 || size <= 0 || since > revision || revision < 1 {
 		return damaged("its head makes no sense")
 	}
+	var key []byte
+	payload = payload[size:]
+	if format == sealedFormat {
+		if key, payload, err = takeBytes(payload); err != nil || len(key) == 0 {
+			return damaged("its head names no key")
+		}
+	}
+	if len(payload) > 0 {
+		return damaged("its head makes no sense")
+	}
+	d.info.Key = string(key)
 	d.info.Since, d.info.Revision, d.info.Created = since, revision, time.UnixMilli(created)
 	return nil
 }
@@ -217,14 +241,7 @@ func (d *decoder) records(do func(*restored) error) error {
 		r := &restored{}
 		switch kind {
 		case recordTrailer:
-			n, rest, ok := takeNumber(payload)
-			if !ok || len(rest) > 0 || uint64(n) != d.count-1 {
-				return damaged("its trailer counts %d records, there are %d", n, d.count-1)
-			}
-			if _, err := d.r.ReadByte(); !errors.Is(err, io.EOF) {
-				return damaged("something follows its end at byte %d", d.info.Bytes)
-			}
-			return nil
+			return d.end(payload)
 		case recordLease:
 			if len(payload) != 24 {
 				return damaged("record %d makes no sense", d.count)
@@ -245,6 +262,21 @@ func (d *decoder) records(do func(*restored) error) error {
 			return err
 		}
 	}
+}
+
+// end checks the trailer and that nothing follows it.
+func (d *decoder) end(trailer []byte) error {
+	n, rest, ok := takeNumber(trailer)
+	if !ok || len(rest) > 0 || uint64(n) != d.count-1 {
+		return damaged("its trailer counts %d records, there are %d", n, d.count-1)
+	}
+	switch _, err := d.r.ReadByte(); {
+	case err == nil:
+		return damaged("something follows its end at byte %d", d.info.Bytes)
+	case !errors.Is(err, io.EOF):
+		return err
+	}
+	return nil
 }
 
 func (d *decoder) change(r *restored, kind byte, payload []byte) error {

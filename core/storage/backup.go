@@ -22,6 +22,7 @@ const backupChunk = 1 << 20
 // fails with ErrCompacted, and has written nothing, when the store no longer
 // knows what happened since.
 //
+// The backup of an encrypted store is encrypted with the store's key; see Keys.
 // What w takes is complete only when Backup returns no error.
 func (s *Store) Backup(ctx context.Context, w io.Writer, since int64) (int64, error) {
 	id, err := s.identity(ctx)
@@ -34,30 +35,48 @@ func (s *Store) Backup(ctx context.Context, w io.Writer, since int64) (int64, er
 	}
 	defer unpin()
 	info.Store = id
+	if s.key != nil {
+		sealed, err := newSealer(w, info, s.key)
+		if err != nil {
+			return 0, fmt.Errorf("storage: encrypt the backup: %w", err)
+		}
+		if err := s.backup(ctx, sealed, info, leases, states); err != nil {
+			return 0, err
+		}
+		if err := sealed.Close(); err != nil {
+			return 0, fmt.Errorf("storage: write the backup: %w", err)
+		}
+		return info.Revision, nil
+	}
+	return info.Revision, s.backup(ctx, w, info, leases, states)
+}
+
+// backup writes what a snapshot has.
+func (s *Store) backup(ctx context.Context, w io.Writer, info Info, leases map[int64]lease, states []found) error {
 	e := &encoder{w: w}
 	e.head(&info)
 	for _, id := range slices.Sorted(maps.Keys(leases)) {
 		e.lease(id, leases[id].ttl, leases[id].expiry)
 	}
 	read := s.backupStates
-	if since > 0 {
+	if info.Since > 0 {
 		read = s.backupChanges
 	}
 	for len(states) > 0 {
 		n, err := read(ctx, e, states, info.Revision)
 		if err != nil {
-			return 0, fmt.Errorf("storage: back up: %w", err)
+			return fmt.Errorf("storage: back up: %w", err)
 		}
 		states = states[n:]
 		if err := e.flush(); err != nil {
-			return 0, fmt.Errorf("storage: write the backup: %w", err)
+			return fmt.Errorf("storage: write the backup: %w", err)
 		}
 	}
 	e.trailer()
 	if err := e.flush(); err != nil {
-		return 0, fmt.Errorf("storage: write the backup: %w", err)
+		return fmt.Errorf("storage: write the backup: %w", err)
 	}
-	return info.Revision, nil
+	return nil
 }
 
 // snapshot says what a backup has to hold, and keeps it readable until unpin.

@@ -44,7 +44,7 @@ func again(files []*bytes.Buffer) (readers []io.Reader) {
 func restoreTo(t *testing.T, to int64, files ...*bytes.Buffer) *Store {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "restored")
-	if _, err := Restore(dir, to, again(files)...); err != nil {
+	if _, err := Restore(RestoreOptions{Dir: dir, To: to}, again(files)...); err != nil {
 		t.Fatal(err)
 	}
 	return open(t, Options{Dir: dir, Retention: -1})
@@ -262,7 +262,7 @@ func TestBackupRefusals(t *testing.T) {
 	put(t, other, "/b", "y")
 	foreign, _ := backup(t, other, 2)
 	newer := bytes.NewBuffer(bytes.Clone(files[0].Bytes()))
-	newer.Bytes()[len(backupMagic)] = backupFormat + 1
+	newer.Bytes()[len(backupMagic)] = sealedFormat + 1
 
 	for _, test := range []struct {
 		name  string
@@ -283,7 +283,7 @@ func TestBackupRefusals(t *testing.T) {
 		{"empty", []*bytes.Buffer{{}}, 0, ErrDamaged},
 	} {
 		parent := t.TempDir()
-		if _, err := Restore(filepath.Join(parent, "new"), test.to, again(test.files)...); !errors.Is(err, test.want) {
+		if _, err := Restore(RestoreOptions{Dir: filepath.Join(parent, "new"), To: test.to}, again(test.files)...); !errors.Is(err, test.want) {
 			t.Errorf("%s: %v", test.name, err)
 		}
 		if left, err := os.ReadDir(parent); err != nil || len(left) > 0 {
@@ -293,7 +293,7 @@ func TestBackupRefusals(t *testing.T) {
 	if info, err := Verify(again(files)...); err != nil || info.Changes != 3 || info.Revision != rev || info.Since != 0 {
 		t.Errorf("the chain is %+v, %v", info, err)
 	}
-	if _, err := Restore(s.opts.Dir, 0, again(files)...); !errors.Is(err, ErrExists) {
+	if _, err := Restore(RestoreOptions{Dir: s.opts.Dir}, again(files)...); !errors.Is(err, ErrExists) {
 		t.Errorf("over a store: %v", err)
 	}
 	if _, err := s.Etcd().Compact(ctx, rev); err != nil {
@@ -403,7 +403,7 @@ func BenchmarkVerifyAndRestore100000(b *testing.B) {
 	b.Run("restore", func(b *testing.B) {
 		for i := 0; b.Loop(); i++ {
 			b.SetBytes(int64(file.Len()))
-			if _, err := Restore(filepath.Join(b.TempDir(), fmt.Sprint(i)), 0, bytes.NewReader(file.Bytes())); err != nil {
+			if _, err := Restore(RestoreOptions{Dir: filepath.Join(b.TempDir(), fmt.Sprint(i))}, bytes.NewReader(file.Bytes())); err != nil {
 				b.Fatal(err)
 			}
 		}

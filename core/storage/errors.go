@@ -13,9 +13,14 @@ var (
 	// another, has the directory open. End that one first.
 	ErrInUse = errors.New("in use by another process")
 
-	// ErrEncrypted is returned by Open for an encrypted directory when the key is
-	// missing or is another's. Nothing has been changed in it.
+	// ErrEncrypted is returned by Open for an encrypted directory, and by Verify and
+	// Restore for an encrypted backup, when the key is missing or is another's.
+	// Nothing has been changed.
 	ErrEncrypted = errors.New("encrypted")
+
+	// ErrClear is returned by Restore when encrypted backups would become a store
+	// in the clear and nobody asked for that.
+	ErrClear = errors.New("what is encrypted would be in the clear")
 
 	// ErrNewerFormat is returned by Open when a newer version wrote the
 	// directory, and by Verify and Restore when it wrote the backup. Nothing has

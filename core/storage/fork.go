@@ -34,7 +34,7 @@ func (s *Store) Fork(revision int64, clock clock.Clock) (*Store, error) {
 	opts := Options{Clock: clock, Logger: s.opts.Logger}
 	opts.complete()
 	f := newStore(opts)
-	f.base = &base{s, revision}
+	f.base, f.key = &base{s, revision}, s.key
 	if err := s.enter(); err != nil {
 		return nil, err
 	}

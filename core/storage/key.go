@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,7 +17,8 @@ import (
 
 // A store's master key encrypts the data keys, by AES-256, that Badger makes
 // every ten days and encrypts what it writes with. It is in a file of its own: a
-// line with keyName and 32 bytes in hexadecimal.
+// line with keyName and 32 bytes in hexadecimal. Lines below it are keys that
+// came before it: they open backups.
 const (
 	keyName     = "quaymaster-store-key"
 	keySize     = 32
@@ -24,8 +26,9 @@ const (
 	nextKey     = ".next" // suffix of the new key while it takes the old one's place
 )
 
-// readKey reads a key file, which nobody but its owner may be able to read.
-func readKey(path string) ([]byte, error) {
+// readKeys reads a key file, which nobody but its owner may be able to read. The
+// first key is the one in force.
+func readKeys(path string) (keys [][]byte, err error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
@@ -37,16 +40,39 @@ func readKey(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	text, ok := strings.CutPrefix(strings.TrimSpace(string(data)), keyName+" ")
-	key, err := hex.DecodeString(text)
-	if !ok || err != nil || len(key) != keySize {
-		return nil, fmt.Errorf("%s holds no key: it must be %q and %d bytes in hexadecimal", path, keyName, keySize)
+	for line := range strings.Lines(strings.TrimSpace(string(data))) {
+		text, ok := strings.CutPrefix(strings.TrimSpace(line), keyName+" ")
+		key, err := hex.DecodeString(text)
+		if !ok || err != nil || len(key) != keySize {
+			return nil, fmt.Errorf("%s holds no key: a line must be %q and %d bytes in hexadecimal", path, keyName, keySize)
+		}
+		keys = append(keys, key)
 	}
-	return key, nil
+	if len(keys) == 0 {
+		return nil, fmt.Errorf("%s is empty: it must be a line of %q and %d bytes in hexadecimal", path, keyName, keySize)
+	}
+	return keys, nil
 }
 
-// makeKey writes a new key to a file that must not exist.
-func makeKey(path string) (key []byte, err error) {
+func readKey(path string) ([]byte, error) {
+	keys, err := readKeys(path)
+	if err != nil {
+		return nil, err
+	}
+	return keys[0], nil
+}
+
+// NewKey makes a key file, which must not exist, for Options.KeyFile and Keys.
+func NewKey(path string) error {
+	if _, err := makeKey(path); err != nil {
+		return fmt.Errorf("storage: make a key: %w", err)
+	}
+	return nil
+}
+
+// makeKey writes a new key to a file that must not exist, above those that were
+// before it.
+func makeKey(path string, before ...[]byte) (key []byte, err error) {
 	key = make([]byte, keySize)
 	rand.Read(key)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -56,7 +82,10 @@ func makeKey(path string) (key []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = fmt.Fprintf(file, "%s %s\n", keyName, hex.EncodeToString(key))
+	for _, k := range slices.Concat([][]byte{key}, before) {
+		_, failed := fmt.Fprintf(file, "%s %s\n", keyName, hex.EncodeToString(k))
+		err = errors.Join(err, failed)
+	}
 	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
 		return nil, err
 	}
@@ -118,7 +147,8 @@ func unlock(dir, path string) ([]byte, error) {
 }
 
 // RotateKey gives a store a new master key, which takes the old one's place in
-// the file. The store must be closed. What is stored is not written anew: the
+// the file; the old one stays below it, for the backups that it encrypts, until
+// somebody removes its line. The store must be closed. What is stored is not written anew: the
 // keys it is encrypted with are encrypted with the new key. Rewrite does both. A
 // rotation that is cut short is finished by the next Open.
 func RotateKey(dir, path string) error {
@@ -137,7 +167,11 @@ func RotateKey(dir, path string) error {
 	if err := os.Remove(path + nextKey); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("storage: rotate the key: %w", err)
 	}
-	fresh, err := makeKey(path + nextKey)
+	before, err := readKeys(path)
+	if err != nil {
+		return fmt.Errorf("storage: rotate the key: %w", err)
+	}
+	fresh, err := makeKey(path+nextKey, before...)
 	if err != nil {
 		return fmt.Errorf("storage: rotate the key: %w", err)
 	}

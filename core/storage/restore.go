@@ -21,24 +21,35 @@ import (
 // for a restore.
 const RestoreGap = 1_000_000_000
 
-// Verify reads backups, an increment after what it follows, and tells what they
-// hold. It fails with ErrDamaged, ErrOrder or ErrNewerFormat. The first may be
-// an increment. A reader with a method Name() string is called by that name.
-func Verify(files ...io.Reader) (Info, error) {
-	return readChain(files, func(*restored) error { return nil })
+// Verify is Keys.Verify without keys.
+func Verify(files ...io.Reader) (Info, error) { return Keys{}.Verify(files...) }
+
+// RestoreOptions say what Restore makes.
+type RestoreOptions struct {
+	// Dir is where the store is to be. It must not exist, or be empty.
+	Dir string
+	// To is the revision whose state is restored; 0: where the backups end.
+	To int64
+	// KeyFile holds the key that the store is encrypted with, as Options.KeyFile;
+	// it is made when missing. "" leaves the store in the clear.
+	KeyFile string
+	// Keys open encrypted backups. Those in KeyFile need not be named.
+	Keys Keys
+	// Clear allows encrypted backups to become a store in the clear; else ErrClear.
+	Clear bool
 }
 
-// Restore makes a store in dir from a full backup and the increments that
-// follow it. It is at the state of revision to, or where they end when to is 0.
+// Restore makes a store from a full backup and the increments that follow it.
 // Keys keep their revisions; the store's own goes on RestoreGap above the last
 // one of the backups, and what came before is compacted: whoever watched has to
-// read again. dir must not exist, or be empty (ErrExists otherwise); it appears
-// whole or not at all.
-func Restore(dir string, to int64, files ...io.Reader) (info Info, err error) {
-	if err := vacant(dir); err != nil {
+// read again. The directory appears whole or not at all. It fails with ErrExists
+// when it is not empty, with ErrEncrypted when a key is missing, with ErrClear, and
+// as Verify.
+func Restore(opts RestoreOptions, files ...io.Reader) (info Info, err error) {
+	if err := vacant(opts.Dir); err != nil {
 		return info, err
 	}
-	dir, err = filepath.Abs(dir)
+	dir, err := filepath.Abs(opts.Dir)
 	if err != nil {
 		return info, fmt.Errorf("storage: restore: %w", err)
 	}
@@ -51,7 +62,7 @@ func Restore(dir string, to int64, files ...io.Reader) (info Info, err error) {
 		return info, fmt.Errorf("storage: restore: %w", err)
 	}
 	defer os.RemoveAll(temporary)
-	if info, err = restore(temporary, to, files); err != nil {
+	if info, err = restore(temporary, opts, files); err != nil {
 		return info, err
 	}
 	if err := os.Rename(temporary, dir); err != nil {
@@ -76,17 +87,33 @@ func vacant(dir string) error {
 	return nil
 }
 
-func restore(dir string, to int64, files []io.Reader) (info Info, err error) {
+func restore(dir string, opts RestoreOptions, files []io.Reader) (info Info, err error) {
 	if _, err := checkFormat(dir); err != nil {
 		return info, err
 	}
-	d, err := openDisk(dir, 64<<20, nil, slog.New(slog.DiscardHandler))
+	c := chain{keys: opts.Keys}
+	if opts.KeyFile != "" {
+		c.keys = c.keys.with(opts.KeyFile)
+	}
+	_, missing := os.Stat(opts.KeyFile)
+	key, err := unlock(dir, opts.KeyFile)
+	if err != nil {
+		return info, err
+	}
+	if opts.KeyFile != "" && missing != nil {
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, os.Remove(opts.KeyFile)) // made for nothing
+			}
+		}()
+	}
+	d, err := openDisk(dir, 64<<20, key, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return info, err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
 
-	full := int64(0)
+	to := opts.To
 	leases := map[int64][]byte{}
 	used := map[int64]struct{}{}
 	var waiting []*pending
@@ -103,7 +130,24 @@ func restore(dir string, to int64, files []io.Reader) (info Info, err error) {
 		waiting, size = waiting[:0], 0
 		return err
 	}
-	info, err = readChain(files, func(r *restored) error {
+	first := true
+	c.head = func(one Info) error {
+		if one.Key != "" && key == nil && !opts.Clear {
+			return ErrClear
+		}
+		if !first {
+			return nil
+		}
+		first = false
+		switch {
+		case one.Since != 0:
+			return fmt.Errorf("%w: it begins with the increment since revision %d; begin with a full backup", ErrOrder, one.Since)
+		case to != 0 && to < one.Revision:
+			return fmt.Errorf("storage: restore to revision %d: %w: the full backup is of revision %d", to, ErrCompacted, one.Revision)
+		}
+		return nil
+	}
+	info, err = c.read(files, func(r *restored) error {
 		switch {
 		case r.lease != 0:
 			leases[r.lease] = r.expiry
@@ -117,15 +161,6 @@ func restore(dir string, to int64, files []io.Reader) (info Info, err error) {
 		waiting = append(waiting, &r.pending)
 		if size += r.size(); size >= maxBytes || len(waiting) >= maxCount {
 			return flush()
-		}
-		return nil
-	}, func(first Info) error {
-		full = first.Revision
-		switch {
-		case first.Since != 0:
-			return fmt.Errorf("%w: it begins with the increment since revision %d; begin with a full backup", ErrOrder, first.Since)
-		case to != 0 && to < full:
-			return fmt.Errorf("storage: restore to revision %d: %w: the full backup is of revision %d", to, ErrCompacted, full)
 		}
 		return nil
 	})
@@ -153,50 +188,59 @@ func restore(dir string, to int64, files []io.Reader) (info Info, err error) {
 	return info, d.put(compactKey, strconv.AppendInt(nil, next, 10), uint64(next))
 }
 
-// readChain calls do for everything in the files, and begin with the first head.
-func readChain(files []io.Reader, do func(*restored) error, begin ...func(Info) error) (chain Info, err error) {
+// chain reads a backup and what follows it.
+type chain struct {
+	keys   Keys
+	closed bool             // an encrypted one whose key is missing is only read through
+	head   func(Info) error // called for each with its head; may be nil
+}
+
+// read calls do for everything in the files.
+func (c chain) read(files []io.Reader, do func(*restored) error) (all Info, err error) {
 	if len(files) == 0 {
-		return chain, errors.New("storage: no backup is given")
+		return all, errors.New("storage: no backup is given")
 	}
 	for i, file := range files {
 		name := fmt.Sprintf("backup %d", i+1)
 		if named, ok := file.(interface{ Name() string }); ok {
 			name = named.Name()
 		}
-		d := &decoder{r: bufio.NewReaderSize(file, 256<<10), done: chain.Revision}
+		d := &decoder{r: bufio.NewReaderSize(file, 256<<10), done: all.Revision}
 		if err := d.head(); err != nil {
-			return chain, fmt.Errorf("storage: %s: %w", name, err)
+			return all, fmt.Errorf("storage: %s: %w", name, err)
 		}
 		one := &d.info
 		switch {
 		case i == 0:
-			chain = *one
-			for _, check := range begin {
-				if err := check(*one); err != nil {
-					return chain, fmt.Errorf("storage: %s: %w", name, err)
-				}
-			}
-		case one.Store != chain.Store:
+			all = *one
+		case one.Store != all.Store:
 			err = fmt.Errorf("%w: it is of another store than those before", ErrOrder)
 		case one.Since == 0:
 			err = fmt.Errorf("%w: it is a full backup, which only the first can be", ErrOrder)
-		case one.Since > chain.Revision:
-			err = fmt.Errorf("%w: it begins at revision %d, those before end at %d; the one between is missing", ErrOrder, one.Since, chain.Revision)
-		case one.Revision < chain.Revision:
-			err = fmt.Errorf("%w: it ends at revision %d, those before at %d", ErrOrder, one.Revision, chain.Revision)
+		case one.Since > all.Revision:
+			err = fmt.Errorf("%w: it begins at revision %d, those before end at %d; the one between is missing", ErrOrder, one.Since, all.Revision)
+		case one.Revision < all.Revision:
+			err = fmt.Errorf("%w: it ends at revision %d, those before at %d", ErrOrder, one.Revision, all.Revision)
 		}
-		if err == nil {
+		if err == nil && c.head != nil {
+			err = c.head(*one)
+		}
+		switch {
+		case err != nil:
+		case one.Key != "":
+			err = d.sealed(c, do)
+		default:
 			err = d.records(do)
 		}
 		if err != nil {
-			return chain, fmt.Errorf("storage: %s: %w", name, err)
+			return all, fmt.Errorf("storage: %s: %w", name, err)
 		}
 		if i == 0 {
-			chain.Changes, chain.Bytes = 0, 0
+			all.Changes, all.Bytes = 0, 0
 		}
-		chain.Revision, chain.Created = one.Revision, one.Created
-		chain.Changes += one.Changes
-		chain.Bytes += one.Bytes
+		all.Revision, all.Created, all.Key = one.Revision, one.Created, one.Key
+		all.Changes += one.Changes
+		all.Bytes += one.Bytes
 	}
-	return chain, nil
+	return all, nil
 }

@@ -56,6 +56,13 @@ func Rewrite(dir, oldKey, newKey string, tell Progress) (err error) {
 		if err := os.Remove(into); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("storage: rewrite: %w", err)
 		}
+		before, err := readKeys(newKey) // they open backups, or another store
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("storage: rewrite: %w", err)
+		}
+		if _, err := makeKey(into, before...); err != nil {
+			return fmt.Errorf("storage: rewrite: %w", err)
+		}
 	}
 	if err := rewrite(from, temporary, into, tell); err != nil {
 		return fmt.Errorf("storage: rewrite %s: %w", dir, err)

@@ -108,8 +108,9 @@ func (o *Options) complete() {
 // any goroutine; after Close they fail with ErrClosed.
 type Store struct {
 	opts Options
-	disk *disk // nil in memory
-	base *base // nil unless it is a fork
+	disk *disk  // nil in memory
+	key  []byte // encrypts the disk and backups; nil: nothing does
+	base *base  // nil unless it is a fork
 	etcd *kubernetes.Client
 	hub  *hub
 
@@ -157,6 +158,7 @@ func Open(opts Options) (*Store, error) {
 		if err != nil {
 			return nil, err
 		}
+		s.key = key
 		if s.disk, err = openDisk(opts.Dir, opts.logFile, key, opts.Logger); err != nil {
 			return nil, err
 		}
