@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/gentype"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
+	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 
 	decisionv1alpha1 "github.com/quaymaster/quaymaster/core/api/decision/v1alpha1"
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
@@ -31,6 +32,7 @@ func newScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
 		clientscheme.AddToScheme,
+		apiregistrationv1.AddToScheme,
 		policyv1alpha1.AddToScheme,
 		schedulingv1alpha1.AddToScheme,
 		decisionv1alpha1.AddToScheme,

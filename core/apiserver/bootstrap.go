@@ -60,6 +60,11 @@ func (s *Server) bootstrap(ctx context.Context) error {
 	if err := s.ensureKubernetesEndpoints(ctx, d); err != nil {
 		return fmt.Errorf("make the endpoints of the service kubernetes: %w", err)
 	}
+	if s.aggregator != nil {
+		if err := s.aggregator.ensure(ctx, d); err != nil {
+			return fmt.Errorf("make the API services: %w", err)
+		}
+	}
 	return nil
 }
 

@@ -199,14 +199,20 @@ func (c *custom) start(ctx context.Context) error {
 
 // served waits until upstream's hooks have ended: what is stored has its discovery.
 func (c *custom) served(ctx context.Context) error {
-	for _, check := range c.server.generic.HealthzChecks() {
-		if !strings.HasPrefix(check.Name(), "poststarthook/") {
+	return waitForHook(ctx, c.server.generic, "")
+}
+
+// waitForHook waits until a hook of the server has ended, all of them for "".
+func waitForHook(ctx context.Context, server *genericapiserver.GenericAPIServer, name string) error {
+	for _, check := range server.HealthzChecks() {
+		hook, ok := strings.CutPrefix(check.Name(), "poststarthook/")
+		if !ok || name != "" && hook != name {
 			continue
 		}
 		if err := wait.PollUntilContextCancel(ctx, time.Millisecond, true, func(context.Context) (bool, error) {
 			return check.Check(nil) == nil, nil
 		}); err != nil {
-			return fmt.Errorf("wait for %s: %w", check.Name(), err)
+			return fmt.Errorf("wait for the hook %s: %w", hook, err)
 		}
 	}
 	return nil

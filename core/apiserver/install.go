@@ -92,16 +92,15 @@ func (s *Server) install() error {
 	config.EnableMetrics = false // see installMetrics
 	config.StorageObjectCountTracker = nil
 	config.SkipOpenAPIInstallation = true // ours is built when it is asked for
-	config.ReadyzChecks = append(config.ReadyzChecks,
-		healthz.NewInformerSyncHealthz(s.options.Informers),
-		healthz.NamedCheck("bootstrap", func(*http.Request) error {
-			select {
-			case <-s.ready:
-				return s.closing.Err()
-			default:
-				return fmt.Errorf("the system's own objects are not all there yet")
-			}
-		}))
+	config.ReadyzChecks = append(config.ReadyzChecks, healthz.NamedCheck("bootstrap", func(*http.Request) error {
+		select {
+		case <-s.ready:
+			return s.closing.Err()
+		default:
+			return fmt.Errorf("the system's own objects are not all there yet")
+		}
+	}))
+	informersSynced := healthz.NewInformerSyncHealthz(s.options.Informers)
 	config.AggregatedDiscoveryGroupManager = aggregated.NewResourceManager("apis") // both servers'
 	var err error
 	if s.custom, err = s.newCustom(*config); err != nil {
@@ -109,31 +108,26 @@ func (s *Server) install() error {
 	}
 	config.FlowControl = s.newFlowControl()
 	completed := config.Complete(nil)
+	inFront := *config // the aggregator adds the check of the informers itself
+	config.ReadyzChecks = append(slices.Clone(config.ReadyzChecks), informersSynced)
 	s.requestInfo = config.RequestInfoResolver
 	if s.generic, err = completed.New("quaymaster", s.custom.GenericAPIServer); err != nil {
 		return err
 	}
 
 	s.registries = newRegistries(s)
-	order, groups := groupKinds()
 	for _, name := range s.options.Without {
 		if !slices.ContainsFunc(kinds, func(k kind) bool { return k.name() == name }) {
 			return fmt.Errorf("there is no kind %q to leave out; kinds are named as in deployments.apps", name)
 		}
 	}
+	order, groups := s.servedKinds()
 	for _, group := range order {
-		groups[group] = slices.DeleteFunc(groups[group], func(k kind) bool { return slices.Contains(s.options.Without, k.name()) })
-		if len(groups[group]) == 0 {
-			continue
-		}
 		if err := s.installGroup(group, groups[group]); err != nil {
 			return err
 		}
 	}
-	documents, err := s.installOpenAPI()
-	if err != nil {
-		return err
-	}
+	documents := s.installOpenAPI()
 	if config.FlowControl != nil {
 		if err := s.keepFlowControl(); err != nil {
 			return err
@@ -146,7 +140,35 @@ func (s *Server) install() error {
 	for path, handler := range s.options.Paths {
 		s.generic.Handler.NonGoRestfulMux.Handle(path, handler)
 	}
-	return s.custom.follow(documents)
+	s.placeGroups()
+	if err := s.custom.follow(documents.v3); err != nil {
+		return err
+	}
+	s.front = s.generic
+	if s.served(apiServicesResource.GroupResource()) {
+		if s.aggregator, err = s.newAggregator(inFront, documents); err != nil {
+			return err
+		}
+		s.front = s.aggregator.GenericAPIServer
+	}
+	return nil
+}
+
+// served tells whether a kind of the table has not been left out.
+func (s *Server) served(resource schema.GroupResource) bool {
+	return !slices.Contains(s.options.Without, resource.String())
+}
+
+// servedKinds is the table without what has been left out, by group.
+func (s *Server) servedKinds() (order []string, groups map[string][]kind) {
+	all, groups := groupKinds()
+	for _, group := range all {
+		groups[group] = slices.DeleteFunc(groups[group], func(k kind) bool { return !s.served(k.groupResource()) })
+		if len(groups[group]) > 0 {
+			order = append(order, group)
+		}
+	}
+	return order, groups
 }
 
 // installIssuer publishes the issuer of service account tokens and its keys, for

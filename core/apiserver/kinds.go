@@ -6,7 +6,11 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/registry/rest"
+	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+
 	// Each group's types, conversions and defaults.
+	"k8s.io/kube-aggregator/pkg/apis/apiregistration/install"
 	_ "k8s.io/kubernetes/pkg/apis/admissionregistration/install"
 	_ "k8s.io/kubernetes/pkg/apis/apps/install"
 	_ "k8s.io/kubernetes/pkg/apis/authentication/install"
@@ -91,6 +95,8 @@ var (
 	v1alpha1 = []string{"v1alpha1"}
 )
 
+func init() { install.Install(legacyscheme.Scheme) } // the others do so themselves
+
 // kinds is the table of all that is served. To serve another upstream kind, add
 // its line. Within a group the order is that of the preferred versions.
 var kinds = []kind{
@@ -166,6 +172,8 @@ var kinds = []kind{
 	{"rbac.authorization.k8s.io", v1, "RoleBinding", "rolebindings", namespaced, roleBindings, ""},
 
 	{"certificates.k8s.io", v1, "CertificateSigningRequest", "certificatesigningrequests", cluster, certificateSigningRequests, ""},
+
+	{apiregistrationv1.GroupName, v1, "APIService", "apiservices", cluster, apiServices, apiregistrationv1.GroupName + "/apiservices"},
 
 	{"authentication.k8s.io", v1, "TokenReview", "tokenreviews", virtual, tokenReviews, ""},
 	{"authentication.k8s.io", v1, "SelfSubjectReview", "selfsubjectreviews", virtual, selfSubjectReviews, ""},

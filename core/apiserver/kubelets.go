@@ -29,7 +29,7 @@ const kubeletPort = 10250
 
 func newKubelets(s *Server) *kubelets {
 	roots := x509.NewCertPool()
-	roots.AddCert(s.pki.ca)
+	roots.AddCert(s.pki.cluster.cert)
 	return &kubelets{server: s, transport: &http.Transport{
 		IdleConnTimeout:     90 * time.Second,
 		TLSHandshakeTimeout: 10 * time.Second,

@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -32,21 +31,21 @@ const (
 	backdate = 5 * time.Minute
 )
 
-// pki is the cluster's own certificate authority and the key of service account
-// tokens. Leaf certificates are made when they are needed and live in memory.
+// pki is the cluster's own certificate authority, that of the front proxy, and
+// the key of service account tokens. Leaf certificates are made when they are
+// needed and live in memory, but for the front proxy's.
 type pki struct {
 	clock    clock.PassiveClock
-	ca       *x509.Certificate
-	caPEM    []byte
-	caKey    *ecdsa.PrivateKey
-	caKeyPEM []byte
+	cluster  *authority
+	front    *authority
 	tokenKey *ecdsa.PrivateKey
 
 	mu     sync.Mutex
 	leaves map[string]*tls.Certificate // by purpose; replaced before they expire
+	proxy  pair                        // the front proxy's, as in its files
 }
 
-// loadPKI reads the authority from the directory, or makes it there. An empty
+// loadPKI reads the authorities from the directory, or makes them there. An empty
 // directory name keeps everything in memory.
 func loadPKI(dir string, clock clock.PassiveClock) (*pki, error) {
 	p := &pki{clock: clock, leaves: map[string]*tls.Certificate{}}
@@ -56,26 +55,14 @@ func loadPKI(dir string, clock clock.PassiveClock) (*pki, error) {
 		}
 	}
 	var err error
-	if p.caKey, p.caKeyPEM, err = loadKey(dir, "ca.key"); err != nil {
+	if p.cluster, err = loadAuthority(dir, "ca", "quaymaster", clock.Now()); err != nil {
 		return nil, err
 	}
-	if p.tokenKey, _, err = loadKey(dir, "serviceaccount.key"); err != nil {
+	if p.front, err = loadAuthority(dir, "front-proxy-ca", "quaymaster-front-proxy", clock.Now()); err != nil {
 		return nil, err
 	}
-	if p.caPEM, err = p.loadAuthority(dir); err != nil {
-		return nil, err
-	}
-	block, _ := pem.Decode(p.caPEM)
-	if block == nil || block.Type != "CERTIFICATE" {
-		return nil, fmt.Errorf("keys of the cluster: %s holds no certificate: restore it, or remove it and its key to start with a new authority", filepath.Join(dir, "ca.crt"))
-	}
-	if p.ca, err = x509.ParseCertificate(block.Bytes); err != nil {
-		return nil, fmt.Errorf("keys of the cluster: read %s: %w", filepath.Join(dir, "ca.crt"), err)
-	}
-	if !p.caKey.PublicKey.Equal(p.ca.PublicKey) {
-		return nil, fmt.Errorf("keys of the cluster: ca.crt and ca.key in %s do not belong together: restore both from the same backup", dir)
-	}
-	return p, nil
+	p.tokenKey, _, err = loadKey(dir, "serviceaccount.key")
+	return p, err
 }
 
 // loadKey reads a private key, or makes it with mode 0600.
@@ -114,42 +101,6 @@ func loadKey(dir, name string) (*ecdsa.PrivateKey, []byte, error) {
 	return key, data, nil
 }
 
-// loadAuthority reads the authority's certificate, or signs one with its key.
-func (p *pki) loadAuthority(dir string) ([]byte, error) {
-	path := filepath.Join(dir, "ca.crt")
-	if dir != "" {
-		data, err := os.ReadFile(path)
-		if err == nil || !errors.Is(err, fs.ErrNotExist) {
-			return data, err
-		}
-	}
-	now := p.clock.Now()
-	serial, err := newSerial()
-	if err != nil {
-		return nil, err
-	}
-	template := &x509.Certificate{
-		SerialNumber:          serial,
-		Subject:               pkix.Name{CommonName: "quaymaster", SerialNumber: serial.Text(16)},
-		NotBefore:             now.Add(-backdate),
-		NotAfter:              now.Add(authorityLifetime),
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign | x509.KeyUsageDigitalSignature,
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, p.caKey.Public(), p.caKey)
-	if err != nil {
-		return nil, fmt.Errorf("keys of the cluster: make the authority: %w", err)
-	}
-	data := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	if dir != "" {
-		if err := writeFile(path, data); err != nil {
-			return nil, fmt.Errorf("keys of the cluster: %w", err)
-		}
-	}
-	return data, nil
-}
-
 // writeFile writes a new file of mode 0600 so that a crash leaves the old state
 // or the whole of the new one.
 func writeFile(path string, data []byte) error {
@@ -175,43 +126,13 @@ func newSerial() (*big.Int, error) {
 
 // caHash is what a join token pins: SHA-256 over the authority's certificate, DER.
 func (p *pki) caHash() string {
-	sum := sha256.Sum256(p.ca.Raw)
+	sum := sha256.Sum256(p.cluster.cert.Raw)
 	return hex.EncodeToString(sum[:])
 }
 
-// sign makes a key and a certificate of the authority for it.
+// sign makes a key and a certificate of the cluster's authority for it.
 func (p *pki) sign(subject pkix.Name, usage x509.ExtKeyUsage, dns []string, ips []net.IP) (certPEM, keyPEM []byte, err error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, nil, fmt.Errorf("certificate of %s: %w", subject.CommonName, err)
-	}
-	serial, err := newSerial()
-	if err != nil {
-		return nil, nil, fmt.Errorf("certificate of %s: %w", subject.CommonName, err)
-	}
-	now := p.clock.Now()
-	end := now.Add(leafLifetime)
-	if end.After(p.ca.NotAfter) {
-		end = p.ca.NotAfter
-	}
-	template := &x509.Certificate{
-		SerialNumber: serial,
-		Subject:      subject,
-		NotBefore:    now.Add(-backdate),
-		NotAfter:     end,
-		KeyUsage:     x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:  []x509.ExtKeyUsage{usage},
-		DNSNames:     dns,
-		IPAddresses:  ips,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, p.ca, key.Public(), p.caKey)
-	if err != nil {
-		return nil, nil, fmt.Errorf("certificate of %s: %w", subject.CommonName, err)
-	}
-	if keyPEM, err = keyutil.MarshalPrivateKeyToPEM(key); err != nil {
-		return nil, nil, fmt.Errorf("certificate of %s: %w", subject.CommonName, err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), keyPEM, nil
+	return p.cluster.sign(p.clock.Now(), leafLifetime, &x509.Certificate{Subject: subject, ExtKeyUsage: []x509.ExtKeyUsage{usage}, DNSNames: dns, IPAddresses: ips})
 }
 
 // leaf returns the certificate kept for the purpose, made anew by make when
@@ -220,8 +141,7 @@ func (p *pki) leaf(purpose string, make func() (certPEM, keyPEM []byte, err erro
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if kept := p.leaves[purpose]; kept != nil {
-		life := kept.Leaf.NotAfter.Sub(kept.Leaf.NotBefore)
-		if p.clock.Now().Before(kept.Leaf.NotAfter.Add(-life / 3)) {
+		if fresh(kept.Leaf, p.clock.Now()) {
 			return kept, nil
 		}
 	}
@@ -256,7 +176,7 @@ func (p *pki) serving(listener net.Addr) (*tls.Certificate, error) {
 			}
 		}
 		certPEM, keyPEM, err := p.sign(pkix.Name{CommonName: "kube-apiserver"}, x509.ExtKeyUsageServerAuth, dns, ips)
-		return append(certPEM, p.caPEM...), keyPEM, err // an agent that joins knows the authority by its hash only
+		return append(certPEM, p.cluster.certPEM...), keyPEM, err // an agent that joins knows the authority by its hash only
 	})
 }
 

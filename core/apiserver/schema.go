@@ -6,13 +6,10 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/emicklei/go-restful/v3"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	policyv1 "k8s.io/api/policy/v1"
-	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	extensions "k8s.io/apiextensions-apiserver/pkg/apiserver"
-	crdbuilder "k8s.io/apiextensions-apiserver/pkg/controller/openapi/builder"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
@@ -20,14 +17,8 @@ import (
 	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	openapiutil "k8s.io/apiserver/pkg/util/openapi"
-	"k8s.io/kube-openapi/pkg/builder"
 	"k8s.io/kube-openapi/pkg/builder3"
-	"k8s.io/kube-openapi/pkg/cached"
 	"k8s.io/kube-openapi/pkg/common"
-	"k8s.io/kube-openapi/pkg/common/restfuladapter"
-	"k8s.io/kube-openapi/pkg/handler"
-	"k8s.io/kube-openapi/pkg/handler3"
-	"k8s.io/kube-openapi/pkg/spec3"
 	"k8s.io/kube-openapi/pkg/util"
 	"k8s.io/kube-openapi/pkg/validation/spec"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
@@ -153,72 +144,4 @@ func newTypeConverter(kinds []kind) (managedfields.TypeConverter, error) {
 		return nil, err
 	}
 	return managedfields.NewTypeConverter(schemas, false)
-}
-
-// installOpenAPI serves /openapi/v2 and /openapi/v3, built when they are asked
-// for. It returns the latter, for the documents of custom resources.
-func (s *Server) installOpenAPI() (*handler3.OpenAPIService, error) {
-	services := s.generic.Handler.GoRestfulContainer.RegisteredWebServices()
-	for _, service := range s.custom.GenericAPIServer.Handler.GoRestfulContainer.RegisteredWebServices() {
-		if strings.HasPrefix(service.RootPath(), genericapiserver.APIGroupPrefix+"/") { // the rest we have ourselves
-			services = append(services, service)
-		}
-	}
-	mux := s.generic.Handler.NonGoRestfulMux
-	builtIn := cached.Once(cached.Func(func() (*spec.Swagger, string, error) {
-		building.Lock()
-		defer building.Unlock()
-		config := genericapiserver.DefaultOpenAPIConfig(definitions, namer())
-		config.Info.Title, config.Info.Version = "Kubernetes", api.KubernetesVersion
-		swagger, err := builder.BuildOpenAPISpecFromRoutes(restfuladapter.AdaptWebServices(services), config)
-		if err != nil {
-			return nil, "", err
-		}
-		swagger.Definitions = handler.PruneDefaults(swagger.Definitions)
-		return swagger, api.KubernetesVersion, nil
-	}))
-	v2 := handler.NewOpenAPIServiceLazy(builtIn)
-	v2.RegisterOpenAPIVersionedService("/openapi/v2", mux)
-	s.custom.changed = append(s.custom.changed, func(definitions []*apiextensionsv1.CustomResourceDefinition) {
-		v2.UpdateSpecLazy(cached.Once(cached.Func(func() (*spec.Swagger, string, error) { return withCustom(builtIn, definitions) })))
-	})
-
-	v3 := handler3.NewOpenAPIService()
-	for _, service := range services {
-		path := strings.TrimPrefix(service.RootPath(), "/")
-		v3.UpdateGroupVersionLazy(path, cached.Once(cached.Func(func() (*spec3.OpenAPI, string, error) {
-			building.Lock()
-			defer building.Unlock()
-			document, err := builder3.BuildOpenAPISpecFromRoutes(restfuladapter.AdaptWebServices([]*restful.WebService{service}), configV3())
-			return document, path + "@" + api.KubernetesVersion, err
-		})))
-	}
-	return v3, v3.RegisterOpenAPIV3VersionedService("/openapi/v3", mux)
-}
-
-// withCustom adds what the definitions serve to the document of the built-in kinds.
-func withCustom(builtIn cached.Value[*spec.Swagger], definitions []*apiextensionsv1.CustomResourceDefinition) (*spec.Swagger, string, error) {
-	swagger, tag, err := builtIn.Get()
-	if err != nil {
-		return nil, "", err
-	}
-	building.Lock()
-	defer building.Unlock()
-	var added []*spec.Swagger
-	for _, d := range definitions {
-		tag += "," + string(d.UID) + "@" + d.ResourceVersion
-		for _, v := range d.Spec.Versions {
-			if !v.Served {
-				continue
-			}
-			one, err := crdbuilder.BuildOpenAPIV2(d, v.Name, crdbuilder.Options{V2: true, IncludeSelectableFields: true})
-			if err != nil {
-				return nil, "", fmt.Errorf("OpenAPI v2 of %s: %w", d.Name, err)
-			}
-			one.Definitions = handler.PruneDefaults(one.Definitions)
-			added = append(added, one)
-		}
-	}
-	swagger, err = crdbuilder.MergeSpecs(swagger, added...)
-	return swagger, tag, err
 }

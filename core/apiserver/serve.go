@@ -20,7 +20,7 @@ import (
 // Client certificates are asked for and judged by the authentication.
 func (s *Server) newHTTPServer() *http.Server {
 	return &http.Server{
-		Handler:           s.endWatches(s.generic.Handler),
+		Handler:           s.endWatches(s.front.Handler),
 		MaxHeaderBytes:    1 << 20,
 		IdleTimeout:       90 * time.Second,
 		ReadHeaderTimeout: 32 * time.Second,
@@ -62,7 +62,7 @@ func (s *Server) Kubeconfig() ([]byte, error) {
 		return nil, fmt.Errorf("kubeconfig: %w", err)
 	}
 	config := clientcmdapi.NewConfig()
-	config.Clusters["quaymaster"] = &clientcmdapi.Cluster{Server: s.URL(), CertificateAuthorityData: s.pki.caPEM}
+	config.Clusters["quaymaster"] = &clientcmdapi.Cluster{Server: s.URL(), CertificateAuthorityData: s.pki.cluster.certPEM}
 	config.AuthInfos["quaymaster-admin"] = &clientcmdapi.AuthInfo{ClientCertificateData: certPEM, ClientKeyData: keyPEM}
 	config.Contexts["quaymaster"] = &clientcmdapi.Context{Cluster: "quaymaster", AuthInfo: "quaymaster-admin"}
 	config.CurrentContext = "quaymaster"

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
@@ -99,6 +100,7 @@ type Server struct {
 	pki     *pki
 
 	generic       *genericapiserver.GenericAPIServer
+	front         *genericapiserver.GenericAPIServer // whose handler sees requests first: the aggregator's, or generic
 	authenticator authenticator.Request
 	authorizer    authorizer.Authorizer
 	rules         authorizer.RuleResolver
@@ -114,8 +116,9 @@ type Server struct {
 	stored storages
 	auditing
 
-	custom   *custom
-	webhooks *webhooks
+	custom     *custom
+	aggregator *aggregator // nil: left out
+	webhooks   *webhooks
 
 	kubelets  *kubelets
 	proxy     *http.Transport
@@ -128,6 +131,7 @@ type Server struct {
 	close     context.CancelFunc
 	aborted   context.Context // ends what did not finish in time
 	abort     context.CancelFunc
+	temporary string // a folder to remove in the end; ""
 	joinToken string
 	running   sync.Mutex
 	judged    waitgroup.SafeWaitGroup // requests in the admission chain
@@ -189,10 +193,10 @@ func New(options Options) (*Server, error) {
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
 // CAPEM is the certificate of the server's authority, PEM.
-func (s *Server) CAPEM() []byte { return s.pki.caPEM }
+func (s *Server) CAPEM() []byte { return s.pki.cluster.certPEM }
 
 // Handler serves the API. Requests are authenticated by what they carry.
-func (s *Server) Handler() http.Handler { return s.generic.Handler }
+func (s *Server) Handler() http.Handler { return s.front.Handler }
 
 // RESTConfig configures clients of this process: no port, no TLS. The requests
 // are those of the user; nil means an administrator in system:masters.
@@ -219,10 +223,10 @@ func (s *Server) loopback() *rest.Config {
 // handler is asked at each request: the generic server is made after the first
 // clients.
 func (s *Server) handler() http.Handler {
-	if s.generic == nil {
+	if s.front == nil {
 		return nil
 	}
-	return s.generic.Handler
+	return s.front.Handler
 }
 
 // Run serves until the context ends, then lets requests finish, ends watches
@@ -232,13 +236,21 @@ func (s *Server) Run(ctx context.Context) error {
 		return errors.New("run the API server: it runs, or has run, already")
 	}
 	defer s.Close()
-	prepared := s.generic.PrepareRun()
+	prepared := s.front.PrepareRun()
 	hooks, stopHooks := context.WithCancel(ctx)
+	var aggregating sync.WaitGroup
+	defer aggregating.Wait()
 	defer s.custom.Informers.Shutdown()
 	defer stopHooks()
 	err := s.custom.start(hooks)
+	if err == nil && s.aggregator != nil {
+		err = s.aggregator.start(hooks)
+	}
 	if err == nil {
 		prepared.RunPostStartHooks(hooks)
+		if s.aggregator != nil {
+			aggregating.Go(func() { s.aggregator.run(hooks) })
+		}
 	}
 
 	served := make(chan error, 1)
@@ -252,6 +264,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	if err == nil {
 		err = s.custom.served(ctx)
+	}
+	if err == nil && s.aggregator != nil {
+		err = s.aggregator.served(ctx)
 	}
 	if err != nil {
 		if ctx.Err() == nil {
@@ -297,10 +312,18 @@ func (s *Server) Close() {
 	s.close()
 	s.abort()
 	if s.running.TryLock() { // never run: what upstream started in New ends in its hooks
-		s.generic.RunPostStartHooks(s.closing)
+		s.front.RunPostStartHooks(s.closing)
+		if s.aggregator != nil {
+			s.aggregator.run(s.closing)
+		}
 		s.custom.Informers.Shutdown()
 	}
-	s.generic.Destroy()
+	s.front.Destroy()
+	if s.temporary != "" {
+		if err := os.RemoveAll(s.temporary); err != nil {
+			s.log.Error("remove the front proxy's key", "error", err)
+		}
+	}
 	s.proxy.CloseIdleConnections()
 	s.kubelets.close()
 	if err := s.closeAudit(); err != nil {
@@ -310,4 +333,6 @@ func (s *Server) Close() {
 
 // Authority is the certificate and the key of the cluster's authority, PEM, for
 // the controllers that sign certificate requests.
-func (s *Server) Authority() (certPEM, keyPEM []byte) { return s.pki.caPEM, s.pki.caKeyPEM }
+func (s *Server) Authority() (certPEM, keyPEM []byte) {
+	return s.pki.cluster.certPEM, s.pki.cluster.keyPEM
+}
