@@ -9,14 +9,14 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/cri/sim"
 	"github.com/quaymaster/quaymaster/runtime/cri/socket"
 	"github.com/quaymaster/quaymaster/runtime/cri/wasm"
-	"github.com/quaymaster/quaymaster/runtime/plugin"
+	"github.com/quaymaster/quaymaster/sdk/backend"
 )
 
 // newBackend holds the processes that an agent starts: container runtime
 // backends, and the containers of the wasm backend. People do not call them.
 func newBackend() *cobra.Command {
-	backend := &cobra.Command{Use: "backend", Short: "Processes of a node's backends, started by the agent", Hidden: true}
-	backend.AddCommand(
+	command := &cobra.Command{Use: "backend", Short: "Processes of a node's backends, started by the agent", Hidden: true}
+	command.AddCommand(
 		&cobra.Command{
 			Use:  "sim",
 			Args: cobra.NoArgs,
@@ -26,19 +26,19 @@ func newBackend() *cobra.Command {
 					return err
 				}
 				defer b.Close()
-				return plugin.Serve(b)
+				return backend.ServeRuntime(b)
 			},
 		},
 		&cobra.Command{
 			Use:  "containerd ADDRESS",
 			Args: cobra.ExactArgs(1),
 			RunE: func(_ *cobra.Command, args []string) error {
-				b, err := containerd.New(containerd.Options{Address: args[0], Logger: plugin.Logger(slog.LevelInfo)})
+				b, err := containerd.New(containerd.Options{Address: args[0], Logger: backend.Logger(slog.LevelInfo)})
 				if err != nil {
 					return err
 				}
 				defer b.Close()
-				return plugin.Serve(b)
+				return backend.ServeRuntime(b)
 			},
 		},
 		&cobra.Command{
@@ -50,19 +50,19 @@ func newBackend() *cobra.Command {
 					return err
 				}
 				defer b.Close()
-				return plugin.Serve(b)
+				return backend.ServeRuntime(b)
 			},
 		},
 		&cobra.Command{
 			Use:  "wasm DIR SHIM…",
 			Args: cobra.MinimumNArgs(2),
 			RunE: func(_ *cobra.Command, args []string) error {
-				b, err := wasm.New(wasm.Options{Dir: args[0], Shim: args[1:], Logger: plugin.Logger(slog.LevelInfo)})
+				b, err := wasm.New(wasm.Options{Dir: args[0], Shim: args[1:], Logger: backend.Logger(slog.LevelInfo)})
 				if err != nil {
 					return err
 				}
 				defer b.Close()
-				return plugin.Serve(b)
+				return backend.ServeRuntime(b)
 			},
 		},
 		&cobra.Command{
@@ -71,5 +71,5 @@ func newBackend() *cobra.Command {
 			RunE: func(_ *cobra.Command, args []string) error { return wasm.RunShim(args[0]) },
 		},
 	)
-	return backend
+	return command
 }

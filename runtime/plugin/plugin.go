@@ -1,105 +1,112 @@
-// Package plugin runs a CRI backend in a process of its own, by
-// hashicorp/go-plugin: a handshake, certificates of one use on both sides, a
-// private socket, and a supervisor that starts the process again when it dies. A
-// backend is never reattached: what must outlive its process is its own affair.
+// Package plugin is the supervisor of a node's backends, each a process of its
+// own by hashicorp/go-plugin: a handshake, certificates of one use on both sides,
+// a private folder for the socket, a checksum of the program if one is pinned,
+// and a new process when one dies or hangs. A backend is never reattached: what
+// must outlive its process is its own affair.
 //
-// The host:
-//
-//	s, err := plugin.Start(plugin.Options{Command: []string{exe, "backend", "wasm", "--dir", dir}})
-//	backend := s.Backend() // a cri.Backend that waits while the process is started again
+//	s, err := plugin.Start(plugin.Options{Command: []string{exe, "backend", "wasm", dir}})
+//	runtime := s.Backend() // a cri.Backend that waits while the process is started again
 //	defer s.Close()
 //
-// The child, which must write nothing to its standard output:
-//
-//	err := plugin.Serve(backend)
+// The process serves by package sdk/backend, or by what docs/backends.md says.
 package plugin
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
-	"os"
-	"syscall"
-	"time"
+	"strings"
+	"sync"
 
 	"github.com/hashicorp/go-hclog"
 	goplugin "github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
-
-	"github.com/quaymaster/quaymaster/runtime/cri"
 )
 
-// handshake is what host and child must agree on; the version is that of this
-// package's protocol (CRI v1 under the name "cri").
-var handshake = goplugin.HandshakeConfig{ProtocolVersion: 1, MagicCookieKey: "QUAYMASTER_BACKEND", MagicCookieValue: "cri-v1"}
-
-// service is the plugin's name within the protocol.
-const service = "cri"
-
-// criPlugin carries both CRI services over go-plugin's connection.
-type criPlugin struct {
+// connection is the host's side of go-plugin: it hands out the bare connection.
+type connection struct {
 	goplugin.NetRPCUnsupportedPlugin
-	backend cri.Backend
 }
 
-func (p criPlugin) GRPCServer(_ *goplugin.GRPCBroker, s *grpc.Server) error {
-	cri.Register(s, p.backend)
-	return nil
+func (connection) GRPCServer(*goplugin.GRPCBroker, *grpc.Server) error {
+	return errors.New("the agent serves no plugin")
 }
 
-func (criPlugin) GRPCClient(_ context.Context, _ *goplugin.GRPCBroker, c *grpc.ClientConn) (any, error) {
+func (connection) GRPCClient(_ context.Context, _ *goplugin.GRPCBroker, c *grpc.ClientConn) (any, error) {
 	return c, nil
 }
 
-// ErrNotAChild is Serve's answer in a process that no supervisor started.
-var ErrNotAChild = errors.New("this command is started by quaymaster itself, as the process of a backend")
+// ErrChecksum says that a program is not the pinned one.
+var ErrChecksum = errors.New("the program's checksum is not the pinned one")
 
-// hostPipe is the descriptor of a pipe that breaks when the host is gone.
-const hostPipe = 3
+// ErrHandshake says that a program does not speak the protocol of backends, or another version of it.
+var ErrHandshake = errors.New("the program does not serve as a backend of this version")
 
-// Serve serves a backend to the supervisor that started this process, until
-// it says so or is gone.
-func Serve(b cri.Backend) error {
-	if os.Getenv(handshake.MagicCookieKey) != handshake.MagicCookieValue {
-		return ErrNotAChild
+// ParseChecksum reads "sha256:HEX" or HEX; "" is none.
+func ParseChecksum(text string) ([]byte, error) {
+	if text == "" {
+		return nil, nil
 	}
-	syscall.CloseOnExec(hostPipe)
-	goplugin.Serve(&goplugin.ServeConfig{
-		HandshakeConfig: handshake,
-		Plugins:         goplugin.PluginSet{service: criPlugin{backend: b}},
-		Logger:          hclog.NewNullLogger(),
-		GRPCServer: func(opts []grpc.ServerOption) *grpc.Server {
-			s := grpc.NewServer(opts...)
-			go func() {
-				if host := os.NewFile(hostPipe, "host"); host != nil {
-					_, _ = io.Copy(io.Discard, host) // ends with the host
-					s.Stop()
-				}
-			}()
-			return s
-		},
-	})
-	return nil
+	sum, err := hex.DecodeString(strings.TrimPrefix(text, "sha256:"))
+	if err != nil || len(sum) != sha256.Size {
+		return nil, fmt.Errorf("checksum %q: want sha256: and 64 hexadecimal digits, as sha256sum prints them", text)
+	}
+	return sum, nil
 }
 
-// Logger returns a logger for the child: its lines arrive in the supervisor's
-// logger with their level and attributes.
-func Logger(level slog.Leveler) *slog.Logger {
-	return slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
-		if len(groups) > 0 {
-			return a
+// explain gives go-plugin's errors a sentinel and the last that the process said.
+func explain(err error, said string) error {
+	text := err.Error()
+	switch {
+	case errors.Is(err, goplugin.ErrChecksumsDoNotMatch):
+		return ErrChecksum
+	case strings.HasPrefix(text, "incompatible API version"):
+		version, _, _ := strings.Cut(strings.TrimPrefix(text, "incompatible API version with plugin. "), ",")
+		return fmt.Errorf("%w: %s", ErrHandshake, strings.ToLower(version[:1])+version[1:])
+	case strings.HasPrefix(text, "Unrecognized remote plugin message"):
+		line, _, _ := strings.Cut(strings.TrimSpace(strings.TrimPrefix(text, "Unrecognized remote plugin message:")), "\n")
+		if line == "" || strings.HasPrefix(line, "Failed to read") {
+			err = fmt.Errorf("%w: it ended without the handshake line", ErrHandshake)
+			break
 		}
-		switch a.Key {
-		case slog.TimeKey:
-			return slog.String("@timestamp", a.Value.Time().Format("2006-01-02T15:04:05.000000Z07:00"))
-		case slog.LevelKey:
-			return slog.String("@level", a.Value.String())
-		case slog.MessageKey:
-			a.Key = "@message"
-		}
-		return a
-	}}))
+		return fmt.Errorf("%w: its first line is %q", ErrHandshake, line)
+	case strings.HasPrefix(text, "incompatible core API"), strings.HasPrefix(text, "unsupported plugin protocol"), strings.HasPrefix(text, "error parsing"):
+		line, _, _ := strings.Cut(text, "\n")
+		return fmt.Errorf("%w: %s", ErrHandshake, line)
+	}
+	if said != "" {
+		return fmt.Errorf("%w; it said: %s", err, said)
+	}
+	return err
+}
+
+// tail keeps the last line of what a process says that is no log record.
+type tail struct {
+	mu   sync.Mutex
+	line string
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	line := strings.TrimSpace(string(p))
+	if i := strings.LastIndexByte(line, '\n'); i >= 0 {
+		line = line[i+1:]
+	}
+	if line != "" && !strings.HasPrefix(line, "{") {
+		t.mu.Lock()
+		t.line = line[:min(len(line), 300)]
+		t.mu.Unlock()
+	}
+	return len(p), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.line
 }
 
 // sink hands go-plugin's log lines, and through them the child's, to a slog.Logger.
@@ -123,6 +130,3 @@ func hcLogger(log *slog.Logger) hclog.Logger {
 	l.RegisterSink(sink{log})
 	return l
 }
-
-// stable is how long a process must live for the back-off to begin anew.
-const stable = 30 * time.Second

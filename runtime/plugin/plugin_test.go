@@ -3,6 +3,8 @@ package plugin_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -24,6 +26,8 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/cri/sim"
 	"github.com/quaymaster/quaymaster/runtime/cri/wasm"
 	"github.com/quaymaster/quaymaster/runtime/plugin"
+	"github.com/quaymaster/quaymaster/sdk/backend"
+	"github.com/quaymaster/quaymaster/sdk/backend/network"
 )
 
 // childEnv makes the test's binary a backend's or a container's process.
@@ -45,6 +49,16 @@ func TestMain(m *testing.M) {
 func child(role string) error {
 	last := os.Args[len(os.Args)-1]
 	switch role {
+	case "old": // a handshake of another version
+		fmt.Println("1|7|unix|/nowhere|grpc|")
+		return nil
+	case "talker":
+		fmt.Println("hello, I am a program")
+		return nil
+	case "complains":
+		return errors.New("no more disk for me")
+	case "other kind":
+		return backend.ServeNetwork(network.UnimplementedNetworkServer{})
 	case "shim":
 		return wasm.RunShim(last)
 	case "sim":
@@ -52,8 +66,8 @@ func child(role string) error {
 		if err != nil {
 			return err
 		}
-		plugin.Logger(slog.LevelInfo).Warn("the sim backend speaks", "answer", 42)
-		return plugin.Serve(b)
+		backend.Logger(slog.LevelInfo).Warn("the sim backend speaks", "answer", 42)
+		return backend.ServeRuntime(b)
 	case "wasm":
 		exe, err := os.Executable()
 		if err != nil {
@@ -63,7 +77,7 @@ func child(role string) error {
 		if err != nil {
 			return err
 		}
-		return plugin.Serve(b)
+		return backend.ServeRuntime(b)
 	}
 	return fmt.Errorf("no role %q", role)
 }
@@ -260,7 +274,108 @@ func TestWrongCommands(t *testing.T) {
 			t.Errorf("%v was started as a backend", command)
 		}
 	}
-	if err := plugin.Serve(nil); err != plugin.ErrNotAChild {
+	if err := backend.ServeRuntime(nil); err != backend.ErrNotAChild {
 		t.Errorf("serve without a supervisor: %v", err)
+	}
+}
+
+// TestWhatIsNoBackend starts programs that are none, and says which and why; the
+// state keeps it until the program is mended.
+func TestWhatIsNoBackend(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for role, test := range map[string]struct {
+		checksum []byte
+		want     error
+		text     string
+	}{
+		"sim":        {make([]byte, 32), plugin.ErrChecksum, "start backend " + exe},
+		"old":        {nil, plugin.ErrHandshake, "plugin version: 7"},
+		"talker":     {nil, plugin.ErrHandshake, `its first line is "hello, I am a program"`},
+		"complains":  {nil, nil, "no more disk for me"},
+		"other kind": {nil, nil, "this backend is a network-v1, and was started as a cri-v1"},
+	} {
+		t.Run(role, func(t *testing.T) {
+			states := make(chan plugin.State, 100)
+			s, err := plugin.Start(plugin.Options{
+				Command: []string{exe}, Env: []string{childEnv + "=" + role}, Checksum: test.checksum, Patient: true,
+				FirstDelay: 10 * time.Millisecond, Wait: 10 * time.Millisecond, Changed: func(s plugin.State) { states <- s },
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			for range 2 { // and it is tried again
+				st := <-states
+				if st.PID != 0 || st.Starts != 0 || st.Err == nil || !strings.Contains(st.Err.Error(), test.text) || test.want != nil && !errors.Is(st.Err, test.want) {
+					t.Errorf("state %+v", st)
+				}
+			}
+			if _, err := s.Backend().Version(t.Context(), &runtimeapi.VersionRequest{}); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), test.text) {
+				t.Errorf("a call: %v", err)
+			}
+		})
+	}
+}
+
+func TestPinnedChecksum(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := os.ReadFile(exe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum, err := plugin.ParseChecksum(fmt.Sprintf("sha256:%x", sha256.Sum256(program)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := plugin.Start(plugin.Options{Command: []string{exe}, Env: []string{childEnv + "=sim"}, Checksum: sum})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, bad := range []string{"sha256:", "md5:00", "sha256:xyz", strings.Repeat("0", 63), strings.Repeat("0", 66)} {
+		if _, err := plugin.ParseChecksum(bad); err == nil {
+			t.Errorf("%q is a checksum", bad)
+		}
+	}
+}
+
+// TestHungBackendIsReplaced stops a backend's process, which then answers nobody.
+func TestHungBackendIsReplaced(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := plugin.Start(plugin.Options{
+		Command: []string{exe}, Env: []string{childEnv + "=sim"}, FirstDelay: time.Millisecond, HealthPeriod: 300 * time.Millisecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	old := s.State()
+	if err := syscall.Kill(old.PID, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		if now := s.State(); now.PID != 0 && now.PID != old.PID {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("state %+v", s.State())
+		}
+	}
+	if _, err := s.Backend().Version(t.Context(), &runtimeapi.VersionRequest{}); err != nil {
+		t.Error(err)
+	}
+	if err := syscall.Kill(old.PID, 0); err != syscall.ESRCH {
+		t.Errorf("the process that hung: %v", err)
 	}
 }

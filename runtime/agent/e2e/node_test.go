@@ -30,6 +30,7 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd/containerdtest"
 	"github.com/quaymaster/quaymaster/runtime/plugin"
+	"github.com/quaymaster/quaymaster/sdk/backend"
 )
 
 // backendEnv makes the test binary the process of a backend: it holds containerd's address.
@@ -37,9 +38,9 @@ const backendEnv = "QUAYMASTER_TEST_BACKEND"
 
 func TestMain(m *testing.M) {
 	if address := os.Getenv(backendEnv); address != "" {
-		b, err := containerd.New(containerd.Options{Address: address, Logger: plugin.Logger(slog.LevelInfo)})
+		b, err := containerd.New(containerd.Options{Address: address, Logger: backend.Logger(slog.LevelInfo)})
 		if err == nil {
-			err = plugin.Serve(b)
+			err = backend.ServeRuntime(b)
 		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
