@@ -346,7 +346,11 @@ func (s *Supervisor) Invoke(ctx context.Context, method string, args, reply any,
 	if err != nil {
 		return err
 	}
-	return conn.Invoke(ctx, method, args, reply, opts...)
+	err = conn.Invoke(ctx, method, args, reply, opts...)
+	if status.Code(err) == codes.Canceled && ctx.Err() == nil { // by us, when the process was found to be gone
+		return status.Errorf(codes.Unavailable, "the backend %s ended during the call", s.opts.Command[0])
+	}
+	return err
 }
 
 // NewStream implements grpc.ClientConnInterface.

@@ -183,8 +183,19 @@ func Start(t testing.TB) *Daemon {
 	}
 	d := &Daemon{Dir: dir, t: t}
 	t.Cleanup(d.remove)
-	if err := os.MkdirAll(filepath.Join(dir, "net.d"), 0o700); err != nil {
+	for _, sub := range []string{d.ConfDir(), d.PluginDir()} {
+		if err := os.MkdirAll(sub, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plugins, err := filepath.Glob(filepath.Join(CNIPlugins(), "*"))
+	if err != nil {
 		t.Fatal(err)
+	}
+	for _, p := range plugins {
+		if err := os.Symlink(p, filepath.Join(d.PluginDir(), filepath.Base(p))); err != nil {
+			t.Fatal(err)
+		}
 	}
 	d.write("config.toml", fmt.Sprintf(`version = 2
 root = %[1]q
@@ -203,11 +214,18 @@ disabled_plugins = ["io.containerd.snapshotter.v1.devmapper", "io.containerd.sna
     conf_dir = %[6]q
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
-`, filepath.Join(dir, "root"), filepath.Join(dir, "state"), d.Socket(), Pause, CNIPlugins(), filepath.Join(dir, "net.d")))
+`, filepath.Join(dir, "root"), filepath.Join(dir, "state"), d.Socket(), Pause, d.PluginDir(), d.ConfDir()))
 	d.Run()
 	d.images()
 	return d
 }
+
+// ConfDir is where the daemon looks for networks, PluginDir where for CNI plugins: the
+// machine's are there.
+func (d *Daemon) ConfDir() string { return filepath.Join(d.Dir, "net.d") }
+
+// PluginDir is described at ConfDir.
+func (d *Daemon) PluginDir() string { return filepath.Join(d.Dir, "cni") }
 
 // Network gives the daemon a bridge network for pods, for which it waits.
 func (d *Daemon) Network(conflist string) {
