@@ -4,11 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -21,21 +20,22 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/agent/cgroup"
 	"github.com/quaymaster/quaymaster/runtime/agent/eviction"
 	"github.com/quaymaster/quaymaster/runtime/agent/remote"
-	"github.com/quaymaster/quaymaster/runtime/cni"
 	"github.com/quaymaster/quaymaster/runtime/cri"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd"
 	"github.com/quaymaster/quaymaster/runtime/plugin"
 )
 
 type agentFlags struct {
-	server, token, name, data, listen, runtime, address                                        string
-	labels                                                                                     map[string]string
-	taints                                                                                     []string
-	verbose                                                                                    bool
-	clusterDNS                                                                                 []string
-	clusterDomain, cgroupRoot, manifests, manifestURL, health, podCIDR, eviction, evictionSoft string
-	evictionGrace                                                                              time.Duration
-	podPIDs                                                                                    int64
+	server, token, name, data, listen, runtime, address                               string
+	labels                                                                            map[string]string
+	taints                                                                            []string
+	verbose                                                                           bool
+	clusterDNS                                                                        []string
+	clusterDomain, cgroupRoot, manifests, manifestURL, health, eviction, evictionSoft string
+	runtimeChecksum, network, networkChecksum, cniConf                                string
+	podCIDR, cniBin                                                                   []string
+	evictionGrace                                                                     time.Duration
+	podPIDs                                                                           int64
 }
 
 func newAgent() *cobra.Command {
@@ -57,12 +57,17 @@ certificate that it was given. The container runtime is a process of its own.`,
 	f.StringVar(&flags.name, "name", strings.ToLower(hostname), "name of the node")
 	f.StringVar(&flags.data, "data", "", "directory of certificates, logs, volumes and images (default: quaymaster-NAME)")
 	f.StringVar(&flags.listen, "listen", "127.0.0.1:0", "address of the kubelet API, which the server must reach; port 0 picks a free one")
-	f.StringVar(&flags.runtime, "runtime", "auto", "containerd; cri: another CRI runtime, at --runtime-address; wasm: WebAssembly programs; sim: pods that only seem to run; auto: the first of these that is there")
+	f.StringVar(&flags.runtime, "runtime", "auto", "containerd; cri: another CRI runtime, at --runtime-address; wasm: WebAssembly programs; sim: pods that only seem to run; auto: the first of these that is there; or the absolute path of a backend's program")
+	f.StringVar(&flags.runtimeChecksum, "runtime-checksum", "", "checksum that the program at --runtime must have, sha256:HEX")
 	f.StringVar(&flags.address, "runtime-address", "", "socket of the container runtime, unix:///PATH (default for containerd: "+containerd.DefaultAddress+")")
 	f.StringVar(&flags.manifests, "manifests", "", "directory of static pods: manifests that run without the server")
 	f.StringVar(&flags.manifestURL, "manifest-url", "", "URL of a manifest of static pods")
 	f.StringVar(&flags.health, "health-listen", "", "address of /healthz without TLS, like 127.0.0.1:10248 (default: none)")
-	f.StringVar(&flags.podCIDR, "pod-cidr", "", "range of the node's pods, like 10.244.1.0/24: makes their network where /etc/cni/net.d has none")
+	f.StringVar(&flags.network, "network", networkAuto, "network of pods: cni: standard plugins, run by a backend of the node; runtime: the container runtime's own affair; auto: cni with --pod-cidr, else runtime; or the absolute path of a backend's program")
+	f.StringVar(&flags.networkChecksum, "network-checksum", "", "checksum that the program at --network must have, sha256:HEX")
+	f.StringSliceVar(&flags.podCIDR, "pod-cidr", nil, "ranges of the node's pods, like 10.244.1.0/24, one of each IP family: makes their network where --cni-conf-dir has none")
+	f.StringVar(&flags.cniConf, "cni-conf-dir", "", "folder of network configurations (default: containerd's, else /etc/cni/net.d)")
+	f.StringSliceVar(&flags.cniBin, "cni-bin-dir", nil, "folders of network plugins (default: /opt/cni/bin and /usr/lib/cni)")
 	f.StringSliceVar(&flags.clusterDNS, "cluster-dns", nil, "name servers of pods that want the cluster's (default: the machine's)")
 	f.StringVar(&flags.clusterDomain, "cluster-domain", "cluster.local", "domain of the cluster's services")
 	f.StringVar(&flags.cgroupRoot, "cgroup-root", "/", "control group below which the pods' are; two nodes of one machine need two")
@@ -115,49 +120,64 @@ func (f *agentFlags) run(cmd *cobra.Command) (err error) {
 		}
 		defer health.Close()
 	}
-	supervisor, err := plugin.Start(plugin.Options{Command: runtime.command, Logger: log.With("part", "backend")})
+	withNetwork, err := f.wantsNetwork(runtime)
+	if err != nil {
+		return err
+	}
+	checksum, err := plugin.ParseChecksum(f.runtimeChecksum)
+	if err != nil {
+		return fmt.Errorf("--runtime-checksum: %w", err)
+	}
+	if checksum != nil && !filepath.IsAbs(runtime.name) {
+		return errors.New("--runtime-checksum is for --runtime with the path of a program")
+	}
+	events := make(chan remote.Event, 100)
+	supervisor, err := plugin.Start(plugin.Options{
+		Command: runtime.command, Checksum: checksum, Patient: true, Logger: log.With("part", "backend"),
+		Changed: func(s plugin.State) { told(events, "the runtime's backend "+runtime.name, s) },
+	})
 	if err != nil {
 		return fmt.Errorf("start the %s backend: %w", runtime.name, err)
 	}
 	defer func() { err = errors.Join(err, supervisor.Close()) }()
+	backend := supervisor.Backend()
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	if withNetwork {
+		n, err := f.openNetwork(executable, dir, cmd.OutOrStdout(), events, log)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = n.supervisor.Close() }()
+		done := make(chan error, 1)
+		runtimes := backend
+		go func() { done <- n.gate.Run(ctx, runtimes) }()
+		defer func() {
+			cancel()
+			if err := <-done; err != nil {
+				log.Error("the network's socket", "err", err)
+			}
+		}()
+		if runtime.name != runtimeOCI {
+			if err := f.installRelay(ctx, backend, executable, dir); err != nil {
+				return fmt.Errorf("--network: %w", err)
+			}
+		}
+		backend = n.gate.Backend(backend)
+	}
 	var containers *agent.Containers
-	if f.podCIDR != "" && !runtime.containers {
-		return fmt.Errorf("--pod-cidr is for containers; the runtime is %s", runtime.name)
-	}
 	if runtime.containers {
-		if err := f.network(cmd.OutOrStdout()); err != nil {
-			return err
-		}
-		if containers, err = f.containers(cmd.Context(), supervisor.Backend(), runtime.capacity, log); err != nil {
+		if containers, err = f.containers(ctx, backend, runtime.capacity, log); err != nil {
 			return err
 		}
 	}
-	return remote.Run(cmd.Context(), remote.Options{
+	return remote.Run(ctx, remote.Options{
 		Server: f.server, Token: f.token, NodeName: f.name, Dir: dir,
-		Backend: supervisor.Backend(), Listener: listener, Health: health, Manifests: f.manifests, ManifestURL: f.manifestURL,
+		Backend: backend, Events: events, Listener: listener, Health: health, Manifests: f.manifests, ManifestURL: f.manifestURL,
 		Labels: runtime.withLabels(f.labels), Taints: taints, Capacity: runtime.capacity, Containers: containers, Version: api.Version(version),
 		Joined: func() { fmt.Fprintf(cmd.OutOrStdout(), "ready: node %s has joined %s\n", f.name, f.server) },
 		Logger: log,
 	})
-}
-
-// network makes one for pods where the runtime has none.
-func (f *agentFlags) network(out io.Writer) error {
-	if f.podCIDR == "" {
-		return nil
-	}
-	subnet, err := netip.ParsePrefix(f.podCIDR)
-	if err != nil {
-		return fmt.Errorf("--pod-cidr %q: say a network like 10.244.1.0/24", f.podCIDR)
-	}
-	name, err := cni.Ensure(cni.Options{PodCIDR: subnet})
-	if err != nil {
-		return fmt.Errorf("--pod-cidr: %w", err)
-	}
-	if name != cni.File {
-		fmt.Fprintf(out, "network: %s in /etc/cni/net.d is there already, and stays\n", name)
-	}
-	return nil
 }
 
 // containers is how this machine's processes are held: in control groups of the agent's making, unless

@@ -17,6 +17,7 @@ import (
 func newBackend() *cobra.Command {
 	command := &cobra.Command{Use: "backend", Short: "Processes of a node's backends, started by the agent", Hidden: true}
 	command.AddCommand(
+		newNetworkBackend(),
 		&cobra.Command{
 			Use:  "sim",
 			Args: cobra.NoArgs,

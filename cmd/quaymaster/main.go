@@ -6,15 +6,23 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/quaymaster/quaymaster/runtime/cni"
+	"github.com/quaymaster/quaymaster/runtime/cni/gate"
 )
 
 // version is set by the linker.
 var version = "dev"
 
 func main() {
+	if filepath.Base(os.Args[0]) == cni.RelayType { // a container runtime runs us as a network plugin
+		gate.RunRelay()
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := newRoot().ExecuteContext(ctx); err != nil {

@@ -231,3 +231,60 @@ func TestErrorsAreOneClearLine(t *testing.T) {
 		}
 	}
 }
+
+// TestAgentTellsOfABadBackend starts an agent whose backend's program speaks another version of the protocol: the node
+// is there, says why it is not ready, and becomes ready when the program is mended.
+func TestAgentTellsOfABadBackend(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a node of containers needs root")
+	}
+	_, url, dir, client := server(t)
+	token, err := os.ReadFile(filepath.Join(dir, "join-token"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(t.TempDir(), "backend")
+	write := func(script string) {
+		t.Helper()
+		if err := os.WriteFile(program+".new", []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(program+".new", program); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("echo '1|7|unix|/nowhere|grpc|'")
+	start(t, "agent", "--server", url, "--token", strings.TrimSpace(string(token)), "--name", "one", "--data", t.TempDir(), "--runtime", program,
+		"--cgroup-root", fmt.Sprintf("/qmtest%d", os.Getpid()), "--eviction-hard", "")
+	ready := func(status corev1.ConditionStatus, text string) {
+		t.Helper()
+		coretest.Eventually(t, "the node's condition Ready="+string(status)+" with "+text, func(ctx context.Context) (bool, error) {
+			node, err := client.CoreV1().Nodes().Get(ctx, "one", metav1.GetOptions{})
+			if err != nil {
+				return false, nil
+			}
+			for _, c := range node.Status.Conditions {
+				if c.Type == corev1.NodeReady {
+					return c.Status == status && strings.Contains(c.Message+node.Status.NodeInfo.ContainerRuntimeVersion, text), nil
+				}
+			}
+			return false, nil
+		})
+	}
+	ready(corev1.ConditionFalse, "the program does not serve as a backend of this version: plugin version: 7")
+	coretest.Eventually(t, "the event", func(ctx context.Context) (bool, error) {
+		list, err := client.CoreV1().Events("default").List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.name=one"})
+		for _, e := range list.Items {
+			if e.Reason == "BackendHandshakeFailed" && strings.Contains(e.Message, "plugin version: 7") {
+				return true, err
+			}
+		}
+		return false, err
+	})
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(fmt.Sprintf("exec %s backend sim", exe))
+	ready(corev1.ConditionTrue, "sim://")
+}

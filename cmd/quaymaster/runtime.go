@@ -24,6 +24,7 @@ const (
 	runtimeCRI        = "cri"
 	runtimeWasm       = "wasm"
 	runtimeSim        = "sim"
+	runtimeOCI        = "oci"
 )
 
 // sockets are where auto looks, in this order.
@@ -71,7 +72,10 @@ func chooseRuntime(ctx context.Context, executable, name, address, dir string) (
 	case runtimeSim:
 		r.command, r.capacity = []string{executable, "backend", "sim"}, agent.DefaultCapacity()
 	default:
-		return r, fmt.Errorf("--runtime %q: it is auto, containerd, cri, wasm or sim", name)
+		if !filepath.IsAbs(name) {
+			return r, fmt.Errorf("--runtime %q: it is auto, containerd, cri, wasm, sim or the absolute path of a backend's program", name)
+		}
+		r.containers, r.command = true, []string{name}
 	}
 	return r, nil
 }

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -112,10 +113,10 @@ type Agent struct {
 	log     *slog.Logger
 	pleg    *pleg.Generator
 	node    *node.Manager
-	volumes *volume.Manager // nil = none
-	runtime string          // the backend's name
-	ips     []string        // the node's own
-	wake    chan struct{}   // looks at the node's status
+	volumes *volume.Manager                            // nil = none
+	version atomic.Pointer[runtimeapi.VersionResponse] // the backend's; nil = it has not answered yet
+	ips     []string                                   // the node's own
+	wake    chan struct{}                              // looks at the node's status
 	http    http.Handler
 	trouble trouble.Log      // of starts
 	stats   *stats.Collector // nil = containers are not this machine's
@@ -214,24 +215,27 @@ func (a *Agent) NodeName() string { return a.opts.NodeName }
 // It authenticates nobody: see package server for a listener that does.
 func (a *Agent) Handler() http.Handler { return a.http }
 
-// Run runs the node until ctx ends; its pods stay as they are. It returns nil
-// then, or why the backend could not be asked for its version.
+// Run runs the node until ctx ends; its pods stay as they are. A backend that
+// does not answer makes a node that is not ready, and says why.
 func (a *Agent) Run(ctx context.Context) error {
-	v, err := a.version(ctx)
-	if err != nil {
-		return err
-	}
-	a.runtime = v.RuntimeName
 	ctx, cancel := context.WithCancel(ctx)
 	a.ctx = ctx
+	var wg sync.WaitGroup
+	if err := a.askVersion(ctx); err != nil {
+		if ctx.Err() != nil {
+			cancel()
+			return nil
+		}
+		a.log.Warn("the runtime does not answer yet", "err", err)
+		wg.Go(func() { a.untilVersion(ctx) })
+	}
 	a.checkRuntime(ctx)
 	a.node = node.New(node.Options{
 		Name: a.opts.NodeName, Client: a.opts.Client, Labels: a.opts.Labels, Annotations: a.opts.Annotations, Taints: a.opts.Taints,
 		Unschedulable: a.opts.Unschedulable, Capacity: a.opts.Capacity, Reserved: a.opts.Reserved, Addresses: a.opts.Addresses, Port: a.opts.Port,
-		Info:    node.SystemInfo(a.opts.Version, v.RuntimeName+"://"+v.RuntimeVersion),
+		Info: node.SystemInfo(a.opts.Version), RuntimeVersion: a.runtimeVersion,
 		Healthy: func() error { return a.health(ctx) }, Images: a.images, Pressure: a.underPressure, Trouble: func() (trouble.Level, string) { return a.trouble.Level(a.opts.Clock.Now()) }, Wake: a.wake, Clock: a.opts.Clock, Logger: a.log,
 	})
-	var wg sync.WaitGroup
 	unsubscribe := a.opts.Pods.Subscribe(a.opts.NodeName, a)
 	wg.Go(func() { a.pleg.Run(ctx) })
 	if a.volumes != nil {
@@ -265,24 +269,48 @@ func (a *Agent) Run(ctx context.Context) error {
 	return nil
 }
 
-// version asks until the backend answers.
-func (a *Agent) version(ctx context.Context) (*runtimeapi.VersionResponse, error) {
+// versionTime bounds how long a node waits for its runtime before it is registered.
+const versionTime = 5 * time.Second
+
+// askVersion asks the backend what it is.
+func (a *Agent) askVersion(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, versionTime)
+	defer cancel()
+	v, err := a.opts.Backend.Version(ctx, &runtimeapi.VersionRequest{})
+	if err != nil {
+		return err
+	}
+	a.version.Store(v)
+	return nil
+}
+
+// untilVersion asks until the backend answers.
+func (a *Agent) untilVersion(ctx context.Context) {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		v, err := a.opts.Backend.Version(ctx, &runtimeapi.VersionRequest{})
-		if err == nil {
-			return v, nil
-		}
-		if ctx.Err() != nil {
-			return nil, fmt.Errorf("node %s: ask the runtime for its version: %w", a.opts.NodeName, err)
-		}
-		a.log.Warn("the runtime does not answer yet", "err", err)
 		timer := a.opts.Clock.NewTimer(wait)
 		select {
 		case <-ctx.Done():
+			timer.Stop()
+			return
 		case <-timer.C():
 		}
-		timer.Stop()
+		if a.askVersion(ctx) == nil {
+			select {
+			case a.wake <- struct{}{}:
+			default:
+			}
+			return
+		}
 	}
+}
+
+// runtimeVersion is the backend's as a Node shows it; "" = not known yet.
+func (a *Agent) runtimeVersion() string {
+	v := a.version.Load()
+	if v == nil {
+		return ""
+	}
+	return v.RuntimeName + "://" + v.RuntimeVersion
 }
 
 // health is the node's: of the runtime and of the generator of pod events.

@@ -83,7 +83,11 @@ func (p *pod) step(ctx context.Context, api *v1.Pod, gone bool) (again time.Dura
 // observe reads the pod's sandbox and containers from the runtime.
 func (p *pod) observe(ctx context.Context) error {
 	b := p.a.opts.Backend
-	p.rt.Name, p.rt.HostIPs = p.a.runtime, p.a.ips
+	v := p.a.version.Load()
+	if v == nil {
+		return errors.New("the container runtime has not answered yet")
+	}
+	p.rt.Name, p.rt.HostIPs = v.RuntimeName, p.a.ips
 	if !p.adopted {
 		if err := p.adopt(ctx); err != nil {
 			return err

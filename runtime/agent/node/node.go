@@ -36,17 +36,19 @@ const (
 
 // Options of New.
 type Options struct {
-	Name          string
-	Client        kubernetes.Interface
-	Labels        map[string]string // over the well-known ones
-	Annotations   map[string]string
-	Taints        []v1.Taint
-	Capacity      v1.ResourceList
-	Reserved      v1.ResourceList // capacity − reserved = allocatable
-	Addresses     []v1.NodeAddress
-	Port          int32 // of the kubelet API; 0 = none
-	Info          v1.NodeSystemInfo
-	Unschedulable bool
+	Name        string
+	Client      kubernetes.Interface
+	Labels      map[string]string // over the well-known ones
+	Annotations map[string]string
+	Taints      []v1.Taint
+	Capacity    v1.ResourceList
+	Reserved    v1.ResourceList // capacity − reserved = allocatable
+	Addresses   []v1.NodeAddress
+	Port        int32 // of the kubelet API; 0 = none
+	Info        v1.NodeSystemInfo
+	// RuntimeVersion is Info's of the container runtime, which may be known late; nil = Info has it.
+	RuntimeVersion func() string
+	Unschedulable  bool
 	// Healthy says whether pods can run; its error becomes the Ready condition's message.
 	Healthy func() error
 	// Pressure tells which of the conditions of shortage hold; nil = none ever.
@@ -239,6 +241,9 @@ func (m *Manager) status(ctx context.Context, node *v1.Node, now time.Time) {
 	}
 	st.Addresses = m.opts.Addresses
 	st.NodeInfo = m.opts.Info
+	if m.opts.RuntimeVersion != nil {
+		st.NodeInfo.ContainerRuntimeVersion = m.opts.RuntimeVersion()
+	}
 	st.DaemonEndpoints.KubeletEndpoint.Port = m.opts.Port
 	if m.opts.Images != nil {
 		if images, err := m.opts.Images(ctx); err == nil {
@@ -363,8 +368,8 @@ func (m *Manager) createLease(ctx context.Context, now metav1.MicroTime) error {
 }
 
 // SystemInfo describes the process's own machine as far as Go knows it.
-func SystemInfo(version, runtimeVersion string) v1.NodeSystemInfo {
+func SystemInfo(version string) v1.NodeSystemInfo {
 	return v1.NodeSystemInfo{
-		KubeletVersion: version, ContainerRuntimeVersion: runtimeVersion, OperatingSystem: runtime.GOOS, Architecture: runtime.GOARCH,
+		KubeletVersion: version, OperatingSystem: runtime.GOOS, Architecture: runtime.GOARCH,
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -50,9 +51,16 @@ type Options struct {
 	Health net.Listener
 	// Containers is for a backend whose containers are this machine's processes.
 	Containers *agent.Containers
+	// Events are of the node itself, such as of its backends' processes; nil = none.
+	Events <-chan Event
 	// Joined, if set, is called once the cluster has taken the node in.
 	Joined func()
 	Logger *slog.Logger // nil = discard
+}
+
+// Event is one of the Node object's.
+type Event struct {
+	Type, Reason, Message string // Type is v1.EventTypeNormal or Warning
 }
 
 // Run joins and runs the node until ctx ends. The node's containers go on.
@@ -108,12 +116,13 @@ func Run(ctx context.Context, opts Options) error {
 	events := record.NewBroadcaster(record.WithContext(ctx))
 	defer events.Shutdown()
 	events.StartRecordingToSink(&typedv1.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	recorder := events.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: opts.NodeName})
 	a, err := agent.New(agent.Options{
 		NodeName: opts.NodeName, Client: client, Backend: opts.Backend, Pods: source, PodWriter: writer, Labels: opts.Labels, Taints: opts.Taints, Capacity: opts.Capacity, Reserved: opts.Reserved,
 		Containers: opts.Containers, Services: services.Lister(), ServicesSynced: servicesSynced,
 		Addresses: []v1.NodeAddress{{Type: v1.NodeInternalIP, Address: opts.Address.String()}, {Type: v1.NodeHostName, Address: opts.NodeName}},
 		Port:      int32(addr.Port), Version: opts.Version, Dir: opts.Dir, Joined: opts.Joined, Logger: opts.Logger,
-		Recorder: events.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: opts.NodeName}),
+		Recorder: recorder,
 	})
 	if err != nil {
 		return err
@@ -138,6 +147,17 @@ func Run(ctx context.Context, opts Options) error {
 	})
 	wg.Go(func() {
 		creds.Keep(ctx, join.KeepOptions{Client: client, Names: names, IPs: ips, Serving: serving.Store, Clock: clock.RealClock{}, Logger: opts.Logger})
+	})
+	wg.Go(func() {
+		node := &v1.ObjectReference{Kind: "Node", Name: opts.NodeName, UID: types.UID(opts.NodeName)} // as upstream's kubelet has it
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case e := <-opts.Events:
+				recorder.Event(node, e.Type, e.Reason, e.Message)
+			}
+		}
 	})
 	if manifests != nil {
 		wg.Go(func() {

@@ -203,7 +203,9 @@ func Dial(socket string) (network.NetworkClient, *grpc.ClientConn, error) {
 }
 
 // Backend returns a runtime whose condition NetworkReady is also the network's.
-func (g *Gate) Backend(b cri.Backend) cri.Backend { return &runtime{Backend: b, network: g.opts.Network} }
+func (g *Gate) Backend(b cri.Backend) cri.Backend {
+	return &runtime{Backend: b, network: g.opts.Network}
+}
 
 type runtime struct {
 	cri.Backend
