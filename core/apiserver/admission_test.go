@@ -196,7 +196,13 @@ func TestResourceQuota(t *testing.T) {
 	mustMake("a")
 	mustMake("b")
 	used("2", "1")
-	_, err := c.makePod(t, "small", "c", nil)
+	var err error
+	eventually(t, "the answer to a third pod", func() error {
+		if _, err = c.makePod(t, "small", "c", nil); apierrors.IsConflict(err) {
+			return err
+		}
+		return nil
+	})
 	if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "exceeded quota: q, requested: pods=1, used: pods=2, limited: pods=2") {
 		t.Errorf("a third pod: %v", err)
 	}

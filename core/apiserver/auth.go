@@ -77,7 +77,7 @@ func (s *Server) newAuthentication() error {
 	s.authenticator = union.NewFailOnError(
 		group.NewAuthenticatedGroupAdder(union.New(
 			authenticator.RequestFunc(authenticateCaller),
-			certificates,
+			newCertificates(certificates, s.clock),
 			bearertoken.New(tokens),
 			websocket.NewProtocolAuthenticator(tokens),
 		)),

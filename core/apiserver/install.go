@@ -227,6 +227,13 @@ func (s *Server) installGroup(group string, kinds []kind) error {
 	if group == "" {
 		root, manager = genericapiserver.DefaultLegacyAPIPrefix, s.generic.AggregatedLegacyDiscoveryGroupManager
 	}
+	for _, k := range kinds {
+		for _, v := range k.versions {
+			if err := s.creates.add(k, v, storage[v][k.resource]); err != nil {
+				return err
+			}
+		}
+	}
 	container := s.generic.Handler.GoRestfulContainer
 	described := metav1.APIGroup{Name: group}
 	for _, v := range versions {

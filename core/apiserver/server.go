@@ -13,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/waitgroup"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
@@ -113,7 +114,8 @@ type Server struct {
 	client        kubernetes.Interface
 	mapper        meta.ResettableRESTMapper
 
-	stored storages
+	stored  storages
+	creates *creates
 	auditing
 
 	custom     *custom
@@ -157,6 +159,7 @@ func New(options Options) (*Server, error) {
 		ready:   make(chan struct{}),
 		proxy:   &http.Transport{IdleConnTimeout: 90 * time.Second, MaxIdleConnsPerHost: 4},
 	}
+	s.creates = &creates{server: s, kinds: map[schema.GroupVersionResource]*create{}}
 	s.closing, s.close = context.WithCancel(context.Background())
 	s.aborted, s.abort = context.WithCancel(context.Background())
 	var err error
