@@ -217,13 +217,14 @@ func (s *Store) identity(ctx context.Context) (id [16]byte, err error) {
 			}
 		}
 		rand.Read(id[:])
-		if s.disk != nil {
-			if err := s.disk.put(identityKey, id[:], uint64(s.rev)); err != nil {
-				return s.fail(err)
-			}
+		err := s.keep(func(d *disk) error { return d.put(identityKey, id[:], uint64(s.rev)) })
+		if errors.Is(err, ErrNoSpace) {
+			return nil // a backup that no increment follows: who is out of space needs one
 		}
-		s.id = id
-		return nil
+		if err == nil {
+			s.id = id
+		}
+		return err
 	})
 	return id, err
 }

@@ -91,13 +91,30 @@ func TestDamagedLog(t *testing.T) {
 	copy(data[end:], bytes.Repeat([]byte{0xff}, 100))
 	write(t, files[0], string(data))
 	// In a process of its own: after this error Badger leaves goroutines behind.
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	refusedElsewhere(t, dir, files[0])
+}
+
+// A directory that is open is another process's to leave alone.
+func TestSecondProcess(t *testing.T) {
+	s := open(t, Options{Dir: t.TempDir()})
+	rev := put(t, s, "/a", "1")
+	refusedElsewhere(t, s.opts.Dir, ErrInUse.Error())
+	if next := put(t, s, "/a", "2"); next != rev+1 {
+		t.Errorf("revision %d after %d", next, rev)
+	}
+}
+
+// refusedElsewhere opens a store in another process, which must end with an error
+// that says so much.
+func refusedElsewhere(t *testing.T, dir, want string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, os.Args[0])
 	cmd.Env = append(os.Environ(), crashChild+"="+dir)
 	var said strings.Builder
 	cmd.Stderr = &said
-	if err := cmd.Run(); err == nil || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(said.String(), files[0]) {
+	if err := cmd.Run(); err == nil || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(said.String(), want) || !strings.Contains(said.String(), dir) {
 		t.Fatalf("%v: %q", err, said.String())
 	}
 }

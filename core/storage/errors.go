@@ -32,8 +32,8 @@ var (
 	ErrForeign = errors.New("not a store")
 
 	// ErrNoSpace is returned by writes while the file system has less than
-	// Options.MinFree left. Nothing was written; writes are accepted again when
-	// there is room.
+	// Options.MinFree left, and by Open and Close when it has less than half of
+	// that. Nothing was written; writes are accepted again when there is room.
 	ErrNoSpace = errors.New("storage: disk full")
 
 	// ErrFailed is returned by writes after one could not be made durable. What

@@ -17,14 +17,9 @@ func (s *Store) compactTo(ctx context.Context, rev int64) error {
 		case rev > s.rev:
 			return rpctypes.ErrGRPCFutureRev
 		}
-		if s.disk != nil {
-			if err := s.failure.Load(); err != nil {
-				return *err
-			}
-			// Durable before anything is dropped: revisions must not go back.
-			if err := s.disk.put(compactKey, strconv.AppendInt(nil, rev, 10), uint64(s.rev)); err != nil {
-				return s.fail(err)
-			}
+		// Durable before anything is dropped: revisions must not go back.
+		if err := s.keep(func(d *disk) error { return d.put(compactKey, strconv.AppendInt(nil, rev, 10), uint64(s.rev)) }); err != nil {
+			return err
 		}
 		s.mu.Lock()
 		gone := s.times.compact(rev)
@@ -34,11 +29,29 @@ func (s *Store) compactTo(ctx context.Context, rev int64) error {
 			s.disk.discard(s.pinned())
 		}
 		s.mu.Unlock()
-		if s.disk != nil && len(gone) > 0 {
-			return s.disk.forget(gone, uint64(s.rev))
+		if len(gone) > 0 {
+			return s.keep(func(d *disk) error { return d.forget(gone, uint64(s.rev)) })
 		}
 		return nil
 	})
+}
+
+// keep writes what is the store's own to the disk, if there is one and room on it.
+// The writer alone may call it.
+func (s *Store) keep(write func(*disk) error) error {
+	if s.disk == nil {
+		return nil
+	}
+	if err := s.failure.Load(); err != nil {
+		return *err
+	}
+	if err := s.checkSpace(); err != nil {
+		return err
+	}
+	if err := write(s.disk); err != nil {
+		return s.fail(err)
+	}
+	return nil
 }
 
 // expendable is the revision below which nothing has to be kept.
@@ -67,7 +80,8 @@ func (s *Store) expendable() int64 {
 	return rev
 }
 
-// keepHouse compacts by age, count and size, and collects the value log's garbage.
+// keepHouse compacts by age, count and size, and collects the value log's garbage,
+// while the store accepts writes.
 func (s *Store) keepHouse() {
 	const steps = 10
 	interval := s.opts.Retention / steps
@@ -76,6 +90,7 @@ func (s *Store) keepHouse() {
 	}
 	var collected time.Time
 	var merged int64
+	var unhealthy error
 	for {
 		timer := s.opts.Clock.NewTimer(interval)
 		select {
@@ -84,13 +99,23 @@ func (s *Store) keepHouse() {
 			timer.Stop()
 			return
 		}
+		if healthy := s.Healthy(); (healthy == nil) != (unhealthy == nil) && s.ctx.Err() == nil {
+			if unhealthy = healthy; healthy == nil {
+				s.opts.Logger.Warn("storage: writes are accepted again", "dir", s.opts.Dir)
+			} else {
+				s.opts.Logger.Error("storage: writes are refused, reads go on", "error", healthy)
+			}
+		}
+		if unhealthy != nil {
+			continue
+		}
 		now, target := s.opts.Clock.Now(), s.expendable()
 		if target > max(s.CompactRevision(), 1) {
 			if err := s.compactTo(s.ctx, target); err != nil && s.ctx.Err() == nil {
 				s.opts.Logger.Error("storage: compact", "revision", target, "error", err)
 			}
 		}
-		if s.disk != nil && now.Sub(collected) >= time.Minute && s.Healthy() == nil {
+		if s.disk != nil && now.Sub(collected) >= time.Minute {
 			collected = now
 			if err := s.collect(&merged); err != nil && s.ctx.Err() == nil {
 				s.opts.Logger.Error("storage: collect the value log", "error", err)

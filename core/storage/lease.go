@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -67,7 +68,7 @@ func (s *Store) expireLeases() {
 		if next != nil && wait <= 0 {
 			if err := s.revoke(s.ctx, id, true); err == nil {
 				continue
-			} else if s.ctx.Err() == nil {
+			} else if s.ctx.Err() == nil && !errors.Is(err, ErrNoSpace) { // which keepHouse tells
 				s.opts.Logger.Error("storage: delete what a lease held", "lease", id, "error", err)
 			}
 			wait = time.Second
@@ -111,10 +112,8 @@ func (s *Store) revoke(ctx context.Context, id int64, expired bool) error {
 		if err := w.flush(); err != nil {
 			return err
 		}
-		if s.disk != nil {
-			if err := s.disk.delete(leaseKey(id), uint64(s.rev)); err != nil {
-				return s.fail(err)
-			}
+		if err := s.keep(func(d *disk) error { return d.delete(leaseKey(id), uint64(s.rev)) }); err != nil {
+			return err
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -141,10 +140,8 @@ func (s *Store) grant(ctx context.Context, id, ttl int64, prolong bool) (int64, 
 			id = rand.Int64()
 		}
 		expiry := s.opts.Clock.Now().Add(time.Duration(ttl) * time.Second)
-		if s.disk != nil {
-			if err := s.disk.put(leaseKey(id), encodeLease(ttl, expiry), uint64(s.rev)); err != nil {
-				return s.fail(err)
-			}
+		if err := s.keep(func(d *disk) error { return d.put(leaseKey(id), encodeLease(ttl, expiry), uint64(s.rev)) }); err != nil {
+			return err
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()

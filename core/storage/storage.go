@@ -145,7 +145,8 @@ type Store struct {
 }
 
 // Open opens the store in opts.Dir, making it when missing. It fails with
-// ErrInUse, ErrNewerFormat or ErrForeign, wrapped with the directory's name.
+// ErrInUse, ErrNewerFormat, ErrForeign, ErrEncrypted or ErrNoSpace, wrapped with
+// the directory's name.
 func Open(opts Options) (*Store, error) {
 	opts.complete()
 	s := newStore(opts)
@@ -159,6 +160,9 @@ func Open(opts Options) (*Store, error) {
 			return nil, err
 		}
 		s.key = key
+		if err := s.roomFor("open it"); err != nil {
+			return nil, err
+		}
 		if s.disk, err = openDisk(opts.Dir, opts.logFile, key, opts.Logger); err != nil {
 			return nil, err
 		}
@@ -248,10 +252,23 @@ func (s *Store) Close() error {
 			s.base.parent.unpin(s.base.rev)
 		}
 		if s.disk != nil {
-			s.result = s.disk.close()
+			if s.result = s.roomFor("close it in order; nothing acknowledged is lost, and it stays locked until the process ends"); s.result == nil {
+				s.result = s.disk.close()
+			}
 		}
 	})
 	return s.result
+}
+
+// roomFor refuses to let Badger write where a full disk would end the process: it
+// fills its files through memory, when it opens what a crash left and when it
+// closes. Both is up to two tables in memory, half of what writes leave free.
+func (s *Store) roomFor(what string) error {
+	free, err := s.opts.freeSpace(s.opts.Dir)
+	if need := s.opts.MinFree / 2; err == nil && free < need {
+		return fmt.Errorf("%w: %s has %d KiB free and needs %d to %s", ErrNoSpace, s.opts.Dir, free>>10, need>>10, what)
+	}
+	return nil
 }
 
 // enter keeps the store open until leave is called.
