@@ -147,6 +147,8 @@ func (s *Server) newAdmission() error {
 		names = append(names, name)
 		register(registered)
 	}
+	const addresses = "quaymaster.dev/addresses"
+	add(addresses, made(addresses, newWaitForAddresses(s)))
 	late := s.latePlugins(initialize)
 	quota := func(p plugin) bool { return p.name == resourcequota.PluginName }
 	last := slices.IndexFunc(use, quota)

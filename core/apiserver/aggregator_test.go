@@ -76,6 +76,10 @@ func TestAggregation(t *testing.T) {
 	}
 	apply(t, c, `{apiVersion: v1, kind: Service, metadata: {name: sample, namespace: extensions}, spec: {type: ExternalName, externalName: localhost}}`)
 	available(t, services, name, "True", "Passed")
+	eventually(t, "the way to the server", func() error { // follows the condition
+		_, err := admin.Resource(flunderResource).Namespace("default").List(t.Context(), metav1.ListOptions{})
+		return err
+	})
 
 	t.Run("objects", func(t *testing.T) {
 		resource := admin.Resource(flunderResource).Namespace("default")

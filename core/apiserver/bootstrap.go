@@ -54,6 +54,11 @@ func (s *Server) bootstrap(ctx context.Context) error {
 	if err := s.ensureJoinToken(ctx, d); err != nil {
 		return fmt.Errorf("make the join token: %w", err)
 	}
+	if s.addresses != nil {
+		if err := s.ensureServiceCIDR(ctx, d); err != nil {
+			return fmt.Errorf("make the default ServiceCIDR: %w", err)
+		}
+	}
 	if err := s.ensureKubernetesService(ctx, d); err != nil {
 		return fmt.Errorf("make the service kubernetes: %w", err)
 	}
@@ -85,6 +90,8 @@ func (o object) ensure(ctx context.Context, d *Direct) error {
 	return nil
 }
 
+var servicesResource = corev1.SchemeGroupVersion.WithResource("services")
+
 // serviceAddress is the cluster address of the service kubernetes: the first of the range.
 func serviceAddress() net.IP {
 	ip := append(net.IP(nil), serviceCIDR.IP...)
@@ -97,7 +104,7 @@ func (s *Server) ensureKubernetesService(ctx context.Context, d *Direct) error {
 	const name = "kubernetes"
 	labels := map[string]string{"provider": "kubernetes", "component": "apiserver"}
 	family := corev1.IPFamilyPolicySingleStack
-	service := object{corev1.SchemeGroupVersion.WithResource("services"), &corev1.Service{
+	service := object{servicesResource, &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: metav1.NamespaceDefault, Labels: labels},
 		Spec: corev1.ServiceSpec{
 			Type: corev1.ServiceTypeClusterIP, ClusterIP: serviceAddress().String(), IPFamilyPolicy: &family,

@@ -128,11 +128,12 @@ var (
 	nodePorts   = utilnet.PortRange{Base: 30000, Size: 2768}
 )
 
-// services allocates addresses and ports in memory: the services themselves
-// are the record, read back by restore when the server starts.
+// services allocates ports in memory: the services themselves are the record,
+// read back by restore when the server starts. Addresses are objects of their
+// own, see addresses.go, or in memory too where those are left out.
 func services(r *registries) (map[string]rest.Storage, error) {
-	var err error
-	if r.addresses, err = ipallocator.NewInMemory(&serviceCIDR); err != nil {
+	allocator, err := r.newAddresses()
+	if err != nil {
 		return nil, err
 	}
 	if r.ports, err = portallocator.NewInMemory(nodePorts); err != nil {
@@ -146,9 +147,9 @@ func services(r *registries) (map[string]rest.Storage, error) {
 	if err != nil {
 		return nil, err
 	}
-	family := r.addresses.IPFamily()
+	family := allocator.IPFamily()
 	service, status, proxy, err := servicestore.NewREST(r.restOptions, family,
-		map[core.IPFamily]ipallocator.Interface{family: r.addresses}, r.ports, endpoint, pod, r.proxy)
+		map[core.IPFamily]ipallocator.Interface{family: allocator}, r.ports, endpoint, pod, r.proxy)
 	r.services = service
 	return map[string]rest.Storage{"": service, "status": status, "proxy": proxy}, err
 }
@@ -162,8 +163,8 @@ func (s *Server) restoreServices(ctx context.Context) error {
 	for _, service := range list.(*core.ServiceList).Items {
 		for _, address := range service.Spec.ClusterIPs {
 			// An address outside of the range or held twice is the service's own trouble.
-			if ip := net.ParseIP(address); ip != nil {
-				_ = s.addresses.Allocate(ip)
+			if ip := net.ParseIP(address); ip != nil && s.addresses == nil {
+				_ = s.inMemoryAddresses.Allocate(ip)
 			}
 		}
 		for _, port := range service.Spec.Ports {

@@ -49,7 +49,9 @@ import (
 	prioritylevelstore "k8s.io/kubernetes/pkg/registry/flowcontrol/prioritylevelconfiguration/storage"
 	ingressstore "k8s.io/kubernetes/pkg/registry/networking/ingress/storage"
 	ingressclassstore "k8s.io/kubernetes/pkg/registry/networking/ingressclass/storage"
+	ipaddressstore "k8s.io/kubernetes/pkg/registry/networking/ipaddress/storage"
 	networkpolicystore "k8s.io/kubernetes/pkg/registry/networking/networkpolicy/storage"
+	servicecidrstore "k8s.io/kubernetes/pkg/registry/networking/servicecidr/storage"
 	runtimeclassstore "k8s.io/kubernetes/pkg/registry/node/runtimeclass/storage"
 	pdbstore "k8s.io/kubernetes/pkg/registry/policy/poddisruptionbudget/storage"
 	deviceclassstore "k8s.io/kubernetes/pkg/registry/resource/deviceclass/storage"
@@ -141,6 +143,9 @@ var kinds = []kind{
 	{"networking.k8s.io", v1, "Ingress", "ingresses", namespaced, two(ingressstore.NewREST), "ingress"},
 	{"networking.k8s.io", v1, "IngressClass", "ingressclasses", cluster, one(ingressclassstore.NewREST), ""},
 	{"networking.k8s.io", v1, "NetworkPolicy", "networkpolicies", namespaced, one(networkpolicystore.NewREST), ""},
+
+	{"networking.k8s.io", v1, "ServiceCIDR", "servicecidrs", cluster, two(servicecidrstore.NewREST), ""},
+	{"networking.k8s.io", v1, "IPAddress", "ipaddresses", cluster, one(ipaddressstore.NewREST), ""},
 
 	{"node.k8s.io", v1, "RuntimeClass", "runtimeclasses", cluster, one(runtimeclassstore.NewREST), ""},
 

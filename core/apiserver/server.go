@@ -122,11 +122,12 @@ type Server struct {
 	aggregator *aggregator // nil: left out
 	webhooks   *webhooks
 
-	kubelets  *kubelets
-	proxy     *http.Transport
-	addresses *ipallocator.Range
-	ports     *portallocator.PortAllocator
-	services  *servicestore.REST
+	kubelets          *kubelets
+	proxy             *http.Transport
+	addresses         *addresses // nil: left out
+	inMemoryAddresses *ipallocator.Range
+	ports             *portallocator.PortAllocator
+	services          *servicestore.REST
 
 	ready     chan struct{}
 	closing   context.Context // ends with Run's context: watches and logs with it
@@ -241,8 +242,8 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.Close()
 	prepared := s.front.PrepareRun()
 	hooks, stopHooks := context.WithCancel(ctx)
-	var aggregating sync.WaitGroup
-	defer aggregating.Wait()
+	var working sync.WaitGroup
+	defer working.Wait()
 	defer s.custom.Informers.Shutdown()
 	defer stopHooks()
 	err := s.custom.start(hooks)
@@ -252,7 +253,10 @@ func (s *Server) Run(ctx context.Context) error {
 	if err == nil {
 		prepared.RunPostStartHooks(hooks)
 		if s.aggregator != nil {
-			aggregating.Go(func() { s.aggregator.run(hooks) })
+			working.Go(func() { s.aggregator.run(hooks) })
+		}
+		if s.addresses != nil {
+			working.Go(func() { s.addresses.run(hooks) })
 		}
 	}
 
@@ -318,6 +322,9 @@ func (s *Server) Close() {
 		s.front.RunPostStartHooks(s.closing)
 		if s.aggregator != nil {
 			s.aggregator.run(s.closing)
+		}
+		if s.addresses != nil {
+			s.addresses.run(s.closing)
 		}
 		s.custom.Informers.Shutdown()
 	}

@@ -13,6 +13,7 @@ import (
 
 	"k8s.io/apiserver/pkg/authentication/request/headerrequest"
 	"k8s.io/apiserver/pkg/server/dynamiccertificates"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/controlplane/controller/clusterauthenticationtrust"
 )
 
@@ -94,6 +95,10 @@ func (a *aggregator) renewFrontProxy(ctx context.Context, dir string) {
 // publishTrust keeps the ConfigMap kube-system/extension-apiserver-authentication,
 // from which extension servers learn whom to believe.
 func (a *aggregator) publishTrust(ctx context.Context) {
+	// The ConfigMap is written through admission, which waits for this as well.
+	if !cache.WaitFor(ctx, "", a.server.options.Informers.Core().V1().Namespaces().Informer().HasSyncedChecker()) {
+		return
+	}
 	clientCA, err1 := dynamiccertificates.NewStaticCAContent("client-ca", a.server.pki.cluster.certPEM)
 	frontCA, err2 := dynamiccertificates.NewStaticCAContent("front-proxy-ca", a.server.pki.front.certPEM)
 	if err := errors.Join(err1, err2); err != nil {

@@ -2,12 +2,15 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	coreinformers "k8s.io/client-go/informers/core/v1"
+	networkinginformers "k8s.io/client-go/informers/networking/v1"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/kubernetes/pkg/controller/servicecidrs"
 )
 
 // late makes and runs a controller when the first object of one of its kinds is
@@ -40,35 +43,62 @@ func (o Options) late(name string, newController func(context.Context, Options) 
 	}, nil
 }
 
-// heldPods keeps back the handlers that a controller adds while it is made:
-// upstream's disruption controller reads in them what it sets afterwards, and
-// the informers of one that is made late are running.
-type heldPods struct {
-	coreinformers.PodInformer
-	held []cache.ResourceEventHandler
+// held keeps back the handlers that a controller adds while it is made:
+// upstream's read in them what they set afterwards, and the informers of one
+// that is made late are running. It gives no registrations: they do not ask.
+type held struct {
+	cache.SharedIndexInformer
+	handlers []cache.ResourceEventHandler
 }
 
-func (p *heldPods) Informer() cache.SharedIndexInformer {
-	return heldInformer{p.PodInformer.Informer(), p}
+func hold(informer cache.SharedIndexInformer) *held { return &held{SharedIndexInformer: informer} }
+
+// AddEventHandler implements cache.SharedInformer.
+func (h *held) AddEventHandler(handler cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error) {
+	h.handlers = append(h.handlers, handler)
+	return nil, nil
 }
 
 // release adds the handlers.
-func (p *heldPods) release() error {
-	for _, handler := range p.held {
-		if _, err := p.PodInformer.Informer().AddEventHandler(handler); err != nil {
+func (h *held) release() error {
+	for _, handler := range h.handlers {
+		if _, err := h.SharedIndexInformer.AddEventHandler(handler); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-type heldInformer struct {
-	cache.SharedIndexInformer
-	pods *heldPods
+type heldPods struct {
+	coreinformers.PodInformer
+	*held
 }
 
-// AddEventHandler gives no registration: the controller does not ask for one.
-func (i heldInformer) AddEventHandler(handler cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error) {
-	i.pods.held = append(i.pods.held, handler)
-	return nil, nil
+func (p heldPods) Informer() cache.SharedIndexInformer { return p.held }
+
+type heldServiceCIDRs struct {
+	networkinginformers.ServiceCIDRInformer
+	*held
+}
+
+func (c heldServiceCIDRs) Informer() cache.SharedIndexInformer { return c.held }
+
+type heldIPAddresses struct {
+	networkinginformers.IPAddressInformer
+	*held
+}
+
+func (a heldIPAddresses) Informer() cache.SharedIndexInformer { return a.held }
+
+// newServiceCIDRs makes the controller that says which ranges of service
+// addresses are ready, and keeps those in use from being deleted.
+func newServiceCIDRs(ctx context.Context, o Options) (func(context.Context), error) {
+	networking := o.Informers.Networking().V1()
+	cidrs := heldServiceCIDRs{networking.ServiceCIDRs(), hold(networking.ServiceCIDRs().Informer())}
+	addresses := heldIPAddresses{networking.IPAddresses(), hold(networking.IPAddresses().Informer())}
+	controller := servicecidrs.NewController(ctx, cidrs, addresses, o.Client)
+	if err := errors.Join(cidrs.release(), addresses.release()); err != nil {
+		return nil, fmt.Errorf("ranges of service addresses: %w", err)
+	}
+	return with(controller.Run), nil
 }

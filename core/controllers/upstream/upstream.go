@@ -1,6 +1,6 @@
 // Package upstream runs the housekeeping controllers that are Kubernetes' own:
 // service accounts, root certificates, join tokens, aggregated roles,
-// certificate signing, quotas, protection of volumes in use and the types in
+// certificate signing, quotas, ranges of service addresses, protection of volumes in use and the types in
 // admission policies. They are fed by the engine's informers and write through
 // its in-memory client.
 package upstream
@@ -109,6 +109,12 @@ func New(o Options) (*Controllers, error) {
 		with(pvprotection.NewPVProtectionController(klog.Background(), core.PersistentVolumes(), o.Client).Run),
 		policyStatus,
 	}}
+	o.Informers.Networking().V1().IPAddresses().Informer() // asked for now, so that it starts with the others
+	ranges, err := o.late("ranges of service addresses", newServiceCIDRs, o.Informers.Networking().V1().ServiceCIDRs().Informer())
+	if err != nil {
+		return nil, fmt.Errorf("housekeeping controllers: %w", err)
+	}
+	c.run = append(c.run, ranges)
 	workloads, err := o.workloads()
 	if err != nil {
 		return nil, fmt.Errorf("housekeeping controllers: %w", err)

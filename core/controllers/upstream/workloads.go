@@ -48,7 +48,7 @@ func newBudgets(ctx context.Context, o Options) (func(context.Context), error) {
 		return nil, err
 	}
 	core, apps := o.Informers.Core().V1(), o.Informers.Apps().V1()
-	pods := &heldPods{PodInformer: core.Pods()}
+	pods := heldPods{core.Pods(), hold(core.Pods().Informer())}
 	c := disruption.NewDisruptionController(ctx, pods, o.Informers.Policy().V1().PodDisruptionBudgets(), core.ReplicationControllers(),
 		apps.ReplicaSets(), apps.Deployments(), apps.StatefulSets(), o.Client, mapper, scales, o.Client.Discovery())
 	return c.Run, pods.release()
