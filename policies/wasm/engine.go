@@ -41,8 +41,8 @@ const (
 	loadFuel          = 1_000_000_000 // of _initialize, start and qm_configure
 	loadDeadline      = 5 * time.Second
 	pageSize          = 64 << 10
-	slice             = 1_000_000 // fuel between two looks at the clock
-	maxResult         = 4 << 20   // bytes of an admission answer
+	slice             = 50_000  // fuel between two stops: looks at the clock, and a chance for others
+	maxResult         = 4 << 20 // bytes of an admission answer
 	maxConfig         = 1 << 20
 	wasiModule        = "wasi_snapshot_preview1"
 	qmModule          = "qm"

@@ -84,7 +84,7 @@ func TestRefused(t *testing.T) {
 		{"local that only the rewriting adds", with(func(m *module) { m.funcs[2].code = []byte{0x20, 5} }), "Rewrite", []string{"local 5 does not exist"}},
 		{"global that only the rewriting adds", with(func(m *module) { m.funcs[2].code = []byte{0x23, 1, 0xa7} }), "Rewrite", []string{"global 1 does not exist"}},
 		{"threads", with(func(m *module) { m.funcs[2].code = []byte{0xfe, 3, 0, 0x41, 0} }), "Rewrite", []string{"0xfe is not supported"}},
-		{"too many locals", with(func(m *module) { m.funcs[2].locals = 1 << 20 }), "Rewrite", []string{"too many locals"}},
+		{"too many locals", with(func(m *module) { m.funcs[2].locals = 1 << 20 }), "Rewrite", []string{"more than 5000 locals"}},
 		{"trap", filterGuest(trap).bytes(), "SelfTest", []string{"filter_batch: trapped: unreachable"}},
 		{"infinite loop", filterGuest(loopForever).bytes(), "SelfTest", []string{"filter_batch: out of fuel: used 50000000"}},
 		{"recursion", recursion.bytes(), "SelfTest", []string{"filter_batch: "}},

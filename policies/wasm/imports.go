@@ -83,8 +83,11 @@ var hostFuncs = []hostFunc{
 			s[0] = uint64(uint32(code))
 			return
 		}
-		if n := min(uint32(s[7]), uint32(len(data))); n > 0 && !mem.Write(uint32(s[6]), data[:n]) {
-			panic(fmt.Errorf("%w: get: buffer outside of memory", policies.ErrTrap))
+		if n := min(uint32(s[7]), uint32(len(data))); n > 0 {
+			in.meter.chargeBytes(int(n))
+			if !mem.Write(uint32(s[6]), data[:n]) {
+				panic(fmt.Errorf("%w: get: buffer outside of memory", policies.ErrTrap))
+			}
 		}
 		s[0] = uint64(len(data))
 	}},
@@ -201,7 +204,7 @@ func link(ctx context.Context, rt wazero.Runtime, grants []string) error {
 		}
 		qm = qm.NewFunctionBuilder().WithGoModuleFunction(api.GoModuleFunc(func(ctx context.Context, m api.Module, s []uint64) {
 			in := instanceOf(ctx)
-			in.meter.hostCall()
+			in.meter.charge(hostCallCost)
 			f.call(in, m.Memory(), s)
 		}), f.params, f.results).Export(f.name)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/experimental"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/quaymaster/quaymaster/policies"
@@ -60,6 +61,7 @@ type instance struct {
 	prefiltered     *corev1.Pod // that prefilter was called for, and is in podRow
 	heap            *opaHeap    // of a module of OPA's
 	accounted       int64       // bytes of memory, in program.memory
+	linear          any         // what backs the module's memory
 	row             int         // under way in the row tier, -1 outside
 }
 
@@ -81,7 +83,8 @@ func (p *program) instantiate(ctx context.Context) (*instance, error) {
 		WithRandSource(in).
 		WithStdout(in).WithStderr(in)
 	var err error
-	if in.module, err = p.runtime.InstantiateModule(in.ctx, p.compiled, config); err != nil {
+	memory := experimental.WithMemoryAllocator(in.ctx, experimental.MemoryAllocatorFunc(in.allocate))
+	if in.module, err = p.runtime.InstantiateModule(memory, p.compiled, config); err != nil {
 		return nil, in.failure("instantiate", err)
 	}
 	in.meter.global, _ = in.module.ExportedGlobal(wasmbinary.FuelGlobal).(api.MutableGlobal)
@@ -114,6 +117,9 @@ func (in *instance) now() time.Time {
 // Read gives WASI the random bytes that the cycle's seed makes (SplitMix64).
 func (in *instance) Read(b []byte) (int, error) {
 	for i := range b {
+		if i%slice == 0 {
+			in.meter.charge(int64(min(len(b)-i, slice)))
+		}
 		in.random += 0x9e3779b97f4a7c15
 		z := in.random
 		z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
@@ -125,6 +131,7 @@ func (in *instance) Read(b []byte) (int, error) {
 
 // Write takes what a guest prints.
 func (in *instance) Write(b []byte) (int, error) {
+	in.meter.charge(hostCallCost)
 	s := string(b[:min(len(b), maxText)])
 	if in.logs < maxLogs {
 		in.log(0, strings.ToValidUTF8(strings.TrimRight(s, "\n"), "?"))

@@ -23,11 +23,11 @@ type meter struct {
 	began    time.Time
 	deadline time.Time
 	ctx      context.Context // of the caller
-	calls    int             // of imports
+	hosted   int64           // fuel of imports since the last stop
 }
 
 func (m *meter) begin(ctx context.Context, fuel int64, deadline time.Duration) {
-	m.ctx, m.fuel = ctx, fuel
+	m.ctx, m.fuel, m.hosted = ctx, fuel, 0
 	m.began = time.Now()
 	m.deadline = m.began.Add(deadline)
 	m.left = fuel
@@ -63,21 +63,21 @@ func (m *meter) check() {
 	}
 }
 
-// hostCall charges for a call of an import. A guest that does little else comes
+// charge for what the host does for the guest. A guest that has it do much comes
 // to refuel too seldom, in time.
-func (m *meter) hostCall() {
-	if m.calls++; m.calls%1024 == 0 {
-		runtime.Gosched()
-		m.check()
-	}
-	m.charge(hostCallCost)
-}
-
 func (m *meter) charge(fuel int64) {
 	if m.left -= fuel; m.left < -slice {
 		panic(fmt.Errorf("%w: used %d", policies.ErrFuel, m.fuel))
 	}
+	if m.hosted += fuel; m.hosted >= slice {
+		m.hosted = 0
+		runtime.Gosched()
+		m.check()
+	}
 }
+
+// chargeBytes is for a copy of n bytes.
+func (m *meter) chargeBytes(n int) { m.charge(int64(n) / 8) }
 
 // used is the fuel since begin.
 func (m *meter) used() int64 {

@@ -85,7 +85,7 @@ func (m *opaModule) start(ctx context.Context) error {
 		}
 		env = env.NewFunctionBuilder().WithGoModuleFunction(api.GoModuleFunc(func(ctx context.Context, _ api.Module, s []uint64) {
 			in := instanceOf(ctx)
-			in.meter.hostCall()
+			in.meter.charge(hostCallCost)
 			m.called(in, name, s[:n])
 		}), slices.Repeat([]api.ValueType{t32}, n), results).Export(name)
 	}

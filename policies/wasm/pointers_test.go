@@ -111,7 +111,7 @@ func TestFloods(t *testing.T) {
 // not, the same section twice, and a start function that uses every import
 // before anything is there.
 func TestTrickyModules(t *testing.T) {
-	nested := filterGuest(cat(bytes.Repeat([]byte{0x02, 0x40}, 100_000), bytes.Repeat([]byte{0x0b}, 100_000), pass)).bytes()
+	nested := filterGuest(cat(bytes.Repeat([]byte{0x02, 0x40}, 25_000), bytes.Repeat([]byte{0x0b}, 25_000), pass)).bytes()
 	var load *policies.LoadError
 	if _, err := tryLoad(t, nested); !errors.As(err, &load) || load.Step != policies.StepRewrite {
 		t.Errorf("nested: %v", err)

@@ -60,6 +60,6 @@ func (in *instance) fetch(resource, namespace, name string) (data []byte, code i
 	if len(data) > maxResult {
 		panic(fmt.Errorf("%w: %s %s/%s has %d bytes, at most %d can be read", policies.ErrRead, resource, namespace, name, len(data), maxResult))
 	}
-	in.meter.charge(int64(len(data)) / 8)
+	in.meter.chargeBytes(len(data))
 	return data, 0
 }

@@ -1,14 +1,19 @@
 package wasm_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
+	"runtime/metrics"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/quaymaster/quaymaster/policies"
@@ -16,61 +21,132 @@ import (
 )
 
 // hostile guests that run as long as they are let, by what they do.
-func hostile() map[string][]byte {
-	fill := cat([]byte{0x03, 0x40}, i32const(8192), i32const(1), i32const(11<<20), []byte{0xfc, 11, 0}, []byte{0x0c, 0, 0x0b})
-	return map[string][]byte{
-		"none":  nil,
-		"loop":  conditional(loopForever[:5]),
-		"sums":  conditional(cat([]byte{0x03, 0x40, 0x20, 3}, i32const(3), []byte{0x6c}, i32const(1), []byte{0x6a, 0x21, 3, 0x0c, 0, 0x0b})),
-		"fill":  conditional(cat(i32const(190), []byte{0x40, 0, 0x1a}, fill)),
-		"clock": misbehaving(cat([]byte{0x03, 0x40, 0x10, 5, 0x1a, 0x0c, 0, 0x0b})),
+func hostile() []struct {
+	name   string
+	source []byte
+} {
+	// loop of code, without end
+	loop := func(code ...[]byte) []byte { return cat([]byte{0x03, 0x40}, cat(code...), []byte{0x0c, 0, 0x0b}) }
+	bulk := func(sub byte, zeros int, operands ...int32) (code []byte) {
+		for _, o := range operands {
+			code = append(code, i32const(o)...)
+		}
+		return append(append(code, 0xfc, sub), make([]byte, zeros)...)
+	}
+	grown := func(pages int32) []byte { return cat(i32const(pages), []byte{0x40, 0, 0x1a}) }
+	repeat := func(n int, code ...byte) []byte { return bytes.Repeat(code, n) }
+	const all = 250 << 20
+	return []struct {
+		name   string
+		source []byte
+	}{
+		{"none", nil},
+		{"loop", conditional(loopForever[:5])},
+		// x = 3x + 1
+		{"sums", conditional(loop([]byte{0x20, 3}, i32const(3), []byte{0x6c}, i32const(1), []byte{0x6a, 0x21, 3}))},
+		// x = -1 / (x | 1), 64 times over
+		{"divisions", conditional(loop(repeat(64, cat(i32const(-1), []byte{0x20, 3}, i32const(1), []byte{0x72, 0x6d, 0x21, 3})...)))},
+		{"fills", conditional(cat(grown(4000), loop(bulk(11, 1, 8192, 1, all))))},
+		{"copies", conditional(cat(grown(4000), loop(bulk(10, 2, 8192, 16384, all-8192))))},
+		// x = x + 1 MiB + 4 KiB + 64 within memory; load there, 64 times over: each misses every cache
+		{"misses", conditional(cat(grown(4000), bulk(11, 1, 8192, 1, all),
+			loop(repeat(64, cat([]byte{0x20, 3}, i32const(1<<20+4096+64), []byte{0x6a}, i32const(1<<27-4), []byte{0x71, 0x22, 3, 0x28, 2, 0, 0x20, 3, 0x6a, 0x21, 3})...))))},
+		// one page more, until there are 3,900, in instances that begin anew
+		{"growth", conditional(cat(loop(i32const(1), []byte{0x40, 0}, i32const(3900), []byte{0x4a, 0x04, 0x40, 0x00, 0x0b})))},
+		{"imports", misbehaving(cat([]byte{0x03, 0x40, 0x10, 5, 0x1a, 0x0c, 0, 0x0b}))},
 	}
 }
 
 // BenchmarkStall runs as many hostile guests as there are processors, without a
 // pause, and reports how much longer than 100 µs an unrelated goroutine's timer
-// takes to wake it, and how long collections take meanwhile; "none" is the same
-// without guests. What another process takes of the processors is in the figures.
+// takes to wake it; how long collections wait for the world to stop; and how long
+// they take as a whole. "none" is the same without guests. What another process
+// takes of the processors is in the figures.
 func BenchmarkStall(b *testing.B) {
-	guests := hostile()
-	for _, name := range []string{"none", "loop", "sums", "fill", "clock"} {
-		b.Run(name, func(b *testing.B) { stall(b, guests[name]) })
+	for _, g := range hostile() {
+		b.Run(g.name, func(b *testing.B) { stall(b, g.source) })
+	}
+}
+
+// A guest never keeps its thread for 5 ms, whatever it does: it comes to a place
+// where Go can stop it or give the processor to others. In the time of the
+// thread, so that a busy machine does not matter.
+func TestGuestsStopOften(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for _, g := range hostile() {
+		if g.source == nil {
+			continue
+		}
+		p, close := loadHostile(t, g.source)
+		defer close()
+		bad, seven := pod("1"), int32(7)
+		bad.Spec.Priority = &seven
+		s := &stretch{Context: context.Background(), last: threadTime()}
+		for len(s.all) < 1000 {
+			asked := p.Session()
+			_, err := asked.Filter(s, policies.Cycle{}, bad, fleet(1), make([]uint8, 1))
+			asked.Close()
+			if err == nil {
+				t.Fatalf("%s is not hostile", g.name)
+			}
+		}
+		slices.Sort(s.all)
+		p99 := s.all[len(s.all)*99/100]
+		t.Logf("%-9s ran %5d times, at most %v, p99 %v", g.name, len(s.all), s.all[len(s.all)-1], p99)
+		if p99 > 5*time.Millisecond {
+			t.Errorf("%s: one in a hundred stretches is longer than %v", g.name, p99)
+		}
+	}
+}
+
+func loadHostile(t testing.TB, source []byte) (policies.Program, func()) {
+	t.Helper()
+	e := wasm.New(wasm.Options{})
+	fuel := int64(1e9)
+	l := policies.Load{Policy: "hostile", Source: source}
+	l.Limits.Fuel, l.Limits.Deadline = &fuel, &metav1.Duration{Duration: 50 * time.Millisecond}
+	l.Limits.Memory = resource.NewQuantity(wasm.DefaultMaxMemory, resource.BinarySI)
+	p, err := e.Load(context.Background(), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p, func() {
+		if err := errors.Join(p.Close(), e.Close()); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
 func stall(b *testing.B, source []byte) {
 	const pause = 100 * time.Microsecond
-	ctx, cancel := context.WithCancel(context.Background())
+	ended, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	stretches := make([]stretch, runtime.GOMAXPROCS(0))
 	var workers sync.WaitGroup
 	defer workers.Wait()
 	defer cancel()
 	if source != nil {
-		e := wasm.New(wasm.Options{})
-		defer e.Close()
-		l := policies.Load{Policy: "hostile", Source: source}
-		fuel := int64(1e9)
-		l.Limits.Fuel, l.Limits.Deadline = &fuel, &metav1.Duration{Duration: 50 * time.Millisecond}
-		p, err := e.Load(ctx, l)
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer p.Close()
+		p, close := loadHostile(b, source)
+		defer close()
 		// before the program is closed
 		defer workers.Wait()
 		defer cancel()
-		for range runtime.GOMAXPROCS(0) {
+		for i := range runtime.GOMAXPROCS(0) {
 			workers.Go(func() {
+				runtime.LockOSThread() // whose clock it is
+				ctx := &stretches[i]
+				ctx.Context, ctx.last = context.Background(), threadTime()
 				bad, seven := pod("1"), int32(7)
 				bad.Spec.Priority = &seven
 				for {
 					s := p.Session()
 					_, err := s.Filter(ctx, policies.Cycle{}, bad, fleet(1), make([]uint8, 1))
 					s.Close()
-					if ctx.Err() != nil {
+					if ended.Err() != nil {
 						return
 					}
-					if !errors.Is(err, policies.ErrDeadline) && !errors.Is(err, policies.ErrFuel) {
+					if !errors.Is(err, policies.ErrDeadline) && !errors.Is(err, policies.ErrFuel) && !errors.Is(err, policies.ErrTrap) {
 						b.Errorf("the guest is not hostile: %v", err)
 						return
 					}
@@ -78,6 +154,9 @@ func stall(b *testing.B, source []byte) {
 			})
 		}
 	}
+	stopped := []metrics.Sample{{Name: "/sched/pauses/stopping/gc:seconds"}}
+	metrics.Read(stopped)
+	before := slices.Clone(stopped[0].Value.Float64Histogram().Counts)
 	var stalls, collections []time.Duration
 	for b.Loop() {
 		for range 20 {
@@ -89,6 +168,14 @@ func stall(b *testing.B, source []byte) {
 		runtime.GC()
 		collections = append(collections, time.Since(at))
 	}
+	metrics.Read(stopped)
+	pauses := stopped[0].Value.Float64Histogram()
+	for i := range before {
+		pauses.Counts[i] -= before[i]
+	}
+	for _, q := range []float64{0.5, 0.99, 1} {
+		b.ReportMetric(1000*quantile(pauses, q), fmt.Sprintf("stop-p%v-ms", 100*q))
+	}
 	report := func(what string, all []time.Duration) {
 		slices.Sort(all)
 		for _, q := range []struct {
@@ -98,6 +185,55 @@ func stall(b *testing.B, source []byte) {
 			b.ReportMetric(float64(all[q.at].Microseconds())/1000, what+"-"+q.name+"-ms")
 		}
 	}
+	cancel()
+	workers.Wait()
+	var runs []time.Duration
+	for i := range stretches {
+		runs = append(runs, stretches[i].all...)
+	}
+	if len(runs) > 0 {
+		report("run", runs)
+	}
 	report("stall", stalls)
 	report("gc", collections)
+}
+
+// stretch is a context that a guest's meter asks at each stop of the guest; it
+// notes how long that ran meanwhile, in the time of its thread: what other
+// processes take does not count.
+type stretch struct {
+	context.Context
+	last time.Duration
+	all  []time.Duration
+}
+
+func (s *stretch) Err() error {
+	now := threadTime()
+	if len(s.all) < 1<<20 {
+		s.all = append(s.all, now-s.last)
+	}
+	s.last = threadTime()
+	return nil
+}
+
+func threadTime() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
+		panic(err)
+	}
+	return time.Duration(t.Nano())
+}
+
+// quantile is the upper bound of its bucket.
+func quantile(h *metrics.Float64Histogram, q float64) float64 {
+	var all, seen uint64
+	for _, n := range h.Counts {
+		all += n
+	}
+	for i, n := range h.Counts {
+		if seen += n; n > 0 && float64(seen) >= q*float64(all) {
+			return h.Buckets[i+1]
+		}
+	}
+	return 0
 }

@@ -33,7 +33,7 @@ QM_IMPORT("now") int64_t qm_now(void);
 QM_IMPORT("get") int32_t qm_get_object(const char *resource, uint32_t resource_length, const char *space, uint32_t space_length,
 	const char *name, uint32_t name_length, void *buffer, uint32_t capacity);
 
-#define QM_CALLED __attribute__((noinline, unused)) /* fuel is charged by the size of loops: keep them small */
+#define QM_CALLED __attribute__((noinline, unused)) /* fuel is charged by the size of loops and branches: keep what is rare out of them */
 
 /* Columns. */
 enum {

@@ -352,6 +352,10 @@ func (g *generator) statements(n int) {
 	}
 }
 
+// bulkAddress is a mask: addresses within memory, close to one another so that
+// copies overlap, or within and outside.
+func (g *generator) bulkAddress() int { return []int{0x7fff, 0x1ff, 0x7fff, 0x1ffff}[g.pick(4)] }
+
 // statement leaves nothing.
 func (g *generator) statement(depth int) {
 	kinds := []string{"nop", "set", "global.set", "store", "store", "block", "call", "branch", "drop", "memory.fill", "memory.copy", "memory.init",
@@ -386,13 +390,14 @@ func (g *generator) statement(depth int) {
 		g.expr(t, depth)
 		g.emit(0x1a)
 	case "memory.fill":
-		masks(0x7fff, 0xff, 0x3ff)
+		masks(g.bulkAddress(), 0xff, 0x3ff)
 		g.emit(0xfc, 11, 0)
 	case "memory.copy":
-		masks(0x7fff, 0x7fff, 0x3ff)
+		to, from := g.bulkAddress(), g.bulkAddress()
+		masks(to, from, 0x3ff)
 		g.emit(0xfc, 10, 0, 0)
 	case "memory.init":
-		masks(0x7fff, 7, 15)
+		masks(g.bulkAddress(), 7, []int{15, 15, 31}[g.pick(3)])
 		g.emit(0xfc, 8, 1, 0)
 	case "table.set":
 		g.masked(genTable-1, depth)

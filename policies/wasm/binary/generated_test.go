@@ -92,15 +92,15 @@ func runGenerated(t testing.TB, config wazero.RuntimeConfig, code []byte) (e end
 }
 
 // compareGenerated runs the module that the choices make before and after it is
-// rewritten.
-func compareGenerated(t testing.TB, config wazero.RuntimeConfig, choices []byte) (e ending, fuel int64, kinds map[string]int) {
+// rewritten, with bulk instructions in chunks that are small enough to be several.
+func compareGenerated(t testing.TB, config wazero.RuntimeConfig, choices []byte, chunk uint32) (e ending, fuel int64, kinds map[string]int) {
 	t.Helper()
 	original, kinds := generate(choices)
 	m, err := Parse(original)
 	if err != nil {
 		t.Fatalf("%v\n%x", err, original)
 	}
-	rewritten, err := m.Rewrite()
+	rewritten, err := m.rewrite(chunk)
 	if err != nil {
 		t.Fatalf("%v\n%x", err, original)
 	}
@@ -111,6 +111,8 @@ func compareGenerated(t testing.TB, config wazero.RuntimeConfig, choices []byte)
 	}
 	return want, fuel, kinds
 }
+
+var chunks = []uint32{8, 64, bulkChunk}
 
 func randomChoices(seed uint64) []byte {
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -135,7 +137,7 @@ func TestGeneratedAnswerTheSame(t *testing.T) {
 		if seed%2 == 0 {
 			config = wazero.NewRuntimeConfig() // compiled, where wazero can
 		}
-		e, f, kinds := compareGenerated(t, config, randomChoices(uint64(seed)))
+		e, f, kinds := compareGenerated(t, config, randomChoices(uint64(seed)), chunks[seed%len(chunks)])
 		for _, text := range e.traps {
 			if text == "" {
 				ended++
@@ -176,6 +178,6 @@ func FuzzGenerated(f *testing.F) {
 	}
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, choices []byte) {
-		compareGenerated(t, wazero.NewRuntimeConfigInterpreter(), choices)
+		compareGenerated(t, wazero.NewRuntimeConfigInterpreter(), choices, chunks[len(choices)%len(chunks)])
 	})
 }

@@ -41,8 +41,21 @@ const (
 // What a module may hold at most.
 const (
 	maxFunctions = 100_000
-	maxLocals    = 50_000
+	maxLocals    = 5_000
 	maxNesting   = 20_000
+	// maxAllLocals of all functions together, and maxTables: what takes a byte in a
+	// module can take a megabyte in the process.
+	maxAllLocals = 1_000_000
+	maxTables    = 8
+	// maxBody bytes of a function: the compiler's memory grows with it. Its time
+	// grows with branches, more than in proportion, and with branches × locals:
+	// maxJoins are these of a function, maxBranching the sum over all functions of
+	// branches × (branches + 10 × locals). What the Go toolchain makes of a small
+	// policy has 13,000 of the one and 40 million of the other; at either limit
+	// compiling takes seconds, and a few kilobytes beyond them take it minutes.
+	maxBody      = 256 << 10
+	maxJoins     = 400_000
+	maxBranching = 200_000_000
 	// MaxTable elements a table may have or grow to.
 	MaxTable = 100_000
 )
@@ -148,7 +161,9 @@ func (m *Module) read(id byte, r *reader) {
 			m.funcs = append(m.funcs, uint32(r.index(len(m.types), "type")))
 		}
 	case secTable:
-		m.tables = r.count()
+		if m.tables = r.count(); m.tables > maxTables {
+			r.fail("%d tables, at most %d are allowed", m.tables, maxTables)
+		}
 		for range m.tables {
 			r.refType()
 			if least, _, _ := r.limits(); least > MaxTable {
@@ -192,10 +207,18 @@ func (m *Module) read(id byte, r *reader) {
 		}
 	case secCode:
 		for range r.count() {
-			m.bodies = append(m.bodies, r.bytes(int(r.u32())))
+			size := r.count()
+			if size > maxBody {
+				r.fail("function of %d bytes, at most %d are allowed: split it", size, maxBody)
+			}
+			m.bodies = append(m.bodies, r.bytes(size))
 		}
-	case secData, secDataCount:
-		return // copied as they are
+	case secData:
+		for range r.count() {
+			m.data(r)
+		}
+	case secDataCount:
+		r.u32()
 	}
 	if r.at != len(r.data) {
 		r.fail("section %d has bytes after its end", id)
@@ -282,6 +305,21 @@ func (m *Module) element(r *reader, each func(span)) {
 		m.funcType(r, int(r.u32()))
 		each(span{from, r.at})
 	}
+}
+
+// data reads one data segment.
+func (m *Module) data(r *reader) {
+	kind := r.u32()
+	if kind > 2 {
+		r.fail("data segment of kind %d", kind)
+	}
+	if kind == 2 {
+		r.zero(1) // the memory
+	}
+	if kind != 1 {
+		m.constant(r)
+	}
+	r.bytes(int(r.u32()))
 }
 
 // taken says whether the module exports a name that the rewriting adds.

@@ -1,6 +1,9 @@
 package binary
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // Names of what a rewriting adds.
 const (
@@ -16,20 +19,25 @@ const (
 const (
 	callCost     = 4 // for each call of a function, and 1 for each local
 	bulkBytesLog = 3 // 1 for each 8 bytes of a bulk memory instruction, or table element
+	// A branch that is shorter is paid for with what leads to it.
+	worthCharge = 24
 )
 
 type span struct{ from, to int }
 
-// Rewrite returns the module with a charge at the entry of each function and
-// the header of each loop, for the instructions from there to the next charge,
-// and before each bulk instruction for its length; so that whatever runs is
-// paid for before it has run long. Custom sections are dropped.
-func (m *Module) Rewrite() (out []byte, err error) {
+// Rewrite returns the module with a charge at the entry of each function, the
+// header of each loop and where long branches part or meet, for the instructions
+// from there to the next charge; and with bulk instructions on memory in chunks,
+// each charged by its length; so that whatever runs is paid for before it has run
+// long. Custom sections are dropped.
+func (m *Module) Rewrite() ([]byte, error) { return m.rewrite(bulkChunk) }
+
+func (m *Module) rewrite(chunk uint32) (out []byte, err error) {
 	defer recoverError(&err)
 	if err := m.taken(FuelGlobal); err != nil {
 		return nil, err
 	}
-	w := &rewriter{Module: m, refuel: uint32(m.imported), counter: uint32(m.globals)}
+	w := &rewriter{Module: m, refuel: uint32(m.imported), counter: uint32(m.globals), chunk: chunk}
 	out = append(out, "\x00asm\x01\x00\x00\x00"...)
 	for _, id := range order {
 		content, err := w.section(id)
@@ -49,6 +57,9 @@ func (m *Module) Rewrite() (out []byte, err error) {
 type rewriter struct {
 	*Module
 	refuel, counter uint32 // index of the import and of the global
+	chunk           uint32 // bytes
+	locals          int    // of all functions so far
+	branching       int    // see maxBranching
 }
 
 func (w *rewriter) section(id byte) ([]byte, error) {
@@ -174,8 +185,8 @@ func (w *rewriter) code() ([]byte, error) {
 type edit struct {
 	at, to int   // what is replaced
 	charge int   // index of the charge to insert, or
-	index  int64 // function index to write, or -1
-	bulk   bool  // charge by the length on the stack
+	index  int64 // function index to write, or -1, or
+	bulk   *bulk // instruction to replace
 }
 
 func (w *rewriter) body(out []byte, number int, original []byte) ([]byte, error) {
@@ -186,18 +197,24 @@ func (w *rewriter) body(out []byte, number int, original []byte) ([]byte, error)
 	for range groups {
 		n := r.u32()
 		if locals += int(n); n > maxLocals || locals > maxLocals {
-			return nil, errors.New("function with too many locals")
+			return nil, fmt.Errorf("function with more than %d locals", maxLocals)
 		}
 		r.valueType()
 	}
+	if w.locals += locals; w.locals > maxAllLocals {
+		return nil, fmt.Errorf("functions with more than %d locals together", maxAllLocals)
+	}
 	codeAt := r.at
-	s := scan{reader: r, w: w, locals: locals, costs: []int64{callCost + int64(locals)}, frames: []int{0}, edits: []edit{{at: codeAt, to: codeAt, index: -1}}}
-	s.run()
+	s := scan{reader: r, w: w, locals: locals}
+	s.run(callCost + int64(locals))
+	if w.branching += s.branches * (s.branches + 10*locals); w.branching > maxBranching || s.branches*locals > maxJoins {
+		return nil, errors.New("functions with too many branches to be compiled in time: split the large ones")
+	}
 
 	if s.bulk {
 		out = appendU32(out, uint32(groups+1))
 		out = append(out, original[groupsAt:codeAt]...)
-		out = append(out, 1, 0x7f) // one i32 more, index = locals
+		out = append(out, bulkLocals, 0x7f) // i32, from index locals on
 	} else {
 		out = append(out, original[:codeAt]...)
 	}
@@ -208,25 +225,20 @@ func (w *rewriter) body(out []byte, number int, original []byte) ([]byte, error)
 		switch {
 		case e.index >= 0:
 			out = appendU32(out, uint32(e.index))
-		case e.bulk:
-			out = appendU32(append(out, 0x22), uint32(locals)) // local.tee
-			out = appendU32(append(out, 0x23), w.counter)      // global.get
-			out = appendU32(append(out, 0x20), uint32(locals)) // local.get
-			out = append(out, 0xad, 0x42, byte(e.charge), 0x88, 0x7d)
-			out = w.settle(out)
-		default:
-			out = appendU32(append(out, 0x23), w.counter)
-			out = append(appendS64(append(out, 0x42), s.costs[e.charge]), 0x7d)
-			out = w.settle(out)
+		case e.bulk != nil:
+			out = w.bulk(out, e.bulk, uint32(locals))
+		case s.charges[e.charge].kept:
+			out = w.charge(out, appendS64([]byte{0x42}, s.charges[e.charge].cost)...)
 		}
 	}
 	return append(out, original[done:]...), nil
 }
 
-// settle stores the counter that is on the stack and leaves to the host when it
-// is below zero.
-func (w *rewriter) settle(out []byte) []byte {
-	out = appendU32(append(out, 0x24), w.counter)
+// charge takes from the counter what amount, some code, leaves as i64, and leaves
+// to the host when that falls below zero.
+func (w *rewriter) charge(out []byte, amount ...byte) []byte {
+	out = append(appendU32(append(out, 0x23), w.counter), amount...)
+	out = appendU32(append(out, 0x7d, 0x24), w.counter)
 	out = appendU32(append(out, 0x23), w.counter)
 	out = append(out, 0x42, 0, 0x53, 0x04, 0x40) // i64.const 0, i64.lt_s, if
 	out = appendU32(append(out, 0x23), w.counter)

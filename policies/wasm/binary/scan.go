@@ -3,15 +3,34 @@ package binary
 // scan walks the instructions of one body and notes what is to be changed.
 type scan struct {
 	*reader
-	w      *rewriter
-	locals int
-	costs  []int64 // of each charge
-	frames []int   // charge that each open block pays to
-	edits  []edit
-	bulk   bool
+	w       *rewriter
+	locals  int
+	charges []charge
+	frames  []frame
+	edits   []edit
+	bulk    bool
+	// branches are the places where the flow parts or meets.
+	branches int
 }
 
-func (s *scan) run() {
+// charge is of the instructions from one place to the next such place.
+type charge struct {
+	cost   int64
+	parent int // charge that was in force before, -1: this one has to stay
+	kept   bool
+}
+
+// frame is an open block.
+type frame struct {
+	charge int // in force
+	before int // it, where the block opened
+	op     byte
+}
+
+func (s *scan) run(entry int64) {
+	s.charges = append(s.charges, charge{cost: entry, parent: -1})
+	s.edits = append(s.edits, edit{at: s.at, to: s.at, index: -1})
+	s.frames = append(s.frames, frame{})
 	for len(s.frames) > 0 {
 		if s.at >= len(s.data) {
 			s.fail("function body is not ended")
@@ -21,13 +40,27 @@ func (s *scan) run() {
 	if s.at != len(s.data) {
 		s.fail("function body has bytes after its end")
 	}
+	// What is reached by way of a charge may be paid with it.
+	for i := len(s.charges) - 1; i >= 0; i-- {
+		c := &s.charges[i]
+		if c.kept = c.parent < 0 || c.cost >= worthCharge; !c.kept {
+			s.charges[c.parent].cost += c.cost
+		}
+	}
 }
 
-func (s *scan) open(charge int) {
+func (s *scan) open(op byte, charge int) {
 	if len(s.frames) >= maxNesting {
 		s.fail("blocks are nested more than %d deep", maxNesting)
 	}
-	s.frames = append(s.frames, charge)
+	s.frames = append(s.frames, frame{charge, s.frames[len(s.frames)-1].charge, op})
+}
+
+// from has what follows pay to a charge of its own.
+func (s *scan) from(cost int64, parent int) int {
+	s.charges = append(s.charges, charge{cost: cost, parent: parent})
+	s.edits = append(s.edits, edit{at: s.at, to: s.at, index: -1, charge: len(s.charges) - 1})
+	return len(s.charges) - 1
 }
 
 // function notes the function index that comes next.
@@ -40,36 +73,42 @@ func (s *scan) function() {
 	}
 }
 
-// bulkCharge inserts a charge for the length on the stack, divided by 2^shift.
-func (s *scan) bulkCharge(start, shift int) {
-	s.bulk = true
-	s.edits = append(s.edits, edit{at: start, to: start, index: -1, bulk: true, charge: shift})
-}
-
 func (s *scan) instruction() {
 	start := s.at
-	top := s.frames[len(s.frames)-1]
-	s.costs[top]++
+	top := &s.frames[len(s.frames)-1]
 	op := s.byte()
+	if op != 0x01 && op != 0x02 && op != 0x05 && op != 0x0b { // nop, block, else, end: nothing runs
+		s.charges[top.charge].cost++
+	}
+	if op >= 0x02 && op <= 0x05 || op >= 0x0c && op <= 0x0e {
+		s.branches++
+	}
 	switch {
-	case op == 0x02 || op == 0x04: // block, if
+	case op == 0x02: // block
 		s.blockType(len(s.w.types))
-		s.open(top)
+		s.open(op, top.charge)
 	case op == 0x03: // loop
 		s.blockType(len(s.w.types))
-		s.costs = append(s.costs, 1)
-		charge := len(s.costs) - 1
-		s.open(charge)
-		s.edits = append(s.edits, edit{at: s.at, to: s.at, index: -1, charge: charge})
+		s.open(op, s.from(1, -1))
+	case op == 0x04: // if
+		s.blockType(len(s.w.types))
+		s.open(op, s.from(0, top.charge))
+	case op == 0x05: // else
+		if top.op != 0x04 {
+			s.fail("else without if")
+		}
+		top.charge = s.from(0, top.before)
 	case op == 0x0b:
-		s.frames = s.frames[:len(s.frames)-1]
-	case op <= 0x01 || op == 0x05 || op == 0x0f || op == 0x1a || op == 0x1b: // no immediate
+		s.end()
+	case op <= 0x01 || op == 0x0f || op == 0x1a || op == 0x1b: // no immediate
 	case op == 0x0c || op == 0x0d: // br, br_if
 		s.u32()
 	case op == 0x0e: // br_table
-		for range s.count() + 1 {
+		targets := s.count() + 1
+		for range targets {
 			s.u32()
 		}
+		s.branches += targets
 	case op == 0x10: // call
 		s.function()
 	case op == 0x11: // call_indirect
@@ -89,7 +128,7 @@ func (s *scan) instruction() {
 		s.zero(1)
 	case op == 0x40: // memory.grow
 		s.zero(1)
-		s.costs[top] += 256
+		s.charges[top.charge].cost += 256
 	case op == 0x41:
 		s.leb(32)
 	case op == 0x42:
@@ -113,6 +152,16 @@ func (s *scan) instruction() {
 	}
 }
 
+// end of a block: what follows is reached from more places than its inside.
+func (s *scan) end() {
+	inner := s.frames[len(s.frames)-1]
+	s.frames = s.frames[:len(s.frames)-1]
+	if len(s.frames) > 0 && inner.op != 0x03 {
+		outer := &s.frames[len(s.frames)-1]
+		outer.charge = s.from(0, outer.charge)
+	}
+}
+
 func (s *scan) memarg() {
 	if align := s.u32(); align > 4 {
 		s.fail("alignment 2^%d is not supported", align)
@@ -121,34 +170,30 @@ func (s *scan) memarg() {
 }
 
 func (s *scan) misc(start int) {
-	switch sub := s.u32(); sub {
+	sub := s.u32()
+	switch sub {
 	case 0, 1, 2, 3, 4, 5, 6, 7: // saturating conversions
-	case 8: // memory.init
+		return
+	case 9, 13, 16: // data.drop, elem.drop, table.size
+		s.u32()
+		return
+	case memoryInit:
 		s.u32()
 		s.zero(1)
-		s.bulkCharge(start, bulkBytesLog)
-	case 9: // data.drop
-		s.u32()
-	case 10: // memory.copy
+	case memoryCopy:
 		s.zero(2)
-		s.bulkCharge(start, bulkBytesLog)
-	case 11: // memory.fill
+	case memoryFill:
 		s.zero(1)
-		s.bulkCharge(start, bulkBytesLog)
-	case 12, 14: // table.init, table.copy
+	case tableInit, tableCopy:
 		s.u32()
 		s.u32()
-		s.bulkCharge(start, 0)
-	case 13: // elem.drop
-		s.u32()
-	case 15, 17: // table.grow, table.fill
-		s.u32()
-		s.bulkCharge(start, 0)
-	case 16: // table.size
+	case tableGrow, tableFill:
 		s.u32()
 	default:
 		s.fail("instruction 0xfc %d is not supported", sub)
 	}
+	s.bulk = true
+	s.edits = append(s.edits, edit{at: start, to: s.at, index: -1, bulk: &bulk{byte(sub), s.data[start:s.at]}})
 }
 
 func (s *scan) simd() {

@@ -23,7 +23,7 @@ fn varint(data: &mut &[u8]) -> Option<u64> {
     long_varint(u64::from(first & 0x7f), data)
 }
 
-#[inline(never)] // fuel is charged by the size of loops: keep them small
+#[inline(never)] // fuel is charged by the size of loops and branches: keep what is rare out of them
 fn long_varint(mut value: u64, data: &mut &[u8]) -> Option<u64> {
     let mut shift = 7;
     while shift < 64 {
