@@ -174,7 +174,7 @@ func TestBackupOutlivesCompaction(t *testing.T) {
 			if _, err := s.Etcd().Compact(ctx, s.Revision()); err != nil {
 				t.Fatal(err)
 			}
-			if err := s.control(ctx, func(*writer) error { return s.disk.merge(s.rev) }); err != nil {
+			if err := s.control(ctx, func(*writer) error { return s.merge() }); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := io.Copy(&file, reader); err != nil {

@@ -286,7 +286,7 @@ func crashValue(value []byte) (token string, number int) {
 
 // crashWriter is the child: clients that write until they are killed.
 func crashWriter(dir string) {
-	s, err := Open(Options{Dir: dir, Retention: -1, MaxHistory: -1})
+	s, err := Open(Options{Dir: dir, Retention: -1, MaxHistory: -1, journal: 64 << 10})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -26,29 +27,33 @@ const (
 
 var (
 	compactKey = []byte("m/compact") // the compacted revision, decimal
-	intentKey  = []byte("m/intent")  // what encodeIntent makes
+	journalKey = []byte("m/journal") // of an encrypted journal
+	intentKey  = []byte("m/intent")  // formats 1 and 2: changes to be made if they are not
 	mergeKey   = []byte("x")         // only ever dropped
 )
 
 // hasLease marks a record with a lease, so that only those are read at start.
 const hasLease byte = 1
 
-// disk is Badger with a log whose every batch is flushed. Its memory is bound
-// by the options: two tables of 8 MiB in writing, no block cache.
+// disk is Badger with a log whose every batch is flushed, and the journal before
+// it. Badger's memory is bound by the options: two tables of 16 MiB in writing, no
+// block cache. Tables are merged eight at a time, and made large, for copying them
+// is most of what a write costs: with Badger's own sizes it costs half as much again.
 type disk struct {
-	db     *badger.DB
-	logger *badgerLogger
-	intent bool // one is stored and may be forgotten
+	db      *badger.DB
+	logger  *badgerLogger
+	journal *journal
+	memory  []byte // store's
 }
 
-const memTable = 8 << 20
+const memTable = 16 << 20
 
-// Limits of what is handed to Badger at once; it allows 15 % of a table. Only
+// Limits of a batch; Badger allows 15 % of a table. Only
 // what is longer than inline, Badger's most, goes to the value log: garbage
 // there is found late, when the tables with its keys are merged.
 const (
 	inline   = 1 << 20
-	maxBytes = memTable / 10
+	maxBytes = 800 << 10
 	maxCount = 4096
 )
 
@@ -65,6 +70,10 @@ func openDisk(dir string, logFile int64, key []byte, logger *slog.Logger) (*disk
 		WithIndexCacheSize(0).
 		WithMemTableSize(memTable).
 		WithNumMemtables(2).
+		WithNumLevelZeroTables(8).
+		WithNumLevelZeroTablesStall(16).
+		WithBaseTableSize(memTable).
+		WithBaseLevelSize(4 * memTable).
 		WithNumCompactors(2).
 		WithValueThreshold(inline).
 		WithValueLogFileSize(logFile)
@@ -80,10 +89,59 @@ func openDisk(dir string, logFile int64, key []byte, logger *slog.Logger) (*disk
 		}
 		return nil, fmt.Errorf("storage: open %s: %w", dir, err)
 	}
-	return &disk{db: db, logger: log}, nil
+	d := &disk{db: db, logger: log}
+	if err := d.recover(dir, key != nil); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return d, nil
 }
 
-func (d *disk) close() error { return d.db.Close() }
+// recover brings to Badger what only the journal has, and begins it anew.
+func (d *disk) recover(dir string, encrypted bool) (err error) {
+	var key []byte
+	if encrypted {
+		// Stored encrypted; no concern of whoever changes the master key.
+		if key, err = d.meta(journalKey); err == nil && key == nil {
+			key = make([]byte, keySize)
+			rand.Read(key)
+			err = d.put(journalKey, key, max(1, d.db.MaxVersion()))
+		}
+		if err != nil {
+			return fmt.Errorf("storage: open %s: the journal's key: %w", dir, err)
+		}
+	}
+	records, err := readJournal(dir, key)
+	if err != nil {
+		return err
+	}
+	var changes []*pending
+	var marks []mark
+	size := 0
+	for i, record := range records {
+		some, m, err := decodeBatch(record)
+		if err != nil {
+			return fmt.Errorf("storage: open %s: batch %d of the journal: %w", dir, i, err)
+		}
+		changes = append(changes, some...)
+		if m != nil {
+			marks = append(marks, *m)
+		}
+		if size += len(record); size < maxBytes && i+1 < len(records) {
+			continue
+		}
+		if err := d.store(changes, marks); err != nil {
+			return fmt.Errorf("storage: open %s: move the journal: %w", dir, err)
+		}
+		changes, marks, size = nil, nil, 0
+	}
+	d.journal, err = openJournal(dir, key)
+	return err
+}
+
+// close empties the journal first, if Badger has all that was in it.
+func (d *disk) close(settled bool) error {
+	return errors.Join(d.journal.close(settled), d.db.Close())
+}
 
 func dataKey(key string) []byte { return append([]byte{dataPrefix}, key...) }
 
@@ -123,6 +181,12 @@ func (d *disk) scan(states []found, rev int64, do func(*mvccpb.KeyValue) error) 
 	defer it.Close()
 	it.Seek(dataKey(first))
 	for _, f := range states {
+		if f.kv != nil {
+			if err := do(f.kv); err != nil {
+				return err
+			}
+			continue
+		}
 		for it.Valid() && string(it.Item().Key()[1:]) < f.key {
 			it.Next()
 		}
@@ -147,52 +211,55 @@ func (d *disk) scan(states []found, rev int64, do func(*mvccpb.KeyValue) error) 
 
 var errGone = errors.New("storage: revision is not stored")
 
-// write makes the changes durable, with one flush if they are within maxBytes
-// and maxCount. groups are the changes that must survive a crash together or not at
-// all; Badger keeps only entries of one version together, so their intent goes
-// first, to be redone by load. m is the time of the first change, or nil.
-func (d *disk) write(changes []*pending, groups [][]*pending, m *mark) error {
+// store writes changes, in order of their revisions, and marks. A crash may leave
+// any part of them: the journal has them all.
+func (d *disk) store(changes []*pending, marks []mark) error {
+	if len(changes) == 0 {
+		return nil
+	}
 	last := uint64(changes[len(changes)-1].rev)
-	if len(groups) > 0 {
-		var grouped []*pending
-		for _, g := range groups {
-			grouped = append(grouped, g...)
-		}
-		if err := d.put(intentKey, encodeIntent(grouped), last); err != nil {
-			return err
+	size := 0
+	for _, c := range changes {
+		size += 1 + len(c.key)
+		if c.kv != nil {
+			size += recordSize(c.kv)
 		}
 	}
-	err := d.batch(func(b *badger.WriteBatch) error {
+	if cap(d.memory) < size {
+		d.memory = make([]byte, 0, size)
+	}
+	memory := d.memory[:0]
+	if cap(memory) > 4*maxBytes {
+		d.memory = nil
+	}
+	return d.batch(func(b *badger.WriteBatch) error {
 		for _, c := range changes {
-			if err := set(b, c); err != nil {
+			from := len(memory)
+			memory = append(append(memory, dataPrefix), c.key...)
+			key := memory[from:len(memory):len(memory)]
+			var err error
+			if c.kv == nil {
+				err = b.DeleteAt(key, uint64(c.rev))
+			} else {
+				from = len(memory)
+				memory = appendRecord(memory, c.kv)
+				e := badger.NewEntry(key, memory[from:len(memory):len(memory)])
+				if c.kv.Lease != 0 {
+					e.WithMeta(hasLease)
+				}
+				err = b.SetEntryAt(e, uint64(c.rev))
+			}
+			if err != nil {
 				return err
 			}
 		}
-		if m != nil {
-			if err := b.SetEntryAt(badger.NewEntry(markKey(m.rev), encodeMark(*m)), last); err != nil {
+		for _, m := range marks {
+			if err := b.SetEntryAt(badger.NewEntry(markKey(m.rev), encodeMark(m)), last); err != nil {
 				return err
 			}
-		}
-		if d.intent && len(groups) == 0 {
-			return b.DeleteAt(intentKey, last)
 		}
 		return nil
 	})
-	if err == nil {
-		d.intent = len(groups) > 0
-	}
-	return err
-}
-
-func set(b *badger.WriteBatch, c *pending) error {
-	if c.kv == nil {
-		return b.DeleteAt(dataKey(c.key), uint64(c.rev))
-	}
-	e := badger.NewEntry(dataKey(c.key), encodeRecord(c.kv))
-	if c.kv.Lease != 0 {
-		e.WithMeta(hasLease)
-	}
-	return b.SetEntryAt(e, uint64(c.rev))
 }
 
 // put stores one entry, durably. at may be a revision that exists.
@@ -315,7 +382,8 @@ func (s *Store) load() error {
 	return err
 }
 
-// redo finishes transactions of which a crash left only a part. Below the
+// redo finishes transactions of which a crash left only a part, before there was
+// a journal. Below the
 // compacted revision there is nothing to finish: what came after is stored.
 func (s *Store) redo() error {
 	d := s.disk
@@ -323,22 +391,16 @@ func (s *Store) redo() error {
 	if err != nil || len(data) == 0 {
 		return err
 	}
-	changes, err := decodeIntent(data)
+	changes, err := decodeChanges(data)
 	if err != nil {
 		return fmt.Errorf("intent: %w", err)
 	}
-	d.intent = true
-	if len(changes) == 0 || changes[len(changes)-1].rev <= s.compact {
-		return nil
-	}
-	return d.batch(func(b *badger.WriteBatch) error {
-		for _, c := range changes {
-			if err := set(b, c); err != nil {
-				return err
-			}
+	if len(changes) > 0 && changes[len(changes)-1].rev > s.compact {
+		if err := d.store(changes, nil); err != nil {
+			return err
 		}
-		return nil
-	})
+	}
+	return d.delete(intentKey, d.db.MaxVersion())
 }
 
 func (d *disk) meta(key []byte) ([]byte, error) {

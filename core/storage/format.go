@@ -15,13 +15,14 @@ import (
 const (
 	formatFile = "FORMAT"
 	formatName = "quaymaster-store"
-	format     = 2
+	format     = 3
 )
 
 // The formats:
 //
 //	1  the first
 //	2  revisions have times, which are stored under markPrefix
+//	3  the journal has what Badger may lack
 
 // migrations bring a directory of a format to the next one. Each may be cut short
 // and begun again.
@@ -32,6 +33,7 @@ var migrations = map[int]func(opts Options, d *disk) error{
 		m := mark{at: opts.Clock.Now().UnixMilli(), rev: rev}
 		return d.put(markKey(rev), encodeMark(m), uint64(rev))
 	},
+	2: func(Options, *disk) error { return nil }, // but an older version would not read the journal
 }
 
 // migrate brings a directory to the present format, step by step.

@@ -26,7 +26,7 @@ var mounted = map[string]func(dir string) error{
 func init() {
 	for name, do := range mounted {
 		children[name] = func(dir string) {
-			err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=112m")
+			err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256m")
 			if err == nil {
 				err = do(dir)
 			}
@@ -116,7 +116,7 @@ func fillFileSystem(dir string) error {
 	if err := os.Rename(opts.Dir, again+".old"); err != nil {
 		return err
 	}
-	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT, "size=512m"); err != nil {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT, "size=1g"); err != nil {
 		return fmt.Errorf("remount: %w", err)
 	}
 	if err := os.CopyFS(again, os.DirFS(again+".old")); err != nil {

@@ -17,6 +17,11 @@ func (s *Store) compactTo(ctx context.Context, rev int64) error {
 		case rev > s.rev:
 			return rpctypes.ErrGRPCFutureRev
 		}
+		if s.disk != nil {
+			if err := s.backlog.move(); err != nil { // there must be nothing that Badger would be given later
+				return err
+			}
+		}
 		// Durable before anything is dropped: revisions must not go back.
 		if err := s.keep(func(d *disk) error { return d.put(compactKey, strconv.AppendInt(nil, rev, 10), uint64(s.rev)) }); err != nil {
 			return err
@@ -124,12 +129,19 @@ func (s *Store) keepHouse() {
 	}
 }
 
+// merge is disk.merge, in the writer's goroutine.
+func (s *Store) merge() error {
+	s.backlog.moving.Lock()
+	defer s.backlog.moving.Unlock()
+	return s.disk.merge(s.rev)
+}
+
 // collect frees what the value log holds for nothing. merged is the log's
 // length after the last merge: one is made for each four files more.
 func (s *Store) collect(merged *int64) error {
 	if s.disk.valueLog()-*merged >= 4*s.opts.logFile {
 		defer func() { *merged = s.disk.valueLog() }()
-		if err := s.control(s.ctx, func(*writer) error { return s.disk.merge(s.rev) }); err != nil {
+		if err := s.control(s.ctx, func(*writer) error { return s.merge() }); err != nil {
 			return err
 		}
 	}

@@ -9,8 +9,8 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
-// version is one state of a key. A deletion has a negative revision. In memory
-// kv holds the state; on disk it is read under the revision.
+// version is one state of a key. A deletion has a negative revision. In memory,
+// and in the backlog, kv holds the state; on disk it is read under the revision.
 type version struct {
 	rev int64
 	kv  *mvccpb.KeyValue
@@ -33,6 +33,15 @@ func (e *entry) find(rev int64) (version, bool) {
 		}
 	}
 	return version{}, false
+}
+
+// stored lets go of the value that the key got at rev.
+func (e *entry) stored(rev int64) {
+	for i := len(e.versions) - 1; i >= 0 && e.versions[i].at() >= rev; i-- {
+		if e.versions[i].rev == rev {
+			e.versions[i].kv = nil
+		}
+	}
 }
 
 // change is an entry of the log: at rev something happened to the key.
@@ -60,7 +69,7 @@ func (x *index) get(key string) *entry {
 }
 
 // add records that key changed. It must be the newest change.
-func (x *index) add(key string, v version) {
+func (x *index) add(key string, v version) *entry {
 	e := x.get(key)
 	if e == nil {
 		e = &entry{key: strings.Clone(key)}
@@ -68,6 +77,7 @@ func (x *index) add(key string, v version) {
 	}
 	e.versions = append(e.versions, v)
 	x.log = append(x.log, change{v.at(), e})
+	return e
 }
 
 // span is the set of keys from start to before end. An empty end means start

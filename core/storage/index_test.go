@@ -99,31 +99,31 @@ func FuzzIndex(f *testing.F) {
 }
 
 func FuzzRecord(f *testing.F) {
-	f.Add(encodeRecord(&mvccpb.KeyValue{CreateRevision: 7, Version: 1, Lease: 1 << 62, Value: []byte("v")}))
+	f.Add(appendRecord(nil, &mvccpb.KeyValue{CreateRevision: 7, Version: 1, Lease: 1 << 62, Value: []byte("v")}))
 	f.Add([]byte{0xff})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		kv, err := decodeRecord("/k", 9, data)
 		if err != nil {
 			return
 		}
-		again, err := decodeRecord("/k", 9, encodeRecord(kv))
-		if err != nil || again.String() != kv.String() {
+		again, err := decodeRecord("/k", 9, appendRecord(nil, kv))
+		if err != nil || recordSize(kv) != len(appendRecord(nil, kv)) || again.String() != kv.String() {
 			t.Fatalf("%v, %v, %v", kv, again, err)
 		}
 	})
 }
 
-func FuzzIntent(f *testing.F) {
-	f.Add(encodeIntent([]*pending{{rev: 2, key: "/a"}, {rev: 3, key: "/b", kv: &mvccpb.KeyValue{CreateRevision: 3, ModRevision: 3, Version: 1, Value: []byte("v")}}}))
+func FuzzChanges(f *testing.F) {
+	f.Add(appendChanges(nil, []*pending{{rev: 2, key: "/a"}, {rev: 3, key: "/b", kv: &mvccpb.KeyValue{CreateRevision: 3, ModRevision: 3, Version: 1, Value: []byte("v")}}}))
 	f.Add([]byte{1, 0xff, 0xff, 0xff, 0xff, 0x0f})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		changes, err := decodeIntent(data)
+		changes, err := decodeChanges(data)
 		if err != nil {
 			return
 		}
-		once := encodeIntent(changes)
-		again, err := decodeIntent(once)
-		if err != nil || len(again) != len(changes) || !bytes.Equal(once, encodeIntent(again)) {
+		once := appendChanges(nil, changes)
+		again, err := decodeChanges(once)
+		if err != nil || len(again) != len(changes) || !bytes.Equal(once, appendChanges(nil, again)) {
 			t.Fatalf("%v, %v, %v", changes, again, err)
 		}
 	})

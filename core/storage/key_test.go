@@ -208,7 +208,7 @@ func TestMigration(t *testing.T) {
 			t.Errorf("%v with %v", h, s.times.marks)
 		}
 		s.Close()
-		if data, err := os.ReadFile(filepath.Join(dir, formatFile)); err != nil || string(data) != "quaymaster-store 2\n" {
+		if data, err := os.ReadFile(filepath.Join(dir, formatFile)); err != nil || string(data) != "quaymaster-store 3\n" {
 			t.Errorf("%q, %v", data, err)
 		}
 	}

@@ -3,23 +3,27 @@ package storage
 import (
 	"encoding/binary"
 	"errors"
+	"math/bits"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
 var errRecord = errors.New("record is damaged")
 
-// encodeRecord is what is stored under a key at its modification revision:
+// appendRecord adds what is stored under a key at its modification revision:
 // creation revision, version and lease as varints, then the value.
-func encodeRecord(kv *mvccpb.KeyValue) []byte {
-	return appendRecord(make([]byte, 0, len(kv.Value)+16), kv)
-}
-
 func appendRecord(b []byte, kv *mvccpb.KeyValue) []byte {
 	b = binary.AppendUvarint(b, uint64(kv.CreateRevision))
 	b = binary.AppendUvarint(b, uint64(kv.Version))
 	b = binary.AppendUvarint(b, uint64(kv.Lease))
 	return append(b, kv.Value...)
+}
+
+func recordSize(kv *mvccpb.KeyValue) (n int) {
+	for _, u := range [...]int64{kv.CreateRevision, kv.Version, kv.Lease} {
+		n += max(1, (bits.Len64(uint64(u))+6)/7)
+	}
+	return n + len(kv.Value)
 }
 
 // decodeRecord keeps record as the value's memory.
@@ -38,25 +42,24 @@ func decodeRecord(key string, rev int64, record []byte) (*mvccpb.KeyValue, error
 	}, nil
 }
 
-// The intent of a transaction with several changes is stored ahead of them, for
-// a crash may leave any part of a batch.
-
-func encodeIntent(changes []*pending) []byte {
-	var b []byte
+// appendChanges is what the journal holds of a batch, and what formats 1 and 2
+// stored ahead of a transaction with several changes.
+func appendChanges(b []byte, changes []*pending) []byte {
 	for _, c := range changes {
 		b = binary.AppendUvarint(b, uint64(c.rev))
-		b = appendBytes(b, []byte(c.key))
+		b = append(binary.AppendUvarint(b, uint64(len(c.key))), c.key...)
 		if c.kv == nil {
 			b = append(b, 0)
 			continue
 		}
 		b = append(b, 1)
-		b = appendBytes(b, encodeRecord(c.kv))
+		b = binary.AppendUvarint(b, uint64(recordSize(c.kv)))
+		b = appendRecord(b, c.kv)
 	}
 	return b
 }
 
-func decodeIntent(b []byte) (changes []*pending, err error) {
+func decodeChanges(b []byte) (changes []*pending, err error) {
 	for len(b) > 0 {
 		rev, size := binary.Uvarint(b)
 		if size <= 0 {

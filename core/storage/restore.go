@@ -11,8 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"time"
-
-	"github.com/dgraph-io/badger/v4"
 )
 
 // RestoreGap is how many revisions a restored store leaves out after the last
@@ -111,7 +109,7 @@ func restore(dir string, opts RestoreOptions, files []io.Reader) (info Info, err
 	if err != nil {
 		return info, err
 	}
-	defer func() { err = errors.Join(err, d.close()) }()
+	defer func() { err = errors.Join(err, d.close(true)) }()
 
 	to := opts.To
 	leases := map[int64][]byte{}
@@ -119,14 +117,7 @@ func restore(dir string, opts RestoreOptions, files []io.Reader) (info Info, err
 	var waiting []*pending
 	size := 0
 	flush := func() error {
-		err := d.batch(func(b *badger.WriteBatch) error {
-			for _, c := range waiting {
-				if err := set(b, c); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+		err := d.store(waiting, nil)
 		waiting, size = waiting[:0], 0
 		return err
 	}

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -41,7 +42,7 @@ func Rewrite(dir, oldKey, newKey string, tell Progress) (err error) {
 	closed := false
 	defer func() {
 		if !closed {
-			err = errors.Join(err, from.close())
+			err = errors.Join(err, from.close(true))
 		}
 	}()
 	temporary, err := os.MkdirTemp(filepath.Dir(dir), "."+filepath.Base(dir)+"-rewrite-*")
@@ -68,7 +69,7 @@ func Rewrite(dir, oldKey, newKey string, tell Progress) (err error) {
 		return fmt.Errorf("storage: rewrite %s: %w", dir, err)
 	}
 	closed = true
-	if err := from.close(); err != nil {
+	if err := from.close(true); err != nil {
 		return fmt.Errorf("storage: rewrite %s: %w", dir, err)
 	}
 	if err := exchange(temporary, dir); err != nil {
@@ -96,7 +97,7 @@ func rewrite(from *disk, dir, keyFile string, tell Progress) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, to.close()) }()
+	defer func() { err = errors.Join(err, to.close(true)) }()
 	lsm, vlog := from.db.Size()
 	total, done, told := lsm+vlog, int64(0), int64(0)
 
@@ -113,6 +114,9 @@ func rewrite(from *disk, dir, keyFile string, tell Progress) (err error) {
 	for it.Rewind(); it.Valid(); it.Next() {
 		item := it.Item()
 		k := item.KeyCopy(nil)
+		if bytes.Equal(k, journalKey) {
+			continue // it has one of its own
+		}
 		if item.IsDeletedOrExpired() {
 			err = batch.DeleteAt(k, item.Version())
 		} else {

@@ -4,8 +4,9 @@
 // [Open] gives a [Store]; [Store.Etcd] is an etcd client without a network, good
 // enough for upstream's etcd3 store, so that a real etcd differs by one
 // constructor. One goroutine writes: it gathers what waits into a batch, gives
-// each change its revision, makes the batch durable with one flush, and only
-// then answers and publishes. Reads never wait for a flush.
+// each change its revision, makes the batch durable in a journal with one flush,
+// and only then publishes and answers. Badger gets it a moment later, in larger
+// batches. Reads never wait for a flush.
 //
 //	s, err := storage.Open(storage.Options{Dir: dir}) // zero value: in memory
 //	defer s.Close()
@@ -57,12 +58,13 @@ type Options struct {
 	// MinFree is the space in bytes that must stay free on Dir's file system for
 	// a write to be accepted. Below it writes fail with ErrNoSpace and reads go
 	// on. It is what the engine's log, tables and their merging may need before
-	// the next check. Default 64 MiB.
+	// the next check. Default 128 MiB.
 	MinFree uint64
 
 	freeSpace func(dir string) (uint64, error)
 	logFile   int64 // bytes of a file of the value log
 	replay    int   // events that a watch reads from history at once
+	journal   int64 // bytes of a file of the journal
 }
 
 func (o *Options) complete() {
@@ -91,7 +93,7 @@ func (o *Options) complete() {
 		o.ProgressInterval = 5 * time.Second
 	}
 	if o.MinFree == 0 {
-		o.MinFree = 64 << 20
+		o.MinFree = 128 << 20
 	}
 	if o.freeSpace == nil {
 		o.freeSpace = freeSpace
@@ -102,6 +104,9 @@ func (o *Options) complete() {
 	if o.replay == 0 {
 		o.replay = replayEvents
 	}
+	if o.journal == 0 {
+		o.journal = journalSize
+	}
 }
 
 // Store keeps keys, values and their history. All methods may be called from
@@ -111,8 +116,10 @@ type Store struct {
 	disk *disk  // nil in memory
 	key  []byte // encrypts the disk and backups; nil: nothing does
 	base *base  // nil unless it is a fork
-	etcd *kubernetes.Client
-	hub  *hub
+	// backlog is on its way from the journal to Badger; nil in memory.
+	backlog *backlog
+	etcd    *kubernetes.Client
+	hub     *hub
 
 	ctx    context.Context // ends when Close begins
 	cancel context.CancelFunc
@@ -129,7 +136,7 @@ type Store struct {
 	result error
 
 	// mu guards what follows. Only the writer changes it, so the writer alone
-	// may read without.
+	// may read without; but the backlog takes values out of the index.
 	mu      sync.RWMutex
 	index   *index
 	rev     int64         // of the last published change
@@ -166,11 +173,12 @@ func Open(opts Options) (*Store, error) {
 		if s.disk, err = openDisk(opts.Dir, opts.logFile, key, opts.Logger); err != nil {
 			return nil, err
 		}
+		s.disk.journal.size = opts.journal
 		if err = migrate(opts, s.disk, from); err == nil {
 			err = s.load()
 		}
 		if err != nil {
-			s.disk.close()
+			s.disk.close(false)
 			return nil, fmt.Errorf("storage: load %s: %w", opts.Dir, err)
 		}
 	}
@@ -199,6 +207,10 @@ func (s *Store) start() {
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.etcd = newClient(s)
 	s.hub = newHub(s, s.rev)
+	if s.disk != nil {
+		s.backlog = newBacklog(s)
+		s.tasks.Go(s.backlog.run)
+	}
 	go s.write()
 	s.tasks.Go(s.hub.run)
 	s.tasks.Go(s.expireLeases)
@@ -253,7 +265,8 @@ func (s *Store) Close() error {
 		}
 		if s.disk != nil {
 			if s.result = s.roomFor("close it in order; nothing acknowledged is lost, and it stays locked until the process ends"); s.result == nil {
-				s.result = s.disk.close()
+				moved := s.backlog.move()
+				s.result = s.disk.close(moved == nil && s.failure.Load() == nil)
 			}
 		}
 	})

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -30,7 +31,7 @@ func TestOpenRefuses(t *testing.T) {
 			return dir
 		}, ErrInUse},
 		{"newer format", func(t *testing.T, dir string) string {
-			write(t, filepath.Join(dir, formatFile), "quaymaster-store 3\n")
+			write(t, filepath.Join(dir, formatFile), "quaymaster-store 4\n")
 			return dir
 		}, ErrNewerFormat},
 		{"other format", func(t *testing.T, dir string) string {
@@ -407,7 +408,7 @@ func TestFailedFlush(t *testing.T) {
 	s := open(t, opts)
 	ctx := context.Background()
 	put(t, s, "/a", "1")
-	s.disk.logger.Errorf("Error while curlf sync: %v", "input/output error")
+	s.disk.journal.flush = func(*os.File) error { return syscall.EIO }
 	for range 2 {
 		if _, err := s.Etcd().Put(ctx, "/a", "2"); !errors.Is(err, ErrFailed) || !strings.Contains(err.Error(), "input/output error") {
 			t.Fatal(err)

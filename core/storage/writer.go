@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -78,6 +80,7 @@ type pending struct {
 	rev      int64
 	key      string
 	kv, prev *mvccpb.KeyValue
+	entry    *entry // once published
 }
 
 func (c *pending) size() int {
@@ -95,10 +98,10 @@ type writer struct {
 	rev     int64 // the last one given away
 	changes []*pending
 	overlay map[string]*pending
-	groups  [][]*pending
 	bytes   int        // that the batch takes of Badger's
 	written int64      // bytes of keys and values in it
 	mark    *mark      // of the batch's time, nil if the last one will do
+	record  uint64     // number of the batch's record in the journal
 	open    []*outcome // in the batch
 	waiting []*request // to be answered after it
 }
@@ -157,6 +160,8 @@ func (s *Store) write() {
 		case <-s.ctx.Done():
 			return
 		}
+		// Those whom the last batch answered may have more: a flush less for all.
+		runtime.Gosched()
 		for more := true; more && !w.full(); {
 			select {
 			case r := <-s.requests:
@@ -198,15 +203,23 @@ func (w *writer) state(key string) (*mvccpb.KeyValue, error) {
 	if c, ok := w.overlay[key]; ok {
 		return c.kv, nil
 	}
-	e := w.s.index.get(key)
-	if e == nil {
-		return nil, nil
-	}
-	v, ok := e.find(w.s.rev)
+	v, ok := w.published(key)
 	if !ok {
 		return nil, nil
 	}
 	return w.s.value(found{key, v})
+}
+
+// published is the state of a key without the batch. The backlog may be taking
+// values out of the index.
+func (w *writer) published(key string) (version, bool) {
+	e := w.s.index.get(key)
+	if e == nil {
+		return version{}, false
+	}
+	w.s.mu.RLock()
+	defer w.s.mu.RUnlock()
+	return e.find(w.s.rev)
 }
 
 // modified is the revision of a key as the batch leaves it, 0 when absent.
@@ -217,10 +230,8 @@ func (w *writer) modified(key string) int64 {
 		}
 		return c.rev
 	}
-	if e := w.s.index.get(key); e != nil {
-		if v, ok := e.find(w.s.rev); ok {
-			return v.rev
-		}
+	if v, ok := w.published(key); ok {
+		return v.rev
 	}
 	return 0
 }
@@ -307,9 +318,6 @@ func (w *writer) run(t *transaction) outcome {
 	}
 	w.rev = rev
 	w.changes = append(w.changes, group...)
-	if len(group) > 1 {
-		w.groups = append(w.groups, group)
-	}
 	out.revision = rev
 	return out
 }
@@ -373,6 +381,7 @@ func (w *writer) prepare(o *op, r *result) ([]*pending, error) {
 
 // keys that exist within r as the batch leaves them.
 func (w *writer) keys(r span) (keys []string) {
+	w.s.mu.RLock()
 	w.s.index.each(r, func(e *entry) bool {
 		if _, changed := w.overlay[e.key]; !changed {
 			if _, ok := e.find(w.s.rev); ok {
@@ -381,6 +390,7 @@ func (w *writer) keys(r span) (keys []string) {
 		}
 		return true
 	})
+	w.s.mu.RUnlock()
 	for key, c := range w.overlay {
 		if c.kv != nil && r.contains(key) {
 			keys = append(keys, key)
@@ -409,7 +419,7 @@ func (w *writer) flush() error {
 		}
 		w.changes = nil // the hub has it
 		clear(w.overlay)
-		w.groups, w.bytes, w.written = nil, 0, 0
+		w.bytes, w.written = 0, 0
 	}
 	for _, r := range w.waiting {
 		close(r.done)
@@ -431,10 +441,11 @@ func (w *writer) persist() error {
 	if err := s.checkSpace(); err != nil {
 		return err
 	}
-	if err := s.disk.write(w.changes, w.groups, w.mark); err != nil {
-		return s.fail(err)
+	var err error
+	if w.record, err = s.disk.journal.append(w.changes, w.mark, s.backlog.settle); err != nil && !errors.Is(err, ErrTooLarge) && !errors.Is(err, ErrNoSpace) {
+		err = s.fail(err)
 	}
-	return nil
+	return err
 }
 
 func (w *writer) publish() {
@@ -451,16 +462,17 @@ func (w *writer) publish() {
 			s.attach(c.key, 0)
 		} else {
 			s.attach(c.key, c.kv.Lease)
-			if s.disk == nil {
-				v.kv = c.kv
-			}
+			v.kv = c.kv
 		}
-		s.index.add(c.key, v)
+		c.entry = s.index.add(c.key, v)
 	}
 	s.rev = w.rev
 	// Before anybody can read the revision: who then asks for progress is told of it.
 	s.hub.publish(w.changes, w.rev)
 	s.mu.Unlock()
+	if s.backlog != nil {
+		s.backlog.add(w.changes, w.mark, int(w.written), w.record)
+	}
 }
 
 // fail ends writing for good: what is durable is no longer certain.
