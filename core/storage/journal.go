@@ -235,7 +235,6 @@ func (f *logFile) record(b []byte) (number uint64, data []byte, ok bool) {
 
 // kept are the records of a file, in order, the first of which has a number.
 type kept struct {
-	path    string
 	first   uint64
 	records [][]byte
 }
