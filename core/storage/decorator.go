@@ -26,7 +26,7 @@ import (
 // The transport of its configuration is not looked at. cached says which
 // resources get upstream's watch cache on top; nil is none.
 func (s *Store) StorageDecorator(cached func(schema.GroupResource) bool) generic.StorageDecorator {
-	return decorator{s.etcd, s, []string{"embedded"}}.decorate(cached)
+	return decorator{etcd: s.etcd, compactor: s, endpoints: []string{"embedded"}, selects: true}.decorate(cached)
 }
 
 // decorator makes storages over an etcd client, whoever it talks to.
@@ -34,6 +34,7 @@ type decorator struct {
 	etcd      *kubernetes.Client
 	compactor etcd3.Compactor
 	endpoints []string
+	selects   bool // its watches can be told what they select
 }
 
 func (d decorator) decorate(cached func(schema.GroupResource) bool) generic.StorageDecorator {
@@ -52,6 +53,13 @@ func (d decorator) decorate(cached func(schema.GroupResource) bool) generic.Stor
 			return nil, nil, fmt.Errorf("storage of %s: %w", config.GroupResource, err)
 		}
 		if cached == nil || !cached(config.GroupResource) {
+			if d.selects && len(triggers) > 0 {
+				transformer := config.Transformer
+				if transformer == nil {
+					transformer = identity.NewEncryptCheckTransformer()
+				}
+				return selecting{raw, newFields(triggers, config.Codec, transformer)}, destroy, nil
+			}
 			return raw, destroy, nil
 		}
 		etcdfeature.DefaultFeatureSupportChecker.CheckClient(d.etcd.Ctx(), statusClient(d), storage.RequestWatchProgress)

@@ -21,9 +21,9 @@ type hub struct {
 	mu     sync.Mutex
 	rev    int64
 	all    map[*watcher]struct{}
-	exact  map[string]map[*watcher]struct{} // of one key
-	under  map[string]map[*watcher]struct{} // of a prefix that ends in a slash
-	others map[*watcher]struct{}
+	exact  map[string]*watchers // of one key
+	under  map[string]*watchers // of a prefix that ends in a slash
+	others watchers
 }
 
 // batch is what one flush published, or a question how far the hub has come.
@@ -36,10 +36,9 @@ type batch struct {
 func newHub(s *Store, rev int64) *hub {
 	return &hub{
 		s: s, rev: rev, wake: make(chan struct{}, 1),
-		all:    map[*watcher]struct{}{},
-		exact:  map[string]map[*watcher]struct{}{},
-		under:  map[string]map[*watcher]struct{}{},
-		others: map[*watcher]struct{}{},
+		all:   map[*watcher]struct{}{},
+		exact: map[string]*watchers{},
+		under: map[string]*watchers{},
 	}
 }
 
@@ -109,15 +108,19 @@ func (h *hub) dispatch(b batch) {
 				touched[w] = struct{}{}
 			}
 		}
-		hand(h.exact[c.key])
+		if set := h.exact[c.key]; set != nil {
+			set.each(c, hand)
+		}
 		if len(h.under) > 0 {
 			for i := range len(c.key) {
 				if c.key[i] == '/' {
-					hand(h.under[c.key[:i+1]])
+					if set := h.under[c.key[:i+1]]; set != nil {
+						set.each(c, hand)
+					}
 				}
 			}
 		}
-		hand(h.others)
+		h.others.each(c, hand)
 	}
 	h.rev = b.rev
 	for w := range touched {
@@ -138,8 +141,8 @@ func (h *hub) tick() {
 	}
 }
 
-// place is the set that a watch of r belongs to, made when missing.
-func (h *hub) place(r span) (m map[string]map[*watcher]struct{}, key string) {
+// place is where the set is kept that a watch of r belongs to.
+func (h *hub) place(r span) (m map[string]*watchers, key string) {
 	switch {
 	case r.single():
 		return h.exact, r.start
@@ -161,11 +164,11 @@ func (h *hub) join(w *watcher, next int64) (upTo int64, joined bool) {
 	w.from = next
 	if m, key := h.place(w.where); m != nil {
 		if m[key] == nil {
-			m[key] = map[*watcher]struct{}{}
+			m[key] = &watchers{}
 		}
-		m[key][w] = struct{}{}
+		m[key].add(w)
 	} else {
-		h.others[w] = struct{}{}
+		h.others.add(w)
 	}
 	w.joined(h.rev)
 	return h.rev, true
@@ -174,12 +177,11 @@ func (h *hub) join(w *watcher, next int64) (upTo int64, joined bool) {
 // drop ends the registration; mu is held.
 func (h *hub) drop(w *watcher) {
 	if m, key := h.place(w.where); m != nil {
-		delete(m[key], w)
-		if len(m[key]) == 0 {
+		if set := m[key]; set != nil && set.remove(w) {
 			delete(m, key)
 		}
 	} else {
-		delete(h.others, w)
+		h.others.remove(w)
 	}
 }
 

@@ -137,7 +137,7 @@ func (r *Remote) Etcd() *kubernetes.Client { return r.etcd }
 
 // StorageDecorator makes upstream's etcd3 store of a resource, see Store's.
 func (r *Remote) StorageDecorator(cached func(schema.GroupResource) bool) generic.StorageDecorator {
-	return decorator{r.etcd, r.compactor, r.options.Endpoints}.decorate(cached)
+	return decorator{etcd: r.etcd, compactor: r.compactor, endpoints: r.options.Endpoints}.decorate(cached)
 }
 
 func (r *Remote) probe(ctx context.Context) error {

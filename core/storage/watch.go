@@ -29,6 +29,7 @@ type watcher struct {
 	ctx            context.Context
 	out            chan clientv3.WatchResponse
 	progressNotify bool
+	selection      selection // zero: it wants every event
 
 	// Owned by the hub.
 	from  int64 // it wants no event before
@@ -82,6 +83,7 @@ func (c watchClient) Watch(ctx context.Context, key string, opts ...clientv3.OpO
 		out:   make(chan clientv3.WatchResponse, 2),
 		wake:  make(chan struct{}, 1),
 	}
+	w.selection, _ = ctx.Value(selectionKey{}).(selection)
 	if filtered { // nothing upstream asks for
 		w.out <- clientv3.WatchResponse{Canceled: true}
 		close(w.out)
