@@ -1,7 +1,9 @@
 // Conformance runs upstream's own conformance tests, unmodified, against a
-// running engine with simulated nodes, and compares with what was recorded.
+// running engine with simulated nodes, or with a node of real containers, and
+// compares with what was recorded.
 //
 //	conformance                        every test that is not left out
+//	conformance -node                  the same, on a real node
 //	conformance -focus 'sig-auth'      those whose name matches
 //	conformance -update                record the outcomes
 //
@@ -20,9 +22,13 @@ import (
 	"regexp"
 	"syscall"
 	"time"
+
+	"github.com/quaymaster/quaymaster/runtime/cri/containerd/containerdtest"
 )
 
 type options struct {
+	render     bool
+	node       bool
 	focus      *regexp.Regexp
 	all        bool
 	update     bool
@@ -37,22 +43,26 @@ type options struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
+	code := 0
+	if err := run(ctx, os.Args[1:], os.Stdout, &code); err != nil {
 		if !errors.Is(err, flag.ErrHelp) {
 			fmt.Fprintln(os.Stderr, "conformance:", err)
 		}
-		stop()
-		os.Exit(1)
+		code = 1
 	}
+	stop()
+	os.Exit(code)
 }
 
 func parse(args []string) (options, error) {
 	var o options
 	var focus string
 	flags := flag.NewFlagSet("conformance", flag.ContinueOnError)
+	flags.BoolVar(&o.node, "node", false, "run on a node with containerd and real containers, which needs root; without it nodes are simulated")
 	flags.StringVar(&focus, "focus", "", "run only tests whose name matches this regular expression, such as sig-auth")
 	flags.BoolVar(&o.all, "all", false, "run also what is left out; it is not recorded")
 	flags.BoolVar(&o.update, "update", false, "record the outcomes in docs/conformance.txt and docs/conformance.md")
+	flags.BoolVar(&o.render, "render", false, "run nothing: write the records and the page anew, after a change of what is left out")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "run against this cluster instead of an engine made for the run")
 	flags.StringVar(&o.root, "root", "../..", "the repository")
 	flags.IntVar(&o.procs, "procs", 6, "how many tests to run at a time; those that upstream marks as serial run alone")
@@ -73,12 +83,44 @@ func parse(args []string) (options, error) {
 	return o, err
 }
 
-func run(ctx context.Context, args []string, out io.Writer) (err error) {
+// run builds what is needed and runs the tests, on a real node in namespaces of their own: code is then
+// that of the process there.
+func run(ctx context.Context, args []string, out io.Writer, code *int) error {
 	o, err := parse(args)
 	if err != nil {
 		return err
 	}
-	tests, err := conformanceTests()
+	if o.render {
+		return render(o.root)
+	}
+	b, module, err := paths(o.root)
+	if err != nil {
+		return err
+	}
+	if !containerdtest.IsInside() {
+		if b, err = build(ctx, o.root, o.node); err != nil {
+			return err
+		}
+	}
+	if !o.node {
+		return inside(ctx, o, b, out)
+	}
+	if b.upstream, err = sources(ctx, module); err != nil {
+		return err
+	}
+	*code = containerdtest.Inside(func() int {
+		if err := inside(ctx, o, b, out); err != nil {
+			fmt.Fprintln(os.Stderr, "conformance:", err)
+			return 1
+		}
+		return 0
+	})
+	return nil
+}
+
+// inside runs the tests on a cluster that it makes.
+func inside(ctx context.Context, o options, b binaries, out io.Writer) (err error) {
+	tests, err := conformanceTests(o.leftOut())
 	if err != nil {
 		return err
 	}
@@ -106,19 +148,20 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 			err = errors.Join(err, os.RemoveAll(dir))
 		}
 	}()
-	binaries, err := build(ctx, o.root)
-	if err != nil {
-		return err
-	}
 	if o.kubeconfig == "" {
-		engine, err := start(ctx, binaries.quaymaster, dir, o.nodes)
+		var c *cluster
+		if o.node {
+			c, err = real(ctx, b, dir)
+		} else {
+			c, err = simulated(ctx, b, dir, o.nodes)
+		}
 		if err != nil {
 			return err
 		}
-		defer engine.stop()
-		o.kubeconfig = engine.kubeconfig
+		defer c.stop()
+		o.kubeconfig = c.kubeconfig
 	}
-	outcomes, err := runTests(ctx, o, binaries, dir, chosen)
+	outcomes, err := runTests(ctx, o, b, dir, chosen)
 	if err != nil {
 		return err
 	}
@@ -128,10 +171,69 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		if err := os.WriteFile(o.recordFile(), record.encode(tests), 0o644); err != nil {
 			return err
 		}
-		return os.WriteFile(o.pageFile(), page(tests, record), 0o644)
+		return writePage(o.root)
 	}
 	return record.compare(out, outcomes)
 }
 
-func (o options) recordFile() string { return filepath.Join(o.root, "docs", "conformance.txt") }
-func (o options) pageFile() string   { return filepath.Join(o.root, "docs", "conformance.md") }
+// leftOut is the list of what is not run.
+func (o options) leftOut() []byte {
+	if o.node {
+		return leftOutNode
+	}
+	return leftOutSimulated
+}
+
+func (o options) recordFile() string {
+	if o.node {
+		return filepath.Join(o.root, "docs", "conformance-node.txt")
+	}
+	return filepath.Join(o.root, "docs", "conformance.txt")
+}
+
+func pageFile(root string) string { return filepath.Join(root, "docs", "conformance.md") }
+
+// writePage writes docs/conformance.md from both records.
+func writePage(root string) error {
+	content, err := pageOf(root)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(pageFile(root), content, 0o644)
+}
+
+// render writes both records and the page as the lists of what is left out make them.
+func render(root string) error {
+	for _, node := range []bool{false, true} {
+		o := options{node: node, root: root}
+		tests, err := conformanceTests(o.leftOut())
+		if err != nil {
+			return err
+		}
+		r, err := readRecord(o.recordFile())
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(o.recordFile(), r.encode(tests), 0o644); err != nil {
+			return err
+		}
+	}
+	return writePage(root)
+}
+
+func pageOf(root string) ([]byte, error) {
+	var parts []part
+	for _, node := range []bool{false, true} {
+		o := options{node: node, root: root}
+		tests, err := conformanceTests(o.leftOut())
+		if err != nil {
+			return nil, err
+		}
+		r, err := readRecord(o.recordFile())
+		if err != nil {
+			return nil, err
+		}
+		parts = append(parts, part{tests, r})
+	}
+	return page(parts[0], parts[1]), nil
+}

@@ -1,74 +1,21 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/onsi/ginkgo/v2/types"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 )
-
-// engine is a quaymaster process with simulated nodes.
-type engine struct {
-	process    *exec.Cmd
-	kubeconfig string
-	log        *os.File
-}
-
-// start runs an engine and waits until it is ready.
-func start(ctx context.Context, binary, dir string, nodes int) (*engine, error) {
-	log, err := os.Create(filepath.Join(dir, "engine.log"))
-	if err != nil {
-		return nil, err
-	}
-	data := filepath.Join(dir, "data")
-	e := &engine{
-		process: exec.Command(binary, "up", "--data", data, "--listen", net.JoinHostPort(address(), "0"), "--runtime", "sim", "--nodes", strconv.Itoa(nodes),
-			"--history", "2m"), // a test waits until a list has been compacted away
-		kubeconfig: filepath.Join(data, "kubeconfig"), log: log,
-	}
-	e.process.Stderr = log
-	said, err := e.process.StdoutPipe()
-	if err != nil {
-		return nil, errors.Join(err, log.Close())
-	}
-	if err := e.process.Start(); err != nil {
-		return nil, errors.Join(fmt.Errorf("start the engine: %w", err), log.Close())
-	}
-	ready := make(chan error, 1)
-	go func() {
-		line, err := bufio.NewReader(said).ReadString('\n')
-		if err == nil && !strings.HasPrefix(line, "ready: ") {
-			err = fmt.Errorf("it said %q", line)
-		}
-		ready <- err
-	}()
-	select {
-	case err = <-ready:
-	case <-time.After(time.Minute):
-		err = errors.New("it is not ready after a minute")
-	case <-ctx.Done():
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		e.stop()
-		told, _ := os.ReadFile(log.Name()) // for the message only
-		return nil, fmt.Errorf("start the engine: %w\n%s", err, told)
-	}
-	return e, nil
-}
 
 // address is where a pod could reach the engine, as the service kubernetes must
 // say; the loopback on a machine without a network.
@@ -77,15 +24,6 @@ func address() string {
 		return ip.String()
 	}
 	return "127.0.0.1"
-}
-
-// stop ends the engine, by force if it takes more than half a minute.
-func (e *engine) stop() {
-	force := time.AfterFunc(30*time.Second, func() { _ = e.process.Process.Kill() })
-	defer force.Stop()
-	_ = e.process.Process.Signal(syscall.SIGTERM) // it may have ended
-	_ = e.process.Wait()                          // its log has what failed
-	_ = e.log.Close()
 }
 
 // outcome of a test.

@@ -124,11 +124,15 @@ type Agent struct {
 	ctx context.Context // of Run; workers end with it
 	wg  sync.WaitGroup  // of pod workers
 
+	admission sync.Mutex // one pod at a time is taken to the node
+
 	mu        sync.Mutex
 	pods      map[types.UID]*pod
 	stopping  bool
 	healthy   error                         // of the runtime, as last asked
 	pressures map[v1.NodeConditionType]bool // conditions of what the node runs short of
+	features  *v1.NodeFeatures
+	handlers  []v1.NodeRuntimeHandler
 }
 
 // DefaultCapacity is what a node has that is told nothing.
@@ -234,7 +238,8 @@ func (a *Agent) Run(ctx context.Context) error {
 		Name: a.opts.NodeName, Client: a.opts.Client, Labels: a.opts.Labels, Annotations: a.opts.Annotations, Taints: a.opts.Taints,
 		Unschedulable: a.opts.Unschedulable, Capacity: a.opts.Capacity, Reserved: a.opts.Reserved, Addresses: a.opts.Addresses, Port: a.opts.Port,
 		Info: node.SystemInfo(a.opts.Version), RuntimeVersion: a.runtimeVersion,
-		Healthy: func() error { return a.health(ctx) }, Images: a.images, Pressure: a.underPressure, Trouble: func() (trouble.Level, string) { return a.trouble.Level(a.opts.Clock.Now()) }, Wake: a.wake, Clock: a.opts.Clock, Logger: a.log,
+		Healthy: func() error { return a.health(ctx) }, Images: a.images, Pressure: a.underPressure, Trouble: func() (trouble.Level, string) { return a.trouble.Level(a.opts.Clock.Now()) }, Features: a.runtimeFeatures,
+		Wake: a.wake, Clock: a.opts.Clock, Logger: a.log,
 	})
 	unsubscribe := a.opts.Pods.Subscribe(a.opts.NodeName, a)
 	wg.Go(func() { a.pleg.Run(ctx) })
@@ -335,8 +340,29 @@ func (a *Agent) checkRuntime(ctx context.Context) {
 		}
 	}
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.healthy = err
-	a.mu.Unlock()
+	if r == nil {
+		return
+	}
+	a.features, a.handlers = nil, nil
+	if f := r.Features; f != nil {
+		a.features = &v1.NodeFeatures{SupplementalGroupsPolicy: &f.SupplementalGroupsPolicy}
+	}
+	for _, h := range r.RuntimeHandlers {
+		out := v1.NodeRuntimeHandler{Name: h.Name}
+		if f := h.Features; f != nil {
+			out.Features = &v1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: &f.RecursiveReadOnlyMounts, UserNamespaces: &f.UserNamespaces}
+		}
+		a.handlers = append(a.handlers, out)
+	}
+}
+
+// runtimeFeatures are what the runtime said that it can.
+func (a *Agent) runtimeFeatures() (*v1.NodeFeatures, []v1.NodeRuntimeHandler) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.features, a.handlers
 }
 
 // images lists at most fifty images, as upstream does.

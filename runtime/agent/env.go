@@ -10,7 +10,6 @@ import (
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/validation"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/quaymaster/quaymaster/runtime/agent/volume"
@@ -48,9 +47,7 @@ func (a *Agent) environment(ctx context.Context, pod *v1.Pod, c *v1.Container, i
 			return nil, err
 		}
 		for _, k := range slices.Sorted(maps.Keys(data)) {
-			if len(validation.IsEnvVarName(from.Prefix+k)) == 0 {
-				set(from.Prefix+k, data[k])
-			}
+			set(from.Prefix+k, data[k])
 		}
 	}
 	for _, e := range c.Env {

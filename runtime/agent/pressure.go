@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -10,7 +9,6 @@ import (
 	v1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/quaymaster/quaymaster/runtime/agent/cgroup"
 	"github.com/quaymaster/quaymaster/runtime/agent/eviction"
 	"github.com/quaymaster/quaymaster/runtime/agent/imagegc"
 	"github.com/quaymaster/quaymaster/runtime/agent/stats"
@@ -194,40 +192,24 @@ func bounded(p *v1.Pod) bool {
 		slices.ContainsFunc(p.Spec.Containers, func(c v1.Container) bool { return !c.Resources.Limits.StorageEphemeral().IsZero() })
 }
 
-// evict makes the pod end, with a reason.
-func (p *pod) evict(message string, grace int64) {
+// evict makes the pod end because the node runs short.
+func (p *pod) evict(message string, grace int64) { p.dismiss("Evicted", message, grace) }
+
+// dismiss makes the pod end, with a reason that is not its own fault.
+func (p *pod) dismiss(reason, message string, grace int64) {
 	p.mu.Lock()
 	already := p.verdict != nil || p.api.Status.Phase == v1.PodFailed || p.api.Status.Phase == v1.PodSucceeded
 	if !already {
-		p.verdict = &status.Failure{Reason: "Evicted", Message: message, Grace: &grace, Disruption: true}
+		p.verdict = &status.Failure{Reason: reason, Message: message, Grace: &grace, Disruption: true}
 	}
 	api := p.api
 	p.mu.Unlock()
 	if already {
 		return
 	}
-	p.a.log.Warn("a pod is evicted", "pod", api.Namespace+"/"+api.Name, "message", message)
-	p.a.event(api, v1.EventTypeWarning, "Evicted", message, "")
+	p.a.log.Warn("a pod has to go", "pod", api.Namespace+"/"+api.Name, "reason", reason, "message", message)
+	p.a.event(api, v1.EventTypeWarning, reason, message, "")
 	p.kick()
-}
-
-// unwelcome refuses a pod that comes while the node runs short.
-func (p *pod) unwelcome(api *v1.Pod) *status.Failure {
-	if p.sandboxID != "" || api.Status.StartTime != nil || api.Annotations["kubernetes.io/config.source"] != "" {
-		return nil
-	}
-	p.a.mu.Lock()
-	defer p.a.mu.Unlock()
-	var why []string
-	for _, c := range []v1.NodeConditionType{v1.NodeMemoryPressure, v1.NodeDiskPressure, v1.NodePIDPressure} {
-		if p.a.pressures[c] && (c != v1.NodeMemoryPressure || cgroup.Class(api) == v1.PodQOSBestEffort) {
-			why = append(why, string(c))
-		}
-	}
-	if len(why) == 0 {
-		return nil
-	}
-	return &status.Failure{Reason: "Evicted", Message: fmt.Sprintf("The node had condition: %v. ", why)}
 }
 
 // underPressure is what the node's conditions say.

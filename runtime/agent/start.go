@@ -129,7 +129,7 @@ func (p *pod) done(api *v1.Pod) bool {
 	}
 	for i := range api.Spec.Containers {
 		cur := p.rt.Current(api.Spec.Containers[i].Name)
-		if cur == nil || cur.State != runtimeapi.ContainerState_CONTAINER_EXITED || status.RestartsAfter(api.Spec.RestartPolicy, cur.ExitCode) {
+		if cur == nil || cur.State != runtimeapi.ContainerState_CONTAINER_EXITED || status.RestartsAfter(api.Spec.RestartPolicy, cur.ExitCode) || slices.Contains(p.resized, cur.Id) {
 			return false
 		}
 	}
@@ -267,11 +267,11 @@ func (p *pod) container(ctx context.Context, api *v1.Pod, c *v1.Container, cur *
 	if cur != nil {
 		attempt = cur.Metadata.Attempt + 1
 		if cur.State == runtimeapi.ContainerState_CONTAINER_EXITED {
-			if !status.RestartsAfter(policy, cur.ExitCode) {
+			if !status.RestartsAfter(policy, cur.ExitCode) && !slices.Contains(p.resized, cur.Id) {
 				return false, 0, nil
 			}
 			ended := time.Unix(0, cur.FinishedAt)
-			if left, delay := p.backoff.remaining(clock, c.Name, ended); left > 0 {
+			if left, delay := p.backoff.remaining(clock, c.Name, ended); left > 0 && !slices.Contains(p.resized, cur.Id) {
 				message := fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)", delay, c.Name, api.Name, api.Namespace, api.UID)
 				p.waits(c.Name, "CrashLoopBackOff", message)
 				p.a.event(api, v1.EventTypeWarning, "BackOff", "Back-off restarting failed container "+c.Name+" in pod "+api.Name+"_"+api.Namespace+"("+string(api.UID)+")", c.Name)
@@ -312,6 +312,9 @@ func (p *pod) container(ctx context.Context, api *v1.Pod, c *v1.Container, cur *
 		}
 		p.fails(api, c, "CreateContainerError", grpcstatus.Convert(err).Message())
 		return false, firstBackOff, nil
+	}
+	if p.rt.Applied != nil {
+		p.rt.Applied[created.ContainerId] = c.Resources
 	}
 	p.a.event(api, v1.EventTypeNormal, "Created", "Container created", c.Name)
 	if _, err := b.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {

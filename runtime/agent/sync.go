@@ -30,8 +30,10 @@ func (p *pod) step(ctx context.Context, api *v1.Pod, gone bool) (again time.Dura
 		p.mu.Lock()
 		verdict := p.verdict
 		p.mu.Unlock()
-		if verdict == nil {
-			verdict = p.unwelcome(api)
+		if verdict == nil && !gone && api.DeletionTimestamp == nil {
+			if verdict, err = p.admit(ctx, api); err != nil {
+				return 0, err
+			}
 		}
 		if verdict != nil {
 			p.fail(verdict)
@@ -61,10 +63,19 @@ func (p *pod) step(ctx context.Context, api *v1.Pod, gone bool) (again time.Dura
 			return 0, err
 		}
 	}
+	api = p.allocate(api)
 	due := again
 	again, err = p.start(ctx, api)
-	if due > 0 && (again == 0 || due < again) {
-		again = due
+	sooner := func(d time.Duration) {
+		if d > 0 && (again == 0 || d < again) {
+			again = d
+		}
+	}
+	sooner(due)
+	if err == nil && !p.finished {
+		var retry time.Duration
+		retry, err = p.actuate(ctx, api)
+		sooner(retry)
 	}
 	if observed := p.observe(ctx); observed != nil {
 		return 0, observed
@@ -277,6 +288,7 @@ func (p *pod) remove(ctx context.Context) error {
 		}
 		p.sandboxID, p.rt.SandboxReady = "", false
 	}
+	p.release()
 	return p.a.cleanUp(p.api)
 }
 
@@ -329,6 +341,7 @@ func (p *pod) end(ctx context.Context, api *v1.Pod) error {
 	if err := p.observe(ctx); err != nil {
 		return err
 	}
+	p.release()
 	return p.report(ctx, true)
 }
 

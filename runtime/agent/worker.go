@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/utils/clock"
 
+	"github.com/quaymaster/quaymaster/runtime/agent/admit"
 	"github.com/quaymaster/quaymaster/runtime/agent/probe"
 	"github.com/quaymaster/quaymaster/runtime/agent/status"
 )
@@ -27,8 +28,12 @@ type pod struct {
 	mu        sync.Mutex
 	api       *v1.Pod // the newest object, from the source or from our own write
 	gone      bool    // the API has it no more
-	dirty     bool    // something happened since the last step began
-	working   bool    // a worker runs
+	taken     bool    // admitted to the node: what it needs counts
+	need      admit.Need
+	ended     bool // nothing of it runs or will: what it needs counts no more
+	deferred  bool // a change of resources waits for room
+	dirty     bool // something happened since the last step began
+	working   bool // a worker runs
 	timer     clock.Timer
 	interrupt context.CancelFunc            // of a stop that waits for a grace period
 	verdict   *status.Failure               // why the node wants it to end; the worker takes it up
@@ -48,6 +53,8 @@ type pod struct {
 	volumes   bool             // they are made
 	probes    *probe.Pod       // nil where containers cannot be asked
 	failure   *status.Failure  // why the node ended the pod
+	resized   []string         // instances that were ended for other resources
+	told      string           // why a change of resources waits, as the event had it
 
 	hooked map[string]bool // containers whose preStop hook was begun; guarded by mu
 }

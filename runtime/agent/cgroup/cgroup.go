@@ -117,7 +117,7 @@ func Class(pod *v1.Pod) v1.PodQOSClass {
 	return qos.GetPodQOS(pod)
 }
 
-// Limits of a group; zero values set nothing.
+// Limits of a group; zero values set nothing, −1 takes a limit away.
 type Limits struct {
 	Shares int64 // of CPU time, as version 1 counts them
 	Quota  int64 // microseconds of CPU time in each 100 ms
@@ -172,7 +172,43 @@ func (m *Manager) Ensure(pod *v1.Pod) error {
 	}
 	limits := PodLimits(pod)
 	limits.PIDs = m.opts.PodPIDs
+	if limits.Quota == 0 {
+		limits.Quota = -1
+	}
+	if limits.Memory == 0 {
+		limits.Memory = -1
+	}
 	return m.set(path, limits)
+}
+
+// Widen raises a pod's limits to what its spec asks for, and lowers none: for the time in which its
+// containers still have what they had.
+func (m *Manager) Widen(pod *v1.Pod) error {
+	path, want := m.Parent(pod), PodLimits(pod)
+	read := func(file1, file2 string) (int64, bool) { // not ok: no limit, or none that can be read
+		path := filepath.Join(m.opts.Mount, path, file2)
+		if !m.unified {
+			path = filepath.Join(m.opts.Mount, file1[:strings.IndexByte(file1, '.')], m.Parent(pod), file1)
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return 0, false
+		}
+		text, _, _ := strings.Cut(strings.TrimSpace(string(data)), " ")
+		n, err := strconv.ParseInt(text, 10, 64)
+		return n, err == nil && n > 0 && n < unlimited
+	}
+	if have, ok := read("memory.limit_in_bytes", "memory.max"); !ok || want.Memory != 0 && want.Memory <= have {
+		want.Memory = 0 // set nothing
+	} else if want.Memory == 0 {
+		want.Memory = -1
+	}
+	if have, ok := read("cpu.cfs_quota_us", "cpu.max"); !ok || want.Quota != 0 && want.Quota <= have {
+		want.Quota = 0
+	} else if want.Quota == 0 {
+		want.Quota = -1
+	}
+	return m.set(path, want)
 }
 
 // make creates a group and those above it, in the hierarchies whose limits are set here.
@@ -220,9 +256,15 @@ func (m *Manager) set(path string, l Limits) error {
 		}
 	}
 	add(l.Shares > 0, "cpu", "cpu.shares", number(l.Shares), "cpu.weight", number(weight(l.Shares)))
+	unless := func(n int64, text string) string { // version 2 has a word for no limit
+		if n < 0 {
+			return "max"
+		}
+		return text
+	}
 	add(l.Quota > 0 && !m.unified, "cpu", "cpu.cfs_period_us", number(cpuPeriod), "", "")
-	add(l.Quota > 0, "cpu", "cpu.cfs_quota_us", number(l.Quota), "cpu.max", fmt.Sprintf("%d %d", l.Quota, cpuPeriod))
-	add(l.Memory > 0, "memory", "memory.limit_in_bytes", number(l.Memory), "memory.max", number(l.Memory))
+	add(l.Quota != 0, "cpu", "cpu.cfs_quota_us", number(l.Quota), "cpu.max", unless(l.Quota, number(l.Quota))+" "+number(cpuPeriod))
+	add(l.Memory != 0, "memory", "memory.limit_in_bytes", number(l.Memory), "memory.max", unless(l.Memory, number(l.Memory)))
 	add(l.PIDs > 0, "pids", "pids.max", number(l.PIDs), "pids.max", number(l.PIDs))
 	for _, w := range writes {
 		if err := os.WriteFile(filepath.Join(m.opts.Mount, w.controller, path, w.file), []byte(w.value), 0o644); err != nil {

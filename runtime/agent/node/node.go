@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -57,6 +58,8 @@ type Options struct {
 	Trouble func() (trouble.Level, string)
 	// Images lists what the node has, for the scheduler's image locality; may be nil.
 	Images func(context.Context) ([]v1.ContainerImage, error)
+	// Features and Handlers are what the runtime said of itself; may be nil.
+	Features func() (*v1.NodeFeatures, []v1.NodeRuntimeHandler)
 	// Wake makes the status be looked at before its time.
 	Wake   <-chan struct{}
 	Clock  clock.Clock
@@ -69,10 +72,19 @@ type Manager struct {
 	lease    *coordinationv1.Lease
 	node     *v1.Node // as last read or written
 	reported time.Time
+
+	shown atomic.Pointer[v1.Node] // the same, for others
 }
 
 // New returns a manager that has done nothing yet.
-func New(opts Options) *Manager { return &Manager{opts: opts} }
+func New(opts Options) *Manager {
+	m := &Manager{opts: opts}
+	m.shown.Store(&v1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: opts.Name, Labels: m.labels()}, Spec: v1.NodeSpec{Taints: opts.Taints},
+		Status: v1.NodeStatus{Capacity: opts.Capacity, Allocatable: m.allocatable()},
+	})
+	return m
+}
 
 // Run registers the node, calls registered, and renews and reports until ctx
 // ends. Registration is tried again until it succeeds.
@@ -163,7 +175,8 @@ func (m *Manager) register(ctx context.Context) error {
 	m.status(ctx, want, m.opts.Clock.Now())
 	node, err := nodes.Create(ctx, want, metav1.CreateOptions{})
 	if err == nil {
-		m.node, m.reported = node, m.opts.Clock.Now()
+		m.took(node)
+		m.reported = m.opts.Clock.Now()
 		return nil
 	}
 	if !apierrors.IsAlreadyExists(err) {
@@ -184,8 +197,26 @@ func (m *Manager) register(ctx context.Context) error {
 			return fmt.Errorf("update node %s: %w", m.opts.Name, err)
 		}
 	}
-	m.node = node
+	m.took(node)
 	return m.report(ctx)
+}
+
+func (m *Manager) took(node *v1.Node) {
+	m.node = node
+	m.shown.Store(node)
+}
+
+// Node is the Node as it was last read or written, and before that as it will be. It must not be changed.
+func (m *Manager) Node() *v1.Node { return m.shown.Load() }
+
+// Read returns the Node as it is now.
+func (m *Manager) Read(ctx context.Context) (*v1.Node, error) {
+	node, err := m.opts.Client.CoreV1().Nodes().Get(ctx, m.opts.Name, metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("get node %s: %w", m.opts.Name, err)
+	}
+	m.shown.Store(node)
+	return node, nil
 }
 
 // report writes the node's status when it changed or its time has come.
@@ -204,7 +235,8 @@ func (m *Manager) report(ctx context.Context) error {
 		}
 		node, err := nodes.UpdateStatus(ctx, want, metav1.UpdateOptions{})
 		if err == nil {
-			m.node, m.reported = node, now
+			m.took(node)
+			m.reported = now
 			return nil
 		}
 		refused = err
@@ -218,18 +250,16 @@ func (m *Manager) report(ctx context.Context) error {
 		if node.UID != m.node.UID {
 			return fmt.Errorf("node %s is another object than the one registered", m.opts.Name)
 		}
-		m.node = node
+		m.took(node)
 	}
 	return fmt.Errorf("update the status of node %s: %w", m.opts.Name, refused)
 }
 
-// status fills in what the agent knows.
-func (m *Manager) status(ctx context.Context, node *v1.Node, now time.Time) {
-	st := &node.Status
-	st.Capacity = m.opts.Capacity.DeepCopy()
-	st.Allocatable = m.opts.Capacity.DeepCopy()
+// allocatable is what pods get.
+func (m *Manager) allocatable() v1.ResourceList {
+	out := m.opts.Capacity.DeepCopy()
 	for name, q := range m.opts.Reserved {
-		have, ok := st.Allocatable[name]
+		have, ok := out[name]
 		if !ok {
 			continue
 		}
@@ -237,14 +267,25 @@ func (m *Manager) status(ctx context.Context, node *v1.Node, now time.Time) {
 		if have.Sign() < 0 {
 			have = resource.Quantity{Format: have.Format}
 		}
-		st.Allocatable[name] = have
+		out[name] = have
 	}
+	return out
+}
+
+// status fills in what the agent knows.
+func (m *Manager) status(ctx context.Context, node *v1.Node, now time.Time) {
+	st := &node.Status
+	st.Capacity = m.opts.Capacity.DeepCopy()
+	st.Allocatable = m.allocatable()
 	st.Addresses = m.opts.Addresses
 	st.NodeInfo = m.opts.Info
 	if m.opts.RuntimeVersion != nil {
 		st.NodeInfo.ContainerRuntimeVersion = m.opts.RuntimeVersion()
 	}
 	st.DaemonEndpoints.KubeletEndpoint.Port = m.opts.Port
+	if m.opts.Features != nil {
+		st.Features, st.RuntimeHandlers = m.opts.Features()
+	}
 	if m.opts.Images != nil {
 		if images, err := m.opts.Images(ctx); err == nil {
 			st.Images = images

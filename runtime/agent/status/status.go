@@ -27,6 +27,28 @@ type Runtime struct {
 	Asked func(id string) (started, ready bool)
 	// Failed says that the node ended the pod, and why.
 	Failed *Failure
+	// Allocated is what a container was promised, by name; what is not in it has what its spec asks for.
+	Allocated map[string]v1.ResourceRequirements
+	// Applied is what a container's instance has, by its ID; what is not in it has what was promised.
+	Applied map[string]v1.ResourceRequirements
+	// Resize is what there is to say of a change of resources; empty for nothing.
+	Resize []v1.PodCondition
+}
+
+// resources are those of a container's instance.
+func (r *Runtime) resources(c *v1.Container, id string) (allocated v1.ResourceList, has *v1.ResourceRequirements) {
+	promised, ok := r.Allocated[c.Name]
+	if !ok {
+		promised = c.Resources
+	}
+	applied, ok := r.Applied[id]
+	if !ok {
+		applied = promised
+	}
+	if len(promised.Requests) > 0 {
+		allocated = promised.Requests
+	}
+	return allocated, &v1.ResourceRequirements{Limits: applied.Limits, Requests: applied.Requests}
 }
 
 // Failure is why a node ended a pod.
@@ -130,6 +152,7 @@ func Generate(pod *v1.Pod, rt *Runtime, waiting map[string]Waiting, terminal boo
 	}
 	st.QOSClass = pod.Status.QOSClass
 	conditions(pod, &st, rt.SandboxReady, initialized, now)
+	resizing(&st, rt.Resize, pod.Generation, now)
 	if rt.Failed != nil && rt.Failed.Disruption {
 		set(&st, v1.PodCondition{
 			Type: v1.DisruptionTarget, Status: v1.ConditionTrue, Reason: v1.PodReasonTerminationByKubelet, Message: rt.Failed.Message,
@@ -200,6 +223,7 @@ func containers(pod *v1.Pod, rt *Runtime, waiting map[string]Waiting, specs []v1
 		switch lost, isLost := rt.Lost[spec.Name]; {
 		case len(instances) > 0:
 			fill(rt, &st, instances)
+			st.AllocatedResources, st.Resources = rt.resources(spec, instances[0].Id)
 			if st.LastTerminationState.Terminated == nil && isLost {
 				st.LastTerminationState = lost.LastTerminationState
 			}
@@ -242,7 +266,7 @@ func ephemeral(pod *v1.Pod, rt *Runtime, waiting map[string]Waiting) []v1.Contai
 	}
 	out := containers(pod, rt, waiting, specs, false, true, pod.Status.EphemeralContainerStatuses)
 	for i := range out {
-		out[i].Ready, out[i].Started = false, nil
+		out[i].Ready, out[i].Started, out[i].AllocatedResources, out[i].Resources = false, nil, nil, nil
 	}
 	return out
 }
@@ -404,6 +428,17 @@ func conditions(pod *v1.Pod, st *v1.PodStatus, sandbox, initialized bool, now ti
 	}
 	for _, c := range []v1.PodCondition{up, init, podReady, ready, {Type: v1.PodScheduled, Status: v1.ConditionTrue}} {
 		set(st, c, pod.Generation, now)
+	}
+}
+
+// resizing sets the conditions of a change of resources and takes away those that hold no more.
+func resizing(st *v1.PodStatus, hold []v1.PodCondition, generation int64, now time.Time) {
+	st.Conditions = slices.DeleteFunc(st.Conditions, func(c v1.PodCondition) bool {
+		return (c.Type == v1.PodResizePending || c.Type == v1.PodResizeInProgress) &&
+			!slices.ContainsFunc(hold, func(h v1.PodCondition) bool { return h.Type == c.Type })
+	})
+	for _, c := range hold {
+		set(st, c, generation, now)
 	}
 }
 

@@ -60,15 +60,24 @@ func CNIPlugins() string {
 // Main runs a package's tests in namespaces of their own: mounts, network and
 // processes. Where no containerd can be started it runs them as they are.
 func Main(m *testing.M) int {
-	if os.Getenv(inside) != "" {
+	if !IsInside() && Missing() != "" {
+		return m.Run()
+	}
+	return Inside(m.Run)
+}
+
+// IsInside tells whether this process is one that Inside made.
+func IsInside() bool { return os.Getenv(inside) != "" }
+
+// Inside runs this program anew in namespaces of its own — mounts, network, processes — and
+// there the function, whose exit code it returns.
+func Inside(run func() int) int {
+	if IsInside() {
 		if err := enter(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		return m.Run()
-	}
-	if Missing() != "" {
-		return m.Run()
+		return run()
 	}
 	exe, err := os.Executable()
 	if err != nil {
@@ -174,7 +183,7 @@ func Start(t testing.TB) *Daemon {
 		}
 		t.Skip(why)
 	}
-	if os.Getenv(inside) == "" {
+	if !IsInside() {
 		t.Fatal("TestMain must call containerdtest.Main")
 	}
 	dir, err := os.MkdirTemp("", "ctd") // a short path: a socket's has 107 bytes
@@ -183,21 +192,52 @@ func Start(t testing.TB) *Daemon {
 	}
 	d := &Daemon{Dir: dir, t: t}
 	t.Cleanup(d.remove)
-	for _, sub := range []string{d.ConfDir(), d.PluginDir()} {
+	if err := d.configure(""); err != nil {
+		t.Fatal(err)
+	}
+	d.Run()
+	d.images()
+	return d
+}
+
+// Launch starts a containerd for a program that runs Inside, with everything in dir, which takes all
+// images from the mirror (http://HOST:PORT), whatever registry they name. Stop ends it.
+func Launch(dir, mirror string) (*Daemon, error) {
+	d := &Daemon{Dir: dir}
+	if err := d.configure(mirror); err != nil {
+		return nil, err
+	}
+	if err := d.run(); err != nil {
+		return nil, errors.Join(err, d.Stop())
+	}
+	return d, nil
+}
+
+// configure writes the daemon's files. Without a mirror, registries are what images name.
+func (d *Daemon) configure(mirror string) error {
+	for _, sub := range []string{d.ConfDir(), d.PluginDir(), filepath.Join(d.Dir, "certs.d", "_default")} {
 		if err := os.MkdirAll(sub, 0o700); err != nil {
-			t.Fatal(err)
+			return err
 		}
 	}
 	plugins, err := filepath.Glob(filepath.Join(CNIPlugins(), "*"))
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	for _, p := range plugins {
 		if err := os.Symlink(p, filepath.Join(d.PluginDir(), filepath.Base(p))); err != nil {
-			t.Fatal(err)
+			return err
 		}
 	}
-	d.write("config.toml", fmt.Sprintf(`version = 2
+	registry := ""
+	if mirror != "" {
+		registry = fmt.Sprintf("  [plugins.\"io.containerd.grpc.v1.cri\".registry]\n    config_path = %q\n", filepath.Join(d.Dir, "certs.d"))
+		hosts := fmt.Sprintf("server = %[1]q\n[host.%[1]q]\n  capabilities = [\"pull\", \"resolve\"]\n", mirror)
+		if err := d.write("certs.d/_default/hosts.toml", hosts); err != nil {
+			return err
+		}
+	}
+	return d.write("config.toml", fmt.Sprintf(`version = 2
 root = %[1]q
 state = %[2]q
 disabled_plugins = ["io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
@@ -209,15 +249,12 @@ disabled_plugins = ["io.containerd.snapshotter.v1.devmapper", "io.containerd.sna
   restrict_oom_score_adj = true
   stream_server_address = "127.0.0.1"
   stream_server_port = "0"
-  [plugins."io.containerd.grpc.v1.cri".cni]
+%[7]s  [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = %[5]q
     conf_dir = %[6]q
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
-`, filepath.Join(dir, "root"), filepath.Join(dir, "state"), d.Socket(), Pause, d.PluginDir(), d.ConfDir()))
-	d.Run()
-	d.images()
-	return d
+`, filepath.Join(d.Dir, "root"), filepath.Join(d.Dir, "state"), d.Socket(), Pause, d.PluginDir(), d.ConfDir(), registry))
 }
 
 // ConfDir is where the daemon looks for networks, PluginDir where for CNI plugins: the
@@ -230,7 +267,14 @@ func (d *Daemon) PluginDir() string { return filepath.Join(d.Dir, "cni") }
 // Network gives the daemon a bridge network for pods, for which it waits.
 func (d *Daemon) Network(conflist string) {
 	d.t.Helper()
-	d.write("net.d/10-test.conflist", conflist)
+	if err := d.SetNetwork(conflist); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// SetNetwork is Network for a daemon that was launched.
+func (d *Daemon) SetNetwork(conflist string) error {
+	return d.write("net.d/10-test.conflist", conflist)
 }
 
 // Bridge is a network configuration whose pods have addresses of a prefix like 10.88.0.0/24.
@@ -241,15 +285,12 @@ func (d *Daemon) Bridge(subnet string) string {
   {"type": "portmap", "capabilities": {"portMappings": true}}]}`, filepath.Join(d.Dir, "ipam"), subnet)
 }
 
-func (d *Daemon) write(name, content string) {
-	d.t.Helper()
+func (d *Daemon) write(name, content string) error {
 	path := filepath.Join(d.Dir, name)
 	if err := os.WriteFile(path+".new", []byte(content), 0o600); err != nil {
-		d.t.Fatal(err)
+		return err
 	}
-	if err := os.Rename(path+".new", path); err != nil {
-		d.t.Fatal(err)
-	}
+	return os.Rename(path+".new", path)
 }
 
 // Socket is the path of the daemon's socket.
@@ -264,25 +305,30 @@ func (d *Daemon) PID() int { return d.cmd.Process.Pid }
 // Run starts the daemon, at first and after Kill, and waits for its socket.
 func (d *Daemon) Run() {
 	d.t.Helper()
+	if err := d.run(); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+func (d *Daemon) run() error {
 	log, err := os.OpenFile(filepath.Join(d.Dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		d.t.Fatal(err)
+		return err
 	}
 	defer log.Close()
 	d.cmd = exec.Command("containerd", "--config", filepath.Join(d.Dir, "config.toml"))
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.Dir = d.Dir
 	if err := d.cmd.Start(); err != nil {
-		d.t.Fatal(err)
+		return err
 	}
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		conn, err := net.Dial("unix", d.Socket())
 		if err == nil {
-			_ = conn.Close()
-			return
+			return conn.Close()
 		}
 		if time.Now().After(deadline) {
-			d.t.Fatalf("containerd does not listen: %v\n%s", err, d.Log())
+			return fmt.Errorf("containerd does not listen: %w\n%s", err, d.Log())
 		}
 	}
 }
@@ -302,9 +348,15 @@ func (d *Daemon) Log() string {
 	return string(data)
 }
 
-// remove ends the daemon and what runs below it, and removes its folder.
 func (d *Daemon) remove() {
-	if d.cmd != nil && d.cmd.ProcessState == nil {
+	if err := d.Stop(); err != nil {
+		d.t.Error(err)
+	}
+}
+
+// Stop ends the daemon and what runs below it, and removes its folder.
+func (d *Daemon) Stop() error {
+	if d.cmd != nil && d.cmd.Process != nil && d.cmd.ProcessState == nil {
 		_ = d.cmd.Process.Signal(syscall.SIGTERM)
 		_ = d.cmd.Wait()
 	}
@@ -318,9 +370,7 @@ func (d *Daemon) remove() {
 		_ = unix.Unmount(ns, unix.MNT_DETACH)
 		_ = os.Remove(ns)
 	}
-	if err := os.RemoveAll(d.Dir); err != nil {
-		d.t.Error(err)
-	}
+	return os.RemoveAll(d.Dir)
 }
 
 // Processes returns the processes of a program in this namespace that have not ended.

@@ -23,30 +23,34 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd"
 )
 
-// file is one of an image: content, or the target of a symbolic link.
-type file struct {
-	path    string
-	content []byte
-	link    string
-	dir     bool
+// File is one of an image: content, the target of a symbolic link, or a folder that all may write to.
+type File struct {
+	Path    string // without a leading slash
+	Content []byte
+	Link    string
+	Dir     bool
+	Mode    int64 // 0 = 0755
 }
 
-// image makes one of files in one layer.
-func image(config v1.Config, files ...file) (v1.Image, error) {
+// Image makes one of files in one layer.
+func Image(config v1.Config, files ...File) (v1.Image, error) {
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
 	for _, f := range files {
-		h := &tar.Header{Name: f.path, Mode: 0o755, Size: int64(len(f.content)), Typeflag: tar.TypeReg}
+		h := &tar.Header{Name: f.Path, Mode: f.Mode, Size: int64(len(f.Content)), Typeflag: tar.TypeReg}
+		if h.Mode == 0 {
+			h.Mode = 0o755
+		}
 		switch {
-		case f.link != "":
-			h.Typeflag, h.Linkname = tar.TypeSymlink, f.link
-		case f.dir:
-			h.Typeflag, h.Mode = tar.TypeDir, 0o777
+		case f.Link != "":
+			h.Typeflag, h.Linkname = tar.TypeSymlink, f.Link
+		case f.Dir:
+			h.Typeflag = tar.TypeDir
 		}
 		if err := w.WriteHeader(h); err != nil {
 			return nil, err
 		}
-		if _, err := w.Write(f.content); err != nil {
+		if _, err := w.Write(f.Content); err != nil {
 			return nil, err
 		}
 	}
@@ -73,8 +77,8 @@ func image(config v1.Config, files ...file) (v1.Image, error) {
 	return mutate.ConfigFile(img, c)
 }
 
-// pauseImage is built once for the test binary.
-var pauseImage = sync.OnceValues(func() (v1.Image, error) {
+// PauseImage is that of sandboxes. It is built once.
+var PauseImage = sync.OnceValues(func() (v1.Image, error) {
 	dir, err := os.MkdirTemp("", "pause")
 	if err != nil {
 		return nil, err
@@ -91,10 +95,11 @@ var pauseImage = sync.OnceValues(func() (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	return image(v1.Config{Entrypoint: []string{"/pause"}}, file{path: "pause", content: program})
+	return Image(v1.Config{Entrypoint: []string{"/pause"}}, File{Path: "pause", Content: program})
 })
 
-var busyboxImage = sync.OnceValues(func() (v1.Image, error) {
+// Busybox are the files of an image with a shell and the programs of Debian's busybox.
+var Busybox = sync.OnceValues(func() ([]File, error) {
 	path, err := exec.LookPath("busybox")
 	if err != nil {
 		return nil, err
@@ -107,21 +112,21 @@ var busyboxImage = sync.OnceValues(func() (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	files := []file{{path: "bin/busybox", content: program}, {path: "tmp", dir: true}, {path: "root", dir: true},
-		{path: "etc/passwd", content: []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")},
-		{path: "etc/group", content: []byte("root:x:0:\nnogroup:x:65534:\n")}}
+	files := []File{{Path: "bin/busybox", Content: program}, {Path: "tmp", Dir: true, Mode: 0o1777}, {Path: "root", Dir: true},
+		{Path: "etc/passwd", Content: []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"), Mode: 0o644},
+		{Path: "etc/group", Content: []byte("root:x:0:\nnogroup:x:65534:\n"), Mode: 0o644}}
 	for applet := range strings.Lines(string(out)) {
 		if applet = strings.TrimSpace(applet); applet != "busybox" {
-			files = append(files, file{path: "bin/" + applet, link: "busybox"})
+			files = append(files, File{Path: "bin/" + applet, Link: "busybox"})
 		}
 	}
-	return image(v1.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}}, files...)
+	return files, nil
 })
 
 // images imports the sandbox image and starts a registry that has busybox.
 func (d *Daemon) images() {
 	d.t.Helper()
-	pause, err := pauseImage()
+	pause, err := PauseImage()
 	if err != nil {
 		d.t.Fatalf("make the sandbox image: %v", err)
 	}
@@ -130,7 +135,11 @@ func (d *Daemon) images() {
 	d.t.Cleanup(server.Close)
 	d.Registry = strings.TrimPrefix(server.URL, "http://")
 	d.Busybox, d.None = d.Registry+"/busybox:1", d.Registry+"/none:1"
-	busybox, err := busyboxImage()
+	files, err := Busybox()
+	if err != nil {
+		d.t.Fatalf("find busybox: %v", err)
+	}
+	busybox, err := Image(v1.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}}, files...)
 	if err != nil {
 		d.t.Fatalf("make the busybox image: %v", err)
 	}
