@@ -249,6 +249,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.opts.Containers != nil {
 		wg.Go(func() { a.rotate(ctx) })
 		wg.Go(func() { a.watchPressure(ctx) })
+		wg.Go(func() { a.watchOOM(ctx) })
 	}
 	a.node.Run(ctx, func() {
 		if a.opts.Joined != nil {

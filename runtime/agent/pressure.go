@@ -7,10 +7,12 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/quaymaster/quaymaster/runtime/agent/eviction"
 	"github.com/quaymaster/quaymaster/runtime/agent/imagegc"
+	"github.com/quaymaster/quaymaster/runtime/agent/oom"
 	"github.com/quaymaster/quaymaster/runtime/agent/stats"
 	"github.com/quaymaster/quaymaster/runtime/agent/status"
 )
@@ -210,6 +212,20 @@ func (p *pod) dismiss(reason, message string, grace int64) {
 	p.a.log.Warn("a pod has to go", "pod", api.Namespace+"/"+api.Name, "reason", reason, "message", message)
 	p.a.event(api, v1.EventTypeWarning, reason, message, "")
 	p.kick()
+}
+
+// watchOOM tells as an event of the node what the kernel ended because the machine ran out of memory.
+func (a *Agent) watchOOM(ctx context.Context) {
+	node := &v1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: a.opts.NodeName, UID: types.UID(a.opts.NodeName)}
+	err := oom.Watch(ctx, oom.Log, func(v oom.Victim) {
+		a.log.Warn("the machine ran out of memory", "process", v.Process, "pid", v.PID)
+		if a.opts.Recorder != nil {
+			a.opts.Recorder.Event(node, v1.EventTypeWarning, "SystemOOM", v.String())
+		}
+	})
+	if err != nil {
+		a.log.Info("nobody watches for processes that the kernel ends for want of memory", "err", err)
+	}
 }
 
 // underPressure is what the node's conditions say.

@@ -53,6 +53,11 @@ func (p *pod) allocate(api *v1.Pod) *v1.Pod {
 	if p.rt.Allocated == nil {
 		p.recall(api)
 	}
+	gone := func(id string) bool {
+		return !slices.ContainsFunc(p.rt.Containers, func(c *runtimeapi.ContainerStatus) bool { return c.Id == id })
+	}
+	maps.DeleteFunc(p.rt.Applied, func(id string, _ v1.ResourceRequirements) bool { return gone(id) })
+	p.resized = slices.DeleteFunc(p.resized, gone)
 	changed := false
 	for _, c := range resizable(api) {
 		if have, ok := p.rt.Allocated[c.Name]; ok && !same(have, c.Resources) {
@@ -133,20 +138,16 @@ func (p *pod) actuate(ctx context.Context, api *v1.Pod) (again time.Duration, er
 		from v1.ResourceRequirements
 	}
 	var changes []change
-	live := map[string]bool{}
 	for _, c := range resizable(api) {
 		cur := p.rt.Current(c.Name)
 		if cur == nil {
 			continue
 		}
-		live[cur.Id] = true
 		from, ok := p.rt.Applied[cur.Id]
 		if cur.State == runtimeapi.ContainerState_CONTAINER_RUNNING && ok && !same(from, c.Resources) {
 			changes = append(changes, change{c, cur, from})
 		}
 	}
-	maps.DeleteFunc(p.rt.Applied, func(id string, _ v1.ResourceRequirements) bool { return !live[id] })
-	p.resized = slices.DeleteFunc(p.resized, func(id string) bool { return !live[id] })
 	progress := slices.IndexFunc(p.rt.Resize, func(c v1.PodCondition) bool { return c.Type == v1.PodResizeInProgress })
 	if len(changes) == 0 {
 		if progress >= 0 {
