@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
+	"slices"
 	"syscall"
 	"time"
 
@@ -11,11 +13,10 @@ import (
 
 	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
 	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
-	"github.com/quaymaster/quaymaster/policies"
 )
 
 // The scores that are compared: NodeResourcesFit with two of its strategies over
-// cpu, memory and milliGPU, and one of our own.
+// cpu, memory and milliGPU, and DeviceFragmentation.
 const (
 	fragmentation = "fragmentation"
 	mostAllocated = "most-allocated"
@@ -24,26 +25,59 @@ const (
 
 func scoreNames() []string { return []string{leastAllocate, mostAllocated, fragmentation} }
 
-// profileOf enables the filter on devices and one score alone.
-func profileOf(score string) (*cluster.Profile, error) {
-	ref := func(policy string, weight int32) schedulingv1alpha1.PluginRef {
-		return schedulingv1alpha1.PluginRef{Policy: policy, Weight: &weight}
+// typicalShare is how much of the pods with GPUs the typical shapes make up.
+const typicalShare = 0.95
+
+// typicalPods are the shapes that come most.
+func typicalPods(t *trace) (list []schedulingv1alpha1.TypicalPod) {
+	total := 0
+	var shapes []*shape
+	for i := range t.shapes {
+		if t.shapes[i].gpus > 0 {
+			shapes = append(shapes, &t.shapes[i])
+			total += t.shapes[i].count
+		}
 	}
-	spec := schedulingv1alpha1.SchedulerProfileSpec{Plugins: schedulingv1alpha1.Plugins{
-		Filter: schedulingv1alpha1.PluginSet{Enabled: []schedulingv1alpha1.PluginRef{{Policy: coarse}}},
-		Score:  schedulingv1alpha1.PluginSet{Disabled: []schedulingv1alpha1.PluginRef{{Name: "*"}}},
-	}}
+	slices.SortStableFunc(shapes, func(a, b *shape) int { return b.count - a.count })
+	covered := 0
+	for _, s := range shapes {
+		if covered += s.count; float64(covered-s.count) >= typicalShare*float64(total) {
+			break
+		}
+		x := schedulingv1alpha1.TypicalPod{Requests: s.pod.Spec.Containers[0].Resources.Requests, Weight: int32(s.count)}
+		if a := s.pod.Spec.Affinity; a != nil {
+			x.NodeSelectorTerms = a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms
+		}
+		list = append(list, x)
+	}
+	return list
+}
+
+// profileOf enables the filter on devices and one score alone.
+func profileOf(t *trace, score string) (*cluster.Profile, error) {
+	device := []schedulingv1alpha1.PluginRef{{Name: schedulingv1alpha1.DeviceFragmentation}}
+	weight := int32(100)
+	spec := schedulingv1alpha1.SchedulerProfileSpec{
+		Plugins: schedulingv1alpha1.Plugins{
+			Filter: schedulingv1alpha1.PluginSet{Enabled: device},
+			Score: schedulingv1alpha1.PluginSet{Disabled: []schedulingv1alpha1.PluginRef{{Name: "*"}},
+				Enabled: []schedulingv1alpha1.PluginRef{{Name: schedulingv1alpha1.NodeResourcesFit}}},
+		},
+		Args: &schedulingv1alpha1.PluginArgs{DeviceFragmentation: &schedulingv1alpha1.DeviceFragmentationArgs{
+			Resource: string(milliGPU), UnitsPerDevice: oneGPU, TypicalPods: typicalPods(t)}},
+	}
 	strategy := schedulingv1alpha1.LeastAllocated
 	switch score {
 	case fragmentation:
-		spec.Plugins.Score.Enabled = []schedulingv1alpha1.PluginRef{ref(coarse, 100), ref(fine, 1)}
+		device[0].Weight = &weight
+		spec.Plugins.Filter.Enabled = []schedulingv1alpha1.PluginRef{{Name: schedulingv1alpha1.DeviceFragmentation}}
+		spec.Plugins.Score.Enabled = device
 		return cluster.NewProfile(score, spec)
 	case mostAllocated:
 		strategy = schedulingv1alpha1.MostAllocated
 	}
-	spec.Plugins.Score.Enabled = []schedulingv1alpha1.PluginRef{{Name: schedulingv1alpha1.NodeResourcesFit}}
-	spec.Args = &schedulingv1alpha1.PluginArgs{NodeResourcesFit: &schedulingv1alpha1.NodeResourcesFitArgs{ScoringStrategy: &schedulingv1alpha1.ScoringStrategy{Type: strategy,
-		Resources: []schedulingv1alpha1.ResourceSpec{{Name: "cpu", Weight: 1}, {Name: "memory", Weight: 1}, {Name: string(milliGPU), Weight: 1}}}}}
+	spec.Args.NodeResourcesFit = &schedulingv1alpha1.NodeResourcesFitArgs{ScoringStrategy: &schedulingv1alpha1.ScoringStrategy{Type: strategy,
+		Resources: []schedulingv1alpha1.ResourceSpec{{Name: "cpu", Weight: 1}, {Name: "memory", Weight: 1}, {Name: string(milliGPU), Weight: 1}}}}
 	return cluster.NewProfile(score, spec)
 }
 
@@ -58,17 +92,18 @@ type result struct {
 // them, pods like them by chance, until 130 % of the GPUs have been asked for.
 // None leaves; one that no node takes is dropped.
 func inflate(ctx context.Context, t *trace, score string, seed uint64) (*result, error) {
-	profile, err := profileOf(score)
+	profile, err := profileOf(t, score)
 	if err != nil {
 		return nil, err
 	}
-	s, g := cluster.New(seed), newGPUs(t, score == fragmentation)
-	rows := map[string]int{}
-	for i, n := range t.nodes {
-		s.SetNode(n)
-		rows[n.Name] = i
+	measure, err := profileOf(t, fragmentation)
+	if err != nil {
+		return nil, err
 	}
-	p := cluster.Policies{Cycle: policies.Cycle{Seed: seed}, Pinned: map[string]policies.Pinned{coarse: digits{g, false}, fine: digits{g, true}}}
+	s := cluster.New(seed)
+	for _, n := range t.nodes {
+		s.SetNode(n)
+	}
 	classes := make([]*cluster.Class, len(t.shapes))
 	for i := range t.shapes {
 		classes[i] = s.ClassOf(profile, t.shapes[i].pod)
@@ -83,7 +118,11 @@ func inflate(ctx context.Context, t *trace, score string, seed uint64) (*result,
 	for i := 0; ; i++ {
 		for point <= last && arrived*100 >= capacity*int64(point*step) {
 			r.allocated[point] = 100 * float64(allocated) / float64(capacity)
-			r.fragments[point] = 100 * g.fragments() / float64(capacity)
+			free, fragments := s.Fragments(measure)
+			r.fragments[point] = 100 * fragments / float64(t.gpus)
+			if held := float64(t.gpus) - float64(allocated)/oneGPU; math.Abs(free-held) > 1e-3 {
+				return nil, fmt.Errorf("%s: %.3f GPUs are free on devices, %.3f by what was given away", score, free, held)
+			}
 			point++
 		}
 		if point > last {
@@ -96,17 +135,13 @@ func inflate(ctx context.Context, t *trace, score string, seed uint64) (*result,
 		if i < len(order) {
 			id = t.pods[order[i]]
 		}
-		placed, err := decide(ctx, s, classes[id], t.shapes[id].pod, i, p)
-		if err != nil {
-			return nil, err
-		}
+		placed := decide(s, classes[id], t.shapes[id].pod, i)
 		r.decisions++
 		arrived += t.shapes[id].demand()
 		if placed == nil {
 			r.failed++
 			continue
 		}
-		g.assign(id, rows[placed.Spec.NodeName])
 		s.Assume(classes[id], placed)
 		allocated += t.shapes[id].demand()
 	}
@@ -124,20 +159,13 @@ func cpuTime() time.Duration {
 }
 
 // decide returns the pod with its node, or nil when no node takes it.
-func decide(ctx context.Context, s *cluster.State, c *cluster.Class, of *v1.Pod, i int, p cluster.Policies) (*v1.Pod, error) {
+func decide(s *cluster.State, c *cluster.Class, of *v1.Pod, i int) *v1.Pod {
 	pod := *of
 	pod.Name = fmt.Sprintf("pod-%d", i)
-	out, _, err := s.DecideWithPolicies(ctx, c, &pod, cluster.Tie(&pod), p)
-	if err != nil || out.Node == nil {
-		return nil, err
+	out := s.Decide(c, cluster.Tie(&pod))
+	if out.Node == nil {
+		return nil
 	}
 	pod.Spec.NodeName = out.Node.Name
-	return &pod, nil
-}
-
-func (g *gpus) fragments() (sum float64) {
-	for i := range g.nodes {
-		sum += g.nodes[i].fragments
-	}
-	return sum
+	return &pod
 }

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
 
+	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
 	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
 )
 
@@ -24,6 +25,7 @@ type commit struct {
 	pod     *v1.Pod // the version that is written over
 	began   time.Time
 	node    *v1.Node
+	devices string // that it has there; see schedulingv1alpha1.DevicesAnnotation
 	reason  string
 	text    string
 
@@ -152,6 +154,13 @@ func encode(encoder *protobuf.Serializer, c *commit, now metav1.Time) (Write, er
 	condition := v1.PodCondition{Type: v1.PodScheduled, Status: v1.ConditionTrue}
 	if c.node != nil {
 		pod.Spec.NodeName = c.node.Name
+		if c.devices != "" {
+			pod.Annotations = maps.Clone(pod.Annotations)
+			if pod.Annotations == nil {
+				pod.Annotations = map[string]string{}
+			}
+			pod.Annotations[schedulingv1alpha1.DevicesAnnotation] = c.devices
+		}
 		pod.Status.NominatedNodeName = ""
 		for _, label := range [...]string{v1.LabelTopologyZone, v1.LabelTopologyRegion} {
 			if value, ok := c.node.Labels[label]; ok {

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 
+	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
 	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
 )
 
@@ -487,6 +488,9 @@ func (s *Scheduler) assume(p *pending, out cluster.Outcome, began time.Time) *co
 	s.record(p, out, "")
 	p.text, p.nominated = "", ""
 	p.bind = &commit{pending: p, pod: p.pod, node: out.Node, began: began, bindings: bindings}
+	if p.class.HasDevices() {
+		p.bind.devices = bound.Annotations[schedulingv1alpha1.DevicesAnnotation]
+	}
 	return p.bind
 }
 

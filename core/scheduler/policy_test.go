@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
 	framework "k8s.io/client-go/tools/cache/testing"
@@ -145,6 +146,29 @@ func TestPoliciesAndProfilesChangeLive(t *testing.T) {
 	right.Spec = schedulingv1alpha1.SchedulerProfileSpec{SchedulerName: "picky"}
 	source.Modify(right)
 	w.bound("p4", "")
+
+	// A bind says which devices the pod has.
+	shares := right.DeepCopy()
+	shares.Spec.Plugins.Filter.Enabled = []schedulingv1alpha1.PluginRef{{Name: schedulingv1alpha1.DeviceFragmentation}}
+	shares.Spec.Args = &schedulingv1alpha1.PluginArgs{DeviceFragmentation: &schedulingv1alpha1.DeviceFragmentationArgs{Resource: "example.com/milligpu"}}
+	source.Modify(shares)
+	gpus := testNode("gpus", "4", nil)
+	gpus.Status.Allocatable["example.com/milligpu"] = resource.MustParse("2000")
+	w.put(nodeResource, gpus)
+	part := testPod("part", "100m")
+	part.Spec.SchedulerName = "picky"
+	part.Spec.Containers[0].Resources.Requests["example.com/milligpu"] = resource.MustParse("300")
+	w.put(podResource, part)
+	w.bound("part", "gpus")
+	eventually(t, "the profile with devices is in force", func() bool { // the pod may have been before it
+		if w.pod("part").Annotations[schedulingv1alpha1.DevicesAnnotation] == "example.com/milligpu=0" {
+			return true
+		}
+		w.remove(podResource, "default", "part")
+		w.put(podResource, part)
+		w.bound("part", "gpus")
+		return false
+	})
 
 	w.cancel()
 	eventually(t, "the policies are let go of", func() bool {

@@ -42,6 +42,7 @@ func GetOpenAPIDefinitions(ref common.ReferenceCallback) map[string]common.OpenA
 		policyv1alpha1.PolicyVersion{}.OpenAPIModelName():                           schema_core_api_policy_v1alpha1_PolicyVersion(ref),
 		policyv1alpha1.SecretName{}.OpenAPIModelName():                              schema_core_api_policy_v1alpha1_SecretName(ref),
 		schedulingv1alpha1.DefaultPreemptionArgs{}.OpenAPIModelName():               schema_core_api_scheduling_v1alpha1_DefaultPreemptionArgs(ref),
+		schedulingv1alpha1.DeviceFragmentationArgs{}.OpenAPIModelName():             schema_core_api_scheduling_v1alpha1_DeviceFragmentationArgs(ref),
 		schedulingv1alpha1.InterPodAffinityArgs{}.OpenAPIModelName():                schema_core_api_scheduling_v1alpha1_InterPodAffinityArgs(ref),
 		schedulingv1alpha1.NodeAffinityArgs{}.OpenAPIModelName():                    schema_core_api_scheduling_v1alpha1_NodeAffinityArgs(ref),
 		schedulingv1alpha1.NodeResourcesBalancedAllocationArgs{}.OpenAPIModelName(): schema_core_api_scheduling_v1alpha1_NodeResourcesBalancedAllocationArgs(ref),
@@ -58,6 +59,7 @@ func GetOpenAPIDefinitions(ref common.ReferenceCallback) map[string]common.OpenA
 		schedulingv1alpha1.SchedulerProfileList{}.OpenAPIModelName():                schema_core_api_scheduling_v1alpha1_SchedulerProfileList(ref),
 		schedulingv1alpha1.SchedulerProfileSpec{}.OpenAPIModelName():                schema_core_api_scheduling_v1alpha1_SchedulerProfileSpec(ref),
 		schedulingv1alpha1.ScoringStrategy{}.OpenAPIModelName():                     schema_core_api_scheduling_v1alpha1_ScoringStrategy(ref),
+		schedulingv1alpha1.TypicalPod{}.OpenAPIModelName():                          schema_core_api_scheduling_v1alpha1_TypicalPod(ref),
 		schedulingv1alpha1.UtilizationShapePoint{}.OpenAPIModelName():               schema_core_api_scheduling_v1alpha1_UtilizationShapePoint(ref),
 		schedulingv1alpha1.VolumeBindingArgs{}.OpenAPIModelName():                   schema_core_api_scheduling_v1alpha1_VolumeBindingArgs(ref),
 	}
@@ -1545,6 +1547,56 @@ func schema_core_api_scheduling_v1alpha1_DefaultPreemptionArgs(ref common.Refere
 	}
 }
 
+func schema_core_api_scheduling_v1alpha1_DeviceFragmentationArgs(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "DeviceFragmentationArgs say what counts parts of devices, such as GPUs. A pod asks for a part of one device, or for whole ones.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"resource": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Resource is the extended resource of which a node has UnitsPerDevice for each of its devices.",
+							Default:     "",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"unitsPerDevice": {
+						SchemaProps: spec.SchemaProps{
+							Description: "UnitsPerDevice, 1 to 1,000,000. Default 1000.",
+							Type:        []string{"integer"},
+							Format:      "int64",
+						},
+					},
+					"typicalPods": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "TypicalPods, at most 200, by which the score measures what is left: devices, or parts of them, that such pods cannot use are fragments.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Default: map[string]interface{}{},
+										Ref:     ref(schedulingv1alpha1.TypicalPod{}.OpenAPIModelName()),
+									},
+								},
+							},
+						},
+					},
+				},
+				Required: []string{"resource"},
+			},
+		},
+		Dependencies: []string{
+			schedulingv1alpha1.TypicalPod{}.OpenAPIModelName()},
+	}
+}
+
 func schema_core_api_scheduling_v1alpha1_InterPodAffinityArgs(ref common.ReferenceCallback) common.OpenAPIDefinition {
 	return common.OpenAPIDefinition{
 		Schema: spec.Schema{
@@ -1730,11 +1782,17 @@ func schema_core_api_scheduling_v1alpha1_PluginArgs(ref common.ReferenceCallback
 							Ref: ref(schedulingv1alpha1.DefaultPreemptionArgs{}.OpenAPIModelName()),
 						},
 					},
+					"deviceFragmentation": {
+						SchemaProps: spec.SchemaProps{
+							Description: "DeviceFragmentation has no counterpart upstream.",
+							Ref:         ref(schedulingv1alpha1.DeviceFragmentationArgs{}.OpenAPIModelName()),
+						},
+					},
 				},
 			},
 		},
 		Dependencies: []string{
-			schedulingv1alpha1.DefaultPreemptionArgs{}.OpenAPIModelName(), schedulingv1alpha1.InterPodAffinityArgs{}.OpenAPIModelName(), schedulingv1alpha1.NodeAffinityArgs{}.OpenAPIModelName(), schedulingv1alpha1.NodeResourcesBalancedAllocationArgs{}.OpenAPIModelName(), schedulingv1alpha1.NodeResourcesFitArgs{}.OpenAPIModelName(), schedulingv1alpha1.PodTopologySpreadArgs{}.OpenAPIModelName(), schedulingv1alpha1.VolumeBindingArgs{}.OpenAPIModelName()},
+			schedulingv1alpha1.DefaultPreemptionArgs{}.OpenAPIModelName(), schedulingv1alpha1.DeviceFragmentationArgs{}.OpenAPIModelName(), schedulingv1alpha1.InterPodAffinityArgs{}.OpenAPIModelName(), schedulingv1alpha1.NodeAffinityArgs{}.OpenAPIModelName(), schedulingv1alpha1.NodeResourcesBalancedAllocationArgs{}.OpenAPIModelName(), schedulingv1alpha1.NodeResourcesFitArgs{}.OpenAPIModelName(), schedulingv1alpha1.PodTopologySpreadArgs{}.OpenAPIModelName(), schedulingv1alpha1.VolumeBindingArgs{}.OpenAPIModelName()},
 	}
 }
 
@@ -2173,6 +2231,62 @@ func schema_core_api_scheduling_v1alpha1_ScoringStrategy(ref common.ReferenceCal
 		},
 		Dependencies: []string{
 			schedulingv1alpha1.RequestedToCapacityRatioParam{}.OpenAPIModelName(), schedulingv1alpha1.ResourceSpec{}.OpenAPIModelName()},
+	}
+}
+
+func schema_core_api_scheduling_v1alpha1_TypicalPod(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "TypicalPod is a kind of pod that asks for devices.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"requests": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Requests of cpu, memory and the devices' resource.",
+							Type:        []string{"object"},
+							AdditionalProperties: &spec.SchemaOrBool{
+								Allows: true,
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Ref: ref("k8s.io/apimachinery/pkg/api/resource.Quantity"),
+									},
+								},
+							},
+						},
+					},
+					"nodeSelectorTerms": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "NodeSelectorTerms of which a node must match one. Default: any node.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Default: map[string]interface{}{},
+										Ref:     ref("k8s.io/api/core/v1.NodeSelectorTerm"),
+									},
+								},
+							},
+						},
+					},
+					"weight": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Weight is how often such pods come, beside the others, 1 to 1,000,000. Default 1.",
+							Type:        []string{"integer"},
+							Format:      "int32",
+						},
+					},
+				},
+				Required: []string{"requests"},
+			},
+		},
+		Dependencies: []string{
+			"k8s.io/api/core/v1.NodeSelectorTerm", "k8s.io/apimachinery/pkg/api/resource.Quantity"},
 	}
 }
 

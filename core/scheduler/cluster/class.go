@@ -23,6 +23,9 @@ type Class struct {
 	even       []scoredRequest   // for NodeResourcesBalancedAllocation; nil: its default
 	bestEffort bool              // asks for nothing that is to be even; that score is skipped, as upstream's
 	volumes    *volumes          // nil: none that nodes differ in
+	pool       *devicePool       // of DeviceFragmentation; nil: not in the profile
+	amount     int64             // of the pool's resource
+	typical    *typicalRows      // for its score; nil: not in the profile
 	ports      []hostPort
 	images     []uint32 // symbols of the normalised names, one for each use
 	containers int
@@ -44,18 +47,19 @@ type Class struct {
 	usedAt uint64
 
 	// Derived from the rows up to position cursor of the log.
-	built     bool
-	cursor    uint64
-	epoch     uint64  // of the factor
-	imageSum  uint64  // of what image scores depend on beside the row
-	dynamic   []int16 // by row: weighted scores that change with pods, at most 3 of them; below 0: infeasible, gates aside
-	tree      tree
-	gates     []*hardSpread
-	cells     []cell
-	cellOf    []int32 // by row; nil without gates
-	cellIDs   map[[3]int32]int32
-	verdict   *Verdict
-	verdictAt uint64 // position of the log
+	built        bool
+	cursor       uint64
+	epoch        uint64  // of the factor
+	imageSum     uint64  // of what image scores depend on beside the row
+	dynamic      []int16 // by row: weighted scores that change with pods, at most 3 of them; below 0: infeasible, gates aside
+	deviceScores []int32 // by row, weighted; nil without that score
+	tree         tree
+	gates        []*hardSpread
+	cells        []cell
+	cellOf       []int32 // by row; nil without gates
+	cellIDs      map[[3]int32]int32
+	verdict      *Verdict
+	verdictAt    uint64 // position of the log
 
 	gatesEpoch               uint64
 	feasible                 int // rows, with the gates as they are; the largest raw scores among them
@@ -117,6 +121,12 @@ func (s *State) ClassOf(profile *Profile, pod *v1.Pod) *Class {
 			c.even = s.evenRequests(profile.balance, pod)
 			c.bestEffort = !slices.ContainsFunc(c.even, func(x scoredRequest) bool { return x.amount != 0 })
 		}
+		if d := profile.devices; d != nil {
+			c.pool, c.amount = s.poolOf(d.deviceKey), c.requests.of(d.resource)
+			if d.weight > 0 {
+				c.typical = s.typicalOf(d)
+			}
+		}
 		c.volumes = volumesOf(profile, pod)
 		if profile.filters[NodePorts] {
 			c.ports = hostPortsOf(pod)
@@ -152,6 +162,11 @@ func (s *State) forget(c *Class) {
 		delete(s.classes, c.key)
 	}
 	s.unrelate(c)
+	if x := c.typical; x != nil {
+		if x.users--; x.users == 0 {
+			delete(s.typical, x.args)
+		}
+	}
 	if c.factor.users--; c.factor.users == 0 && s.factors[c.factor.key] == c.factor {
 		delete(s.factors, c.factor.key)
 	}
@@ -181,7 +196,7 @@ func (s *State) sweep() {
 // drop frees what can be derived again.
 func (c *Class) drop() {
 	c.built, c.tree, c.dynamic, c.verdict = false, tree{}, nil, nil
-	c.cells, c.cellOf, c.cellIDs = nil, nil, nil
+	c.cells, c.cellOf, c.cellIDs, c.deviceScores = nil, nil, nil, nil
 }
 
 func (s *State) factorOf(profile *Profile, pod *v1.Pod) *factor {

@@ -50,6 +50,12 @@ func (s *State) addRow() {
 	for _, x := range s.factors {
 		x.addRow()
 	}
+	for _, p := range s.pools {
+		p.free = append(p.free, nil)
+	}
+	for _, x := range s.typical {
+		x.addRow()
+	}
 	for _, x := range s.topologies {
 		x.domain = append(x.domain, -1)
 	}
@@ -99,6 +105,11 @@ func (s *State) setAllocatable(row int32, object *v1.Node) bool {
 	for name, column := range s.extended {
 		quantity := list[name]
 		set(column.allocatable, quantity.Value())
+	}
+	for _, p := range s.pools {
+		if changed || p.free[row] == nil {
+			p.refill(s, row)
+		}
 	}
 	s.sum(row)
 	return changed

@@ -117,10 +117,16 @@ func (s *State) rebuild(c *Class) {
 	c.dynamic = c.dynamic[:rows]
 	c.built, c.cursor, c.epoch = true, s.fleet.Generation, c.factor.epoch
 	s.gate(c, rows)
+	if c.typical != nil {
+		c.deviceScores = append(c.deviceScores[:0], make([]int32, rows)...)
+	}
 	for row := range int32(rows) {
 		c.dynamic[row] = s.dynamic(c, row)
 		if c.dynamic[row] >= 0 {
 			s.countFeasible(c, row, 1)
+			if c.typical != nil {
+				c.deviceScores[row] = s.rateDevices(c, row)
+			}
 		}
 	}
 	for i := range c.cells {
@@ -160,6 +166,9 @@ func (c *Class) totalOf(row int32, dynamic int16) int32 {
 	}
 	p, f := c.factor.profile, c.factor
 	total := int32(dynamic) + p.weights.equal*equalScore
+	if c.deviceScores != nil {
+		total += c.deviceScores[row]
+	}
 	if w := p.weights.taints; w > 0 {
 		total += w * normalizedTaints(f.taints[row], c.mostTaints)
 	}
@@ -232,7 +241,8 @@ func (s *State) fits(c *Class, row int32) bool {
 			return false
 		}
 	}
-	return true
+	lacks, _ := s.lacksDevices(c, row)
+	return !lacks
 }
 
 // portsFree says that no pod on the node, but those lifted off, has a port in the way.

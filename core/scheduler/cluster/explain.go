@@ -52,10 +52,10 @@ type ExplainOptions struct {
 func (s *State) Explain(ctx context.Context, profile *Profile, pod *v1.Pod, p Policies, options ExplainOptions) (*Explanation, error) {
 	key := keyOf(pod)
 	if placed := s.Placed(key); placed != nil {
-		freed, terms := s.freed, s.freedTallies
+		freed, terms, devices := s.freed, s.freedTallies, s.pods[key].devices
 		s.RemovePod(key)
 		defer func() {
-			s.SetPod(placed)
+			s.setPod(key, placed, devices)
 			s.freed, s.freedTallies = freed, terms // nothing became free in the end
 		}()
 	}

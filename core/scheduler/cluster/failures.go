@@ -31,7 +31,8 @@ type failures struct {
 	profile *Profile
 	pod     *v1.Pod
 	st      static
-	wanted  requests
+	wanted  requests // those that NodeResourcesFit looks at
+	all     requests
 	ports   []hostPort
 	related *relationScan
 	volumes *volumes // nil: none that nodes differ in
@@ -46,6 +47,7 @@ type failures struct {
 
 func (s *State) newFailures(profile *Profile, pod *v1.Pod) *failures {
 	x := &failures{s: s, profile: profile, pod: pod, st: newStatic(profile, pod), wanted: s.requestsOf(pod), related: s.scanRelations(profile, pod)}
+	x.all = x.wanted
 	x.wanted.extended = x.wanted.without(&profile.ignored)
 	if profile.filters[NodePorts] {
 		x.ports = hostPortsOf(pod)
@@ -229,6 +231,9 @@ func (x *failures) dynamic(n *node) (list []Failure) {
 	if x.profile.filters[InterPodAffinity] {
 		list = append(list, x.affinityFailures(n)...)
 	}
+	if d := x.profile.devices; d != nil && x.profile.filters[DeviceFragmentation] {
+		list = append(list, x.deviceFailures(n, x.s.poolOf(d.deviceKey))...)
+	}
 	return list
 }
 
@@ -267,6 +272,35 @@ func (x *failures) resourceFailures(n *node) (list []Failure) {
 		check(e.name, e.amount, extended[e.name], have.Value())
 	}
 	return list
+}
+
+func (x *failures) deviceFailures(n *node, p *devicePool) []Failure {
+	wanted := x.all.of(p.resource)
+	free := p.scan(n)
+	if wanted == 0 || p.takes(wanted, free) {
+		return nil
+	}
+	largest, whole := int64(0), int64(0)
+	for _, f := range free {
+		largest = max(largest, f)
+		if f == p.per {
+			whole++
+		}
+	}
+	f := Failure{Plugin: DeviceFragmentation, Reason: noDevice, Wanted: fmt.Sprintf("%s=%d on one device", p.resource, wanted),
+		Found: fmt.Sprintf("at most %d free on one of %d devices", largest, len(free))}
+	less := largest
+	if share, count := p.split(wanted); count == 0 {
+		f.Found = fmt.Sprintf("devices of %d: neither a part of one nor whole ones", p.per)
+		less = whole * p.per
+	} else if share == p.per {
+		f.Wanted, f.Found = fmt.Sprintf("%d whole devices of %s", count, p.resource), fmt.Sprintf("%d of %d", whole, len(free))
+		less = whole * p.per
+	}
+	if less > 0 && less < wanted {
+		f.fix = fixRequest(p.resource, wanted, less)
+	}
+	return []Failure{f}
 }
 
 // amount writes a number of a resource as a quantity; of CPU it is thousandths.

@@ -116,7 +116,7 @@ func (s *State) DecideWithPolicies(ctx context.Context, c *Class, pod *v1.Pod, t
 		return out, nil, err
 	}
 	// The raw scores scale by the largest over the nodes feasible for all.
-	narrowed := Class{profile: c.profile, factor: c.factor}
+	narrowed := Class{profile: c.profile, factor: c.factor, deviceScores: c.deviceScores}
 	for row, verdict := range run.verdicts {
 		if verdict == 0 {
 			out.Feasible++

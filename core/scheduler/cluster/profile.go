@@ -79,6 +79,8 @@ type Profile struct {
 	balance    []v1.ResourceName // of NodeResourcesBalancedAllocation; nil: cpu and memory
 	ignored    ignoredResources
 
+	devices *deviceArgs // of DeviceFragmentation; nil: not in the profile
+
 	addedRequired  *nodeaffinity.NodeSelector // nil: none
 	addedPreferred *nodeaffinity.PreferredSchedulingTerms
 
@@ -211,6 +213,9 @@ func (p *Profile) configure(spec *schedulingv1alpha1.SchedulerProfileSpec) {
 	}
 	if a := args.VolumeBinding; a != nil && a.BindTimeoutSeconds != nil {
 		p.BindTimeout = time.Duration(*a.BindTimeoutSeconds) * time.Second
+	}
+	if a := args.DeviceFragmentation; a != nil && (p.filters[DeviceFragmentation] || p.scores[DeviceFragmentation] > 0) {
+		p.devices = newDeviceArgs(a, p.scores[DeviceFragmentation])
 	}
 	if a := args.DefaultPreemption; a != nil {
 		p.minCandidates = int(pointer.Deref(a.MinCandidateNodesAbsolute, minCandidates))

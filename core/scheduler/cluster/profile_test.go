@@ -47,6 +47,22 @@ plugins:
     - {name: MostRequestedPriority}
 `
 
+// devicesProfile gives parts of devices.
+const devicesProfile = `
+schedulerName: devices
+plugins:
+  filter: {enabled: [{name: DeviceFragmentation}]}
+  score: {enabled: [{name: DeviceFragmentation, weight: 100}]}
+args:
+  deviceFragmentation:
+    resource: example.com/milligpu
+    typicalPods:
+    - {requests: {cpu: "1", example.com/milligpu: "300"}, weight: 5}
+    - {requests: {cpu: 250m, memory: 1Gi, example.com/milligpu: "700"}, weight: 3}
+    - {requests: {example.com/milligpu: "1000"}, nodeSelectorTerms: [{matchExpressions: [{key: disk, operator: In, values: [ssd]}]}]}
+    - {requests: {cpu: "2", example.com/milligpu: "2000"}, weight: 2}
+`
+
 // argsProfile has an argument of every kind.
 const argsProfile = `
 schedulerName: args

@@ -52,6 +52,9 @@ func (g generator) node(name string) *v1.Node {
 	if g.chance(30) {
 		n.Status.Allocatable["example.com/gpu"] = resource.MustParse(pickOne(g, "1", "4"))
 	}
+	if g.chance(30) {
+		n.Status.Allocatable["example.com/milligpu"] = resource.MustParse(pickOne(g, "1000", "2000", "4500"))
+	}
 	if g.chance(3) {
 		delete(n.Status.Allocatable, v1.ResourceMemory)
 	}
@@ -77,6 +80,9 @@ func (g generator) container() v1.Container {
 	}
 	if g.chance(12) {
 		c.Resources.Requests["example.com/gpu"] = resource.MustParse(pickOne(g, "1", "2"))
+	}
+	if g.chance(12) {
+		c.Resources.Requests["example.com/milligpu"] = resource.MustParse(pickOne(g, "300", "450", "700", "1000", "2000", "1500"))
 	}
 	if g.chance(10) {
 		c.Ports = []v1.ContainerPort{{ContainerPort: 80, HostPort: pickOne[int32](g, 80, 81), HostIP: pickOne(g, "", "127.0.0.1", "10.0.0.1"), Protocol: pickOne(g, "", v1.ProtocolTCP, v1.ProtocolUDP)}}
@@ -160,8 +166,8 @@ func TestDecisionsEqualScan(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	usual := DefaultProfile()
-	profiles := []*Profile{usual, usual, heavy, profileOf(t, classicProfile), profileOf(t, argsProfile)}
+	usual, devices := DefaultProfile(), profileOf(t, devicesProfile)
+	profiles := []*Profile{usual, usual, heavy, profileOf(t, classicProfile), profileOf(t, argsProfile), devices, devices}
 	decided, refused, gated, explained, changes := 0, 0, 0, 0, 0
 	seen, preempted := reasons{}, 0
 	for seed := range clusters {
@@ -249,6 +255,9 @@ func TestDecisionsEqualScan(t *testing.T) {
 		}
 		checkColumns(t, s)
 	}
+	if seen[noDevice] < clusters/6 || seen[DeviceFragmentation] < clusters {
+		t.Errorf("too tame: %d times no device, %d scores", seen[noDevice], seen[DeviceFragmentation])
+	}
 	if decided < clusters*20 || refused < clusters || preempted < clusters || gated < clusters {
 		t.Fatalf("too tame: %d decided, %d refused, %d of them preempt, %d with gates", decided, refused, preempted, gated)
 	}
@@ -302,6 +311,13 @@ func checkColumns(t *testing.T, s *State) {
 		if f.Requested.MilliCPU[row] != want.milliCPU || f.Requested.Memory[row] != want.memory || f.Requested.EphemeralStorage[row] != want.ephemeral ||
 			f.NonZeroRequested.MilliCPU[row] != want.nonZeroCPU || f.NonZeroRequested.Memory[row] != want.nonZeroMemory || f.Requested.Pods[row] != int64(pods) {
 			t.Fatalf("row %d holds other sums than its %d pods", row, pods)
+		}
+	}
+	for key, p := range s.pools {
+		for row, n := range s.byRow {
+			if n != nil && !slices.Equal(p.free[row], p.scan(n)) {
+				t.Fatalf("row %d has %v of %s free, by its pods %v", row, p.free[row], key.resource, p.scan(n))
+			}
 		}
 	}
 	for _, p := range s.sets {

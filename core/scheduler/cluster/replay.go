@@ -23,6 +23,9 @@ func (s *State) sum(row int32) {
 	if x.cpu != 0 && x.memory != 0 {
 		x.evenness = evenness(x.requestedCPU, x.cpu, x.requestedMemory, x.memory)
 	}
+	for _, x := range s.typical {
+		x.known[row] = false
+	}
 }
 
 // replay brings rows that changed up to date, one of them perhaps twice. It says
@@ -35,7 +38,7 @@ func (s *State) replay(c *Class, rows []int32) (settle bool) {
 		s.dirty = append(s.dirty[:0], make([]bool, len(c.tree.scores)/blockSize)...)
 		s.touch(c)
 	}
-	base, alike := int32(0), !f.scored && c.profile.weights.avoid == 0
+	base, alike := int32(0), !f.scored && c.profile.weights.avoid == 0 && c.typical == nil
 	if alike && len(rows) > 0 {
 		base = c.totalOf(rows[0], 0)
 	}
@@ -50,7 +53,9 @@ func (s *State) replay(c *Class, rows []int32) (settle bool) {
 			next = c.plainly(&s.sums[row])
 		}
 		old := c.dynamic[row]
-		if old == next {
+		if c.typical != nil && next >= 0 {
+			c.deviceScores[row] = s.rateDevices(c, row)
+		} else if old == next {
 			continue
 		}
 		c.dynamic[row] = next
@@ -108,7 +113,7 @@ func (s *State) flip(c *Class, row int32, feasible bool) bool {
 // class now.
 func (c *Class) plain(s *State) bool {
 	return c.related == nil && c.volumes == nil && len(c.ports) == 0 && len(c.wanted) == 0 && c.requests.ephemeral == 0 &&
-		c.rated == nil && c.even == nil && c.imageSum == 0 && c.profile.fit && len(s.nominees) == 0
+		c.rated == nil && c.even == nil && c.pool == nil && c.imageSum == 0 && c.profile.fit && len(s.nominees) == 0
 }
 
 // plainly is dynamic of such a class, for a row that the static factor passes.

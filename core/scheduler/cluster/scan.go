@@ -156,6 +156,12 @@ func (s *State) scanNode(n *node, ports []hostPort, r *requests, v *volumes, rel
 	if reason := related.refuses(n.object); reason != relatedNot {
 		return relatedRefusals[reason].plugin, []string{relatedRefusals[reason].reason}
 	}
+	if d := related.profile.devices; d != nil && related.profile.filters[DeviceFragmentation] {
+		p := s.poolOf(d.deviceKey)
+		if amount := r.of(d.resource); amount > 0 && !p.takes(amount, p.scan(n)) {
+			return DeviceFragmentation, []string{noDevice}
+		}
+	}
 	return "", nil
 }
 
@@ -283,6 +289,9 @@ func (s *State) scorers(st *static, r *requests, related *relationScan, scan *Sc
 		}
 		add(NodePreferAvoidPods, avoid, avoid)
 		add(EqualPriority, equalScore, equalScore)
+		if d := profile.devices; d != nil && d.weight > 0 {
+			scores = append(scores, d.scan(n, s.poolOf(d.deviceKey), r))
+		}
 		return scores
 	}
 }

@@ -61,6 +61,10 @@ type State struct {
 	cellLimits cellLimits
 	gatesEpoch uint64 // rises when other constraints are gates than before
 
+	pools   map[deviceKey]*devicePool
+	typical map[*deviceArgs]*typicalRows
+	devices deviceBuffers
+
 	scratch []int32
 	cells   []int32
 	raw     []int64
@@ -92,6 +96,7 @@ type podEntry struct {
 	terms    *podTerms // nil: none
 	sets     []*podSet
 	claims   []types.NamespacedName
+	devices  []held
 	nominee  bool // not bound; see Nominate
 	lifted   bool // off its node for a trial
 	doomed   bool // being evicted
@@ -115,6 +120,8 @@ func New(seed uint64) *State {
 		pods:       map[types.NamespacedName]*podEntry{},
 		classes:    map[string]*Class{},
 		factors:    map[string]*factor{},
+		pools:      map[deviceKey]*devicePool{},
+		typical:    map[*deviceArgs]*typicalRows{},
 
 		namespaces: map[string]labels.Set{},
 		owners:     owners{map[string]map[string]labels.Set{}, map[controllerKey]labels.Selector{}},
@@ -191,6 +198,9 @@ func (s *State) SetNode(object *v1.Node) {
 		for _, f := range s.factors {
 			f.refresh(s, row)
 		}
+		for args, x := range s.typical {
+			x.match[row], x.known[row] = args.matches(object), false
+		}
 	}
 	if static || capacity || images || s.fleet.Flags[row] != flags {
 		s.fleet.Flags[row] = flags
@@ -221,6 +231,9 @@ func (s *State) RemoveNode(name string) {
 	for _, f := range s.factors {
 		f.reason[row] = refusedVacant
 	}
+	for _, p := range s.pools {
+		p.free[row] = nil
+	}
 	if s.shares != nil {
 		s.shares.stale = true
 	}
@@ -249,7 +262,8 @@ func (s *State) SetPod(pod *v1.Pod) {
 			}
 			if r := s.requestsOf(pod); !e.requests.equal(&r) {
 				s.account(e, -1)
-				e.requests = r
+				e.requests, e.devices = r, nil
+				s.assignDevices(e, e.node.row)
 				s.account(e, +1)
 				s.rowFreed(e.node.row)
 			}
@@ -260,12 +274,18 @@ func (s *State) SetPod(pod *v1.Pod) {
 		}
 		s.RemovePod(key)
 	}
+	s.setPod(key, pod, nil)
+}
+
+// setPod places a pod that is not there; devices are those that it has already.
+func (s *State) setPod(key types.NamespacedName, pod *v1.Pod, devices []held) {
 	terms := podTermsOf(pod)
 	s.place(key, &podEntry{pod: pod, requests: s.requestsOf(pod), ports: hostPortsOf(pod), priority: corev1helpers.PodPriority(pod),
-		terms: terms, sets: s.setsOf(pod, terms)})
+		devices: devices, terms: terms, sets: s.setsOf(pod, terms)})
 }
 
 // Assume counts a pod of the class as bound to the node that a decision gave it.
+// Where the profile gives devices, the pod's annotation says which afterwards.
 func (s *State) Assume(c *Class, pod *v1.Pod) {
 	key := keyOf(pod)
 	s.RemovePod(key)
@@ -273,7 +293,11 @@ func (s *State) Assume(c *Class, pod *v1.Pod) {
 		c.sets = s.setsOf(pod, c.terms)
 		c.setsEpoch = s.setsEpoch
 	}
-	s.place(key, &podEntry{pod: pod, requests: c.requests, ports: c.ports, priority: c.priority, terms: c.terms, sets: c.sets})
+	e := &podEntry{pod: pod, requests: c.requests, ports: c.ports, priority: c.priority, terms: c.terms, sets: c.sets}
+	if n := s.nodes[pod.Spec.NodeName]; n != nil && c.pool != nil {
+		s.ownDevices(c, e, n.row)
+	}
+	s.place(key, e)
 }
 
 // RemovePod frees what the pod of that name occupied. It says whether there was one.
@@ -333,6 +357,9 @@ func (s *State) place(key types.NamespacedName, e *podEntry) {
 		n.ports++
 	}
 	s.pods[key] = e
+	if len(s.pools) > 0 {
+		s.assignDevices(e, n.row)
+	}
 	s.account(e, +1)
 }
 
@@ -351,6 +378,9 @@ func (s *State) account(e *podEntry, sign int64) {
 	f.NonZeroRequested.Memory[row] += sign * r.nonZeroMemory
 	for _, x := range r.extended {
 		x.column.requested[row] += sign * x.amount
+	}
+	if len(s.pools) > 0 {
+		s.accountDevices(e, row, sign)
 	}
 	if !s.quiet {
 		s.sum(row)

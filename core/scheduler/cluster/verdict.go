@@ -157,6 +157,9 @@ func (s *State) refusedBy(c *Class, row int32) (why []string, resolvable bool) {
 			return []string{relatedRefusals[reason].reason}, relatedRefusals[reason].resolvable
 		}
 	}
+	if lacks, resolvable := s.lacksDevices(c, row); lacks {
+		return []string{noDevice}, resolvable
+	}
 	return nil, false
 }
 

@@ -16,6 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+
+	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
 )
 
 func node(name, cpu string) *v1.Node {
@@ -155,6 +157,52 @@ func checkBest(t *testing.T, p *Pod) {
 			t.Errorf("%s: %s has %d, the best %d", p.Name, n.Name, n.Total, best)
 		}
 	}
+}
+
+// TestRunWithDevices fills devices by a profile, whose score is in the answer.
+func TestRunWithDevices(t *testing.T) {
+	const gpu = "example.com/milligpu"
+	weight := int32(100)
+	profile := &schedulingv1alpha1.SchedulerProfile{ObjectMeta: metav1.ObjectMeta{Name: "default-scheduler"}}
+	profile.Spec.Plugins.Filter.Enabled = []schedulingv1alpha1.PluginRef{{Name: schedulingv1alpha1.DeviceFragmentation}}
+	profile.Spec.Plugins.Score.Enabled = []schedulingv1alpha1.PluginRef{{Name: schedulingv1alpha1.DeviceFragmentation, Weight: &weight}}
+	units := func(of v1.ResourceList, n string) { of[gpu] = resource.MustParse(n) }
+	typical := schedulingv1alpha1.TypicalPod{Requests: v1.ResourceList{}}
+	units(typical.Requests, "600")
+	profile.Spec.Args = &schedulingv1alpha1.PluginArgs{DeviceFragmentation: &schedulingv1alpha1.DeviceFragmentationArgs{Resource: gpu, TypicalPods: []schedulingv1alpha1.TypicalPod{typical}}}
+	a, b := node("a", "8"), node("b", "8")
+	units(a.Status.Allocatable, "3000")
+	units(b.Status.Allocatable, "1000")
+	objects := Objects{}
+	asks := func(name, n string) *v1.Pod {
+		return pod(name, "1", func(p *v1.Pod) {
+			p.Spec.SchedulerName = profile.Name
+			units(p.Spec.Containers[0].Resources.Requests, n)
+		})
+	}
+	for _, o := range []runtime.Object{a, b, asks("one", "600"), asks("two", "400"), asks("three", "600"), asks("four", "600"), asks("five", "600"), asks("six", "700")} {
+		if _, err := objects.Add(o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plan, err := Run(t.Context(), &objects, Options{Explain: true, Profiles: []*schedulingv1alpha1.SchedulerProfile{profile}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := plan.Pods
+	if p[1].Node != p[0].Node || p[4].Node == "" || p[5].Node != "" {
+		t.Errorf("decided %+v", p)
+	}
+	if want := "0/2 nodes are available: 1 Insufficient " + gpu + ", 1 node(s) had no device with room for the pod."; !strings.HasPrefix(p[5].Message, want) {
+		t.Errorf("message %q, want %q", p[5].Message, want)
+	}
+	for _, n := range plan.Pods[1].Nodes {
+		i := slices.IndexFunc(n.Scores, func(s Score) bool { return s.Plugin == schedulingv1alpha1.DeviceFragmentation })
+		if i < 0 || n.Scores[i].Weighted < 100*n.Scores[i].Normalized || (n.Scores[i].Raw < 0) != (n.Name == p[0].Node) {
+			t.Errorf("%s: scores %+v", n.Name, n.Scores)
+		}
+	}
+	checkBest(t, &p[1])
 }
 
 func TestRunEnds(t *testing.T) {

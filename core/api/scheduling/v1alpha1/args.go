@@ -16,6 +16,8 @@ type PluginArgs struct {
 	InterPodAffinity                *InterPodAffinityArgs                `json:"interPodAffinity,omitempty"`
 	VolumeBinding                   *VolumeBindingArgs                   `json:"volumeBinding,omitempty"`
 	DefaultPreemption               *DefaultPreemptionArgs               `json:"defaultPreemption,omitempty"`
+	// DeviceFragmentation has no counterpart upstream.
+	DeviceFragmentation *DeviceFragmentationArgs `json:"deviceFragmentation,omitempty"`
 }
 
 // +k8s:openapi-gen=true
@@ -145,6 +147,35 @@ type DefaultPreemptionArgs struct {
 	MinCandidateNodesAbsolute *int32 `json:"minCandidateNodesAbsolute,omitempty"`
 }
 
+// +k8s:openapi-gen=true
+
+// DeviceFragmentationArgs say what counts parts of devices, such as GPUs. A pod
+// asks for a part of one device, or for whole ones.
+type DeviceFragmentationArgs struct {
+	// Resource is the extended resource of which a node has UnitsPerDevice for each
+	// of its devices.
+	Resource string `json:"resource"`
+	// UnitsPerDevice, 1 to 1,000,000. Default 1000.
+	UnitsPerDevice int64 `json:"unitsPerDevice,omitempty"`
+	// TypicalPods, at most 200, by which the score measures what is left: devices,
+	// or parts of them, that such pods cannot use are fragments.
+	// +listType=atomic
+	TypicalPods []TypicalPod `json:"typicalPods,omitempty"`
+}
+
+// +k8s:openapi-gen=true
+
+// TypicalPod is a kind of pod that asks for devices.
+type TypicalPod struct {
+	// Requests of cpu, memory and the devices' resource.
+	Requests v1.ResourceList `json:"requests"`
+	// NodeSelectorTerms of which a node must match one. Default: any node.
+	// +listType=atomic
+	NodeSelectorTerms []v1.NodeSelectorTerm `json:"nodeSelectorTerms,omitempty"`
+	// Weight is how often such pods come, beside the others, 1 to 1,000,000. Default 1.
+	Weight int32 `json:"weight,omitempty"`
+}
+
 // Orders of a Queue.
 const (
 	PriorityOrder  = "Priority"
@@ -173,6 +204,10 @@ const (
 	// MinCountAnnotation of the pods of a gang is how many of them must have nodes
 	// at once. The largest counts.
 	MinCountAnnotation = "scheduling.quaymaster.dev/min-count"
+	// DevicesAnnotation of a pod with a node lists which of the node's devices it
+	// has, from 0, as "RESOURCE=0,2"; several resources are parted by ";". The
+	// scheduler writes it with the bind.
+	DevicesAnnotation = "scheduling.quaymaster.dev/devices"
 	// DeadlineAnnotation of a pod: see Queue.
 	DeadlineAnnotation = "scheduling.quaymaster.dev/deadline-seconds"
 )

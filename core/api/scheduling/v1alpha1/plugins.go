@@ -19,6 +19,9 @@ const (
 	DynamicResources                = "DynamicResources"
 	GangScheduling                  = "GangScheduling"
 
+	// Our own; needs arguments.
+	DeviceFragmentation = "DeviceFragmentation"
+
 	// Gone from Kubernetes; as they last were.
 	EBSLimits           = "EBSLimits"
 	GCEPDLimits         = "GCEPDLimits"
@@ -38,6 +41,7 @@ var (
 		VolumeBinding: {VolumeBinding}, VolumeZone: {VolumeZone}, PodTopologySpread: {PodTopologySpread}, InterPodAffinity: {InterPodAffinity},
 		DynamicResources: {DynamicResources}, GangScheduling: {GangScheduling},
 		EBSLimits: {EBSLimits}, GCEPDLimits: {GCEPDLimits}, AzureDiskLimits: {AzureDiskLimits}, CinderLimits: {CinderLimits},
+		DeviceFragmentation: {DeviceFragmentation},
 
 		"GeneralPredicates":      {NodeName, NodeAffinity, NodePorts, NodeResourcesFit},
 		"CheckNodeUnschedulable": {NodeUnschedulable},
@@ -59,6 +63,7 @@ var (
 		VolumeBinding: VolumeBinding, PodTopologySpread: PodTopologySpread, InterPodAffinity: InterPodAffinity,
 		NodeResourcesBalancedAllocation: NodeResourcesBalancedAllocation, ImageLocality: ImageLocality, DynamicResources: DynamicResources,
 		SelectorSpread: SelectorSpread, ServiceSpreading: ServiceSpreading, NodePreferAvoidPods: NodePreferAvoidPods, EqualPriority: EqualPriority,
+		DeviceFragmentation: DeviceFragmentation,
 
 		"TaintTolerationPriority": TaintToleration, "NodeAffinityPriority": NodeAffinity,
 		"LeastRequested": NodeResourcesFit, "LeastRequestedPriority": NodeResourcesFit,

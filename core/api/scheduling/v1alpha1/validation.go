@@ -34,6 +34,7 @@ func (s *SchedulerProfileSpec) Validate(path *field.Path) field.ErrorList {
 	if s.Args != nil {
 		all = append(all, s.Args.validate(path.Child("args"))...)
 	}
+	all = append(all, s.validateDevices(path)...)
 	if s.Queue != nil {
 		all = append(all, s.Queue.validate(path.Child("queue"))...)
 	}

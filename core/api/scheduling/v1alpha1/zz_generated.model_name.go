@@ -11,6 +11,11 @@ func (in DefaultPreemptionArgs) OpenAPIModelName() string {
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
+func (in DeviceFragmentationArgs) OpenAPIModelName() string {
+	return "dev.quaymaster.scheduling.v1alpha1.DeviceFragmentationArgs"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
 func (in InterPodAffinityArgs) OpenAPIModelName() string {
 	return "dev.quaymaster.scheduling.v1alpha1.InterPodAffinityArgs"
 }
@@ -88,6 +93,11 @@ func (in SchedulerProfileSpec) OpenAPIModelName() string {
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in ScoringStrategy) OpenAPIModelName() string {
 	return "dev.quaymaster.scheduling.v1alpha1.ScoringStrategy"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in TypicalPod) OpenAPIModelName() string {
+	return "dev.quaymaster.scheduling.v1alpha1.TypicalPod"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
