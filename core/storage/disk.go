@@ -110,7 +110,7 @@ func (d *disk) recover(dir string, encrypted bool) (err error) {
 			return fmt.Errorf("storage: open %s: the journal's key: %w", dir, err)
 		}
 	}
-	records, err := readJournal(dir, key)
+	records, newest, err := readJournal(dir, key)
 	if err != nil {
 		return err
 	}
@@ -134,7 +134,7 @@ func (d *disk) recover(dir string, encrypted bool) (err error) {
 		}
 		changes, marks, size = nil, nil, 0
 	}
-	d.journal, err = openJournal(dir, key)
+	d.journal, err = openJournal(dir, key, newest)
 	return err
 }
 

@@ -59,10 +59,11 @@ const (
 
 func journalFile(dir string, i int) string { return filepath.Join(dir, fmt.Sprintf("journal-%d", i)) }
 
-// openJournal makes an empty one of what was read and is in Badger now.
-func openJournal(dir string, key []byte) (*journal, error) {
-	j := &journal{dir: dir, key: key, size: journalSize, next: 1, flush: flush}
-	for i := range j.files {
+// openJournal makes an empty one of what was read and is in Badger now. newest is
+// the file with the last record.
+func openJournal(dir string, key []byte, newest int) (*journal, error) {
+	j := &journal{dir: dir, key: key, size: journalSize, next: 1, flush: flush, at: newest}
+	for _, i := range j.oldestFirst() {
 		file, err := os.OpenFile(journalFile(dir, i), os.O_RDWR, 0)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
@@ -154,9 +155,15 @@ func (j *journal) turn(idle func(number uint64) error) (*logFile, error) {
 	return f, f.Sync()
 }
 
+// oldestFirst is the order in which the files are emptied. Were the newest
+// emptied first and the other not, that one's would be stored again: a value
+// whose deletion has been compacted meanwhile would come back.
+func (j *journal) oldestFirst() [2]int { return [2]int{1 - j.at, j.at} }
+
 // close closes the files. If Badger has everything, they are emptied.
 func (j *journal) close(done bool) (err error) {
-	for i, f := range j.files {
+	for _, i := range j.oldestFirst() {
+		f := j.files[i]
 		if f == nil {
 			continue
 		}
@@ -239,27 +246,27 @@ type kept struct {
 	records [][]byte
 }
 
-// readJournal gives what Badger may lack.
-func readJournal(dir string, key []byte) ([][]byte, error) {
+// readJournal gives what Badger may lack, and which file has the last of it.
+func readJournal(dir string, key []byte) (records [][]byte, newest int, err error) {
 	var files [2]kept
 	for i := range files {
 		path := journalFile(dir, i)
 		b, err := os.ReadFile(path)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("storage: %w", err)
+			return nil, 0, fmt.Errorf("storage: %w", err)
 		}
 		if files[i], err = readLog(b, key); err != nil {
-			return nil, fmt.Errorf("storage: journal %s: %w", path, err)
+			return nil, 0, fmt.Errorf("storage: journal %s: %w", path, err)
 		}
 	}
-	a, b := files[0], files[1]
-	if a.first > b.first {
-		a, b = b, a
+	a, b, newest := files[0], files[1], 1
+	if a.first >= b.first { // equal only if neither has one
+		a, b, newest = b, a, 0
 	}
 	if len(a.records) > 0 && a.first+uint64(len(a.records)) != b.first {
-		return nil, fmt.Errorf("storage: journal of %s: %w: records %d to %d are missing", dir, errRecord, a.first+uint64(len(a.records)), b.first-1)
+		return nil, 0, fmt.Errorf("storage: journal of %s: %w: records %d to %d are missing", dir, errRecord, a.first+uint64(len(a.records)), b.first-1)
 	}
-	return append(a.records, b.records...), nil
+	return append(a.records, b.records...), newest, nil
 }
 
 // readLog reads a file. A last record that is not whole was never acknowledged

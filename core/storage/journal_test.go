@@ -224,3 +224,44 @@ func FuzzJournal(f *testing.F) {
 		}
 	})
 }
+
+// A crash between the two emptyings leaves the newest file, never the older alone.
+func TestJournalEmptiesOldestFirst(t *testing.T) {
+	dir := t.TempDir()
+	j, err := openJournal(dir, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.size = 1 << 10
+	for i := range 40 { // several turns
+		change := &pending{rev: int64(i + 2), key: fmt.Sprint("/k/", i), kv: &mvccpb.KeyValue{Value: make([]byte, 100)}}
+		if _, err := j.append([]*pending{change}, nil, func(uint64) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		records, newest, err := readJournal(dir, nil)
+		if err != nil || newest != j.at {
+			t.Fatalf("after %d records the newest file is %d, %v; %d was written", i+1, newest, err, j.at)
+		}
+		if last, _, err := decodeBatch(records[len(records)-1]); err != nil || last[0].key != change.key {
+			t.Fatalf("the last record is %v, %v", last, err)
+		}
+	}
+	order := j.oldestFirst()
+	if err := j.close(false); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(journalFile(dir, order[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	older, err := readLog(data, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if data, err = os.ReadFile(journalFile(dir, order[1])); err != nil {
+		t.Fatal(err)
+	}
+	if newer, err := readLog(data, nil); err != nil || newer.first <= older.first {
+		t.Errorf("emptied first is the file from record %d, then the one from %d, %v", older.first, newer.first, err)
+	}
+}
