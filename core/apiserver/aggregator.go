@@ -103,7 +103,9 @@ func (s *Server) newAggregator(config genericapiserver.Config, documents *docume
 	for _, gv := range s.groupVersions() {
 		own := localAPIService(gv, groupPriority(gv))
 		a.builtIn[own.Name] = true
-		a.register.AddAPIServiceToSyncOnStart(own)
+		if gv != metricsVersion {
+			a.register.AddAPIServiceToSyncOnStart(own)
+		}
 	}
 	s.custom.changed = append(s.custom.changed, a.follow)
 	a.remotes, err = newRemotes(a, documents)
@@ -209,7 +211,9 @@ func (a *aggregator) ensure(ctx context.Context, d *Direct) error {
 	group.SetLimit(8)
 	for _, gv := range a.server.groupVersions() {
 		want := localAPIService(gv, groupPriority(gv))
-		want.Labels = map[string]string{autoregister.AutoRegisterManagedLabel: "onstart"}
+		if gv != metricsVersion {
+			want.Labels = map[string]string{autoregister.AutoRegisterManagedLabel: "onstart"}
+		}
 		group.Go(func() error { return object{apiServicesResource, want}.ensure(ctx, d) })
 	}
 	return group.Wait()

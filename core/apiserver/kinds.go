@@ -59,6 +59,8 @@ import (
 	priorityclassstore "k8s.io/kubernetes/pkg/registry/scheduling/priorityclass/storage"
 	storageclassstore "k8s.io/kubernetes/pkg/registry/storage/storageclass/storage"
 	volumeattributesclassstore "k8s.io/kubernetes/pkg/registry/storage/volumeattributesclass/storage"
+	"k8s.io/metrics/pkg/apis/metrics"
+	metricsinstall "k8s.io/metrics/pkg/apis/metrics/install"
 
 	decisionv1alpha1 "github.com/quaymaster/quaymaster/core/api/decision/v1alpha1"
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
@@ -97,7 +99,10 @@ var (
 	v1alpha1 = []string{"v1alpha1"}
 )
 
-func init() { install.Install(legacyscheme.Scheme) } // the others do so themselves
+func init() { // the others do so themselves
+	install.Install(legacyscheme.Scheme)
+	metricsinstall.Install(legacyscheme.Scheme)
+}
 
 // kinds is the table of all that is served. To serve another upstream kind, add
 // its line. Within a group the order is that of the preferred versions.
@@ -179,6 +184,9 @@ var kinds = []kind{
 	{"certificates.k8s.io", v1, "CertificateSigningRequest", "certificatesigningrequests", cluster, certificateSigningRequests, ""},
 
 	{apiregistrationv1.GroupName, v1, "APIService", "apiservices", cluster, apiServices, apiregistrationv1.GroupName + "/apiservices"},
+
+	{metrics.GroupName, []string{"v1beta1"}, "NodeMetrics", "nodes", virtual, nodeMetrics, ""},
+	{metrics.GroupName, []string{"v1beta1"}, "PodMetrics", "pods", virtual, podMetrics, ""},
 
 	{"authentication.k8s.io", v1, "TokenReview", "tokenreviews", virtual, tokenReviews, ""},
 	{"authentication.k8s.io", v1, "SelfSubjectReview", "selfsubjectreviews", virtual, selfSubjectReviews, ""},

@@ -5,6 +5,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
+	"k8s.io/metrics/pkg/apis/metrics"
 )
 
 // groupPriorities are upstream's: where a group stands in discovery.
@@ -14,6 +15,10 @@ var groupPriorities = map[string]int32{
 	"storage.k8s.io": 16800, apiextensionsv1.GroupName: 16700, "admissionregistration.k8s.io": 16700, "scheduling.k8s.io": 16600,
 	"coordination.k8s.io": 16500, "node.k8s.io": 16300, "discovery.k8s.io": 16200, "resource.k8s.io": 16200, "flowcontrol.apiserver.k8s.io": 16100,
 }
+
+// metricsVersion is also served by others: once there, its APIService is left
+// to whoever changes it.
+var metricsVersion = schema.GroupVersion{Group: metrics.GroupName, Version: "v1beta1"}
 
 // ownPriority is that of our groups: after upstream's, before custom resources.
 const ownPriority = 1500
@@ -26,6 +31,8 @@ func groupPriority(gv schema.GroupVersion) groupPlace {
 		p.group = known
 	}
 	switch gv {
+	case metricsVersion:
+		p = groupPlace{100, 100} // metrics-server's own
 	case schema.GroupVersion{Version: "v1"}:
 		p.version = 1
 	case schema.GroupVersion{Group: "autoscaling", Version: "v2"}:

@@ -3,6 +3,7 @@ package apiserver
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -11,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/component-helpers/auth/rbac/reconciliation"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
+	"k8s.io/metrics/pkg/apis/metrics"
 )
 
 // ownBindings let agents join: who holds a join token may ask for a node's
@@ -28,6 +30,20 @@ func ownBindings() []rbacv1.ClusterRoleBinding {
 		bind("quaymaster:approve-node-client", "system:certificates.k8s.io:certificatesigningrequests:nodeclient", "system:bootstrappers"),
 		bind("quaymaster:approve-node-renewal", "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", "system:nodes"),
 	}
+}
+
+// ownRoles lets those who may view, edit or administer a namespace read what
+// its pods use, as metrics-server's role of this name does.
+func ownRoles() []rbacv1.ClusterRole {
+	return []rbacv1.ClusterRole{{
+		ObjectMeta: metav1.ObjectMeta{Name: "system:aggregated-metrics-reader", Labels: map[string]string{
+			"kubernetes.io/bootstrapping":                  "rbac-defaults",
+			"rbac.authorization.k8s.io/aggregate-to-view":  "true",
+			"rbac.authorization.k8s.io/aggregate-to-edit":  "true",
+			"rbac.authorization.k8s.io/aggregate-to-admin": "true",
+		}},
+		Rules: []rbacv1.PolicyRule{{APIGroups: []string{metrics.GroupName}, Resources: []string{"pods", "nodes"}, Verbs: []string{"get", "list"}}},
+	}}
 }
 
 // ensureRoles makes upstream's default roles and bindings and ours, and adds
@@ -60,7 +76,7 @@ func (s *Server) ensureRoles(ctx context.Context, d *Direct) error {
 		}
 		return nil
 	}
-	for _, r := range append(bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles()...) {
+	for _, r := range slices.Concat(bootstrappolicy.ClusterRoles(), bootstrappolicy.ControllerRoles(), ownRoles()) {
 		if err := role(reconciliation.ClusterRoleRuleOwner{ClusterRole: &r}, "clusterroles"); err != nil {
 			return err
 		}

@@ -123,6 +123,7 @@ type Server struct {
 	webhooks   *webhooks
 
 	kubelets          *kubelets
+	usage             *usage
 	proxy             *http.Transport
 	addresses         *addresses // nil: left out
 	inMemoryAddresses *ipallocator.Range
@@ -172,6 +173,7 @@ func New(options Options) (*Server, error) {
 	}
 	s.mapper = newMapper(s.client.Discovery())
 	s.kubelets = newKubelets(s)
+	s.usage = &usage{server: s}
 	if err := s.newAuthorization(); err != nil {
 		return nil, fmt.Errorf("assemble the API server: %w", err)
 	}
