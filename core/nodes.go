@@ -89,7 +89,7 @@ func (n *nodes) assembleWasm(p *parts, node Node, writer agent.PodWriter) error 
 	a, err := agent.New(agent.Options{
 		NodeName: node.Name, Client: p.client, Backend: backend, Pods: n.pods,
 		Labels: labels, Taints: node.Taints, Capacity: capacity, Version: api.Version(n.options.Version),
-		Dir: dir, PodWriter: writer, Recorder: p.recorder, Clock: n.options.Clock, Logger: log,
+		Dir: dir, Measured: true, PodWriter: writer, Recorder: p.recorder, Clock: n.options.Clock, Logger: log,
 	})
 	if err != nil {
 		return err

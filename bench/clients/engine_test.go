@@ -27,7 +27,9 @@ type shared struct {
 
 func startEngine(t *testing.T) *shared {
 	t.Helper()
-	engine := coretest.Start(t, core.Options{Listen: "127.0.0.1:0", Nodes: core.Nodes("node", 2), Version: "clients"})
+	// Simulated nodes measure nothing: kubectl top wants one that does.
+	nodes := append(core.Nodes("node", 2), core.WasmNode("measured"))
+	engine := coretest.Start(t, core.Options{DataDir: t.TempDir(), Listen: "127.0.0.1:0", Nodes: nodes, Version: "clients"})
 	config, err := engine.Kubeconfig()
 	if err != nil {
 		t.Fatal(err)

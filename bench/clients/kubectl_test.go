@@ -1,10 +1,23 @@
 package clients
 
 import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -26,7 +39,8 @@ func TestKubectl(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			kubectl := startEngine(t).program(t, command(t)...)
-			for _, s := range script {
+			testProxy(t, kubectl)
+			for _, s := range slices.Concat(script[:len(script)-leave], certificates(t), script[len(script)-leave:]) {
 				if name == "debian" && s.since > 20 {
 					continue
 				}
@@ -86,6 +100,90 @@ spec:
   template:
     metadata: {labels: {app: web}}
     spec: {containers: [{name: web, image: "web:1", resources: {requests: {cpu: 10m}}}]}
+`
+
+// certificates has one request approved and signed, and another denied.
+func certificates(t *testing.T) []step {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "alice"}}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: request}))
+	var out []step
+	for _, name := range []string{"alice", "mallory"} {
+		out = append(out, step{command: "create -f -", want: name + " created", stdin: fmt.Sprintf("apiVersion: certificates.k8s.io/v1\nkind: CertificateSigningRequest\n"+
+			"metadata: {name: %s}\nspec: {request: %s, signerName: kubernetes.io/kube-apiserver-client, usages: [client auth]}\n", name, text)})
+	}
+	return append(out,
+		step{command: "certificate approve alice", want: `alice approved`},
+		step{command: "certificate deny mallory", want: `mallory denied`},
+		step{command: "wait csr/alice --for=condition=Approved --timeout=90s", want: `condition met`},
+		step{command: "wait csr/alice", args: []string{"--for=jsonpath={.status.certificate}", "--timeout=90s"}, want: `condition met`, since: 31},
+		step{command: "get csr alice", want: `kubernetes-admin .*Approved`},
+		step{command: "get csr mallory", want: `Denied`},
+		step{command: "describe csr alice", want: `Common Name: +alice`},
+	)
+}
+
+// testProxy reads through kubectl proxy, which adds the credentials.
+func testProxy(t *testing.T, kubectl commandLine) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	command := exec.CommandContext(ctx, kubectl.command[0], append(slices.Clone(kubectl.command[1:]), "proxy", "--port=0")...)
+	command.Env = []string{"KUBECONFIG=" + kubectl.kubeconfig, "HOME=" + kubectl.home}
+	out, err := command.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer command.Wait() //nolint:errcheck // it is killed
+	defer cancel()
+	line, err := bufio.NewReader(out).ReadString('\n')
+	address, ok := strings.CutPrefix(strings.TrimSpace(line), "Starting to serve on ")
+	if err != nil || !ok {
+		t.Fatalf("kubectl proxy says %q, %v", line, err)
+	}
+	response, err := http.Get("http://" + address + "/api/v1/namespaces/default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != http.StatusOK || !strings.Contains(string(body), `"kind": "Namespace"`) && !strings.Contains(string(body), `"kind":"Namespace"`) {
+		t.Errorf("through kubectl proxy: %s: %.200s, %v", response.Status, body, err)
+	}
+}
+
+// leave is how many commands at the end of the script take away what others need.
+const leave = 3
+
+const boats = `apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: boats.harbour.example}
+spec:
+  group: harbour.example
+  scope: Namespaced
+  names: {kind: Boat, plural: boats, singular: boat, shortNames: [bt], categories: [fleet]}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    subresources: {status: {}, scale: {specReplicasPath: .spec.masts, statusReplicasPath: .status.masts}}
+    additionalPrinterColumns: [{name: Masts, type: integer, jsonPath: .spec.masts}]
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          spec: {type: object, properties: {masts: {type: integer, description: How many masts it has., default: 1, maximum: 5}}}
+          status: {type: object, properties: {masts: {type: integer}}}
 `
 
 var script = []step{
@@ -157,6 +255,10 @@ var script = []step{
 	{command: "run single --image=single:1 --restart=Never", want: `pod/single created`},
 	{command: "wait pod/single --for=condition=Ready --timeout=90s", want: `condition met`},
 	{command: "describe pod single", want: `Scheduled|Started`},
+	{command: "debug single --image=debugger:1 --target=single --attach=false", want: `debugger-`, since: 25},
+	{command: "get pod single -o", args: []string{"jsonpath={.spec.ephemeralContainers[0].image} {.spec.ephemeralContainers[0].targetContainerName}"}, want: `^debugger:1 single$`, since: 25},
+	{command: "debug single --image=debugger:2 --copy-to=copied --container=single --attach=false", want: `^$`, since: 25},
+	{command: "get pod copied -o", args: []string{"jsonpath={.spec.containers[0].image}"}, want: `^debugger:2$`, since: 25},
 	{command: "replace --force -f -", stdin: "apiVersion: v1\nkind: Pod\nmetadata: {name: single}\nspec: {containers: [{name: single, image: \"single:2\"}], terminationGracePeriodSeconds: 0}\n", want: `pod/single replaced`},
 	{command: "delete pod single --wait --timeout=90s", want: `deleted`},
 	{command: "create job once --image=once:1", want: `job.batch/once created`},
@@ -168,6 +270,37 @@ var script = []step{
 	{command: "create ingress web", args: []string{"--rule=example.com/*=web:80"}, want: `web created`, since: 20},
 	{command: "get ingress web", want: `example.com`},
 	{command: "create priorityclass high --value=1000", want: `high created`},
+
+	{command: "wait node/measured --for=condition=Ready --timeout=90s", want: `condition met`},
+	{command: "top node measured", want: `measured +\d+m`},
+	{command: "top node", want: `measured +\d+m`},
+	{command: "top pods", want: `No resources found|metrics not available yet`, fails: true},
+
+	{command: "apply -f -", stdin: boats, want: `boats.harbour.example created`},
+	{command: "wait crd/boats.harbour.example --for=condition=Established --timeout=90s", want: `condition met`},
+	{command: "create -f -", stdin: "apiVersion: harbour.example/v1\nkind: Boat\nmetadata: {name: ketch}\nspec: {masts: 2}\n", want: `boat.harbour.example/ketch created`},
+	{command: "create -f -", stdin: "apiVersion: harbour.example/v1\nkind: Boat\nmetadata: {name: ship}\nspec: {masts: 9}\n", want: `should be less than or equal to 5`, fails: true},
+	{command: "get bt", want: `ketch +2`},
+	{command: "get fleet", want: `ketch`},
+	{command: "scale boat/ketch --replicas=3", want: `scaled`},
+	{command: "get boat ketch -o", args: []string{"jsonpath={.spec.masts}"}, want: `^3$`},
+	{command: "explain boat.spec.masts", want: `How many masts it has`, since: 26},
+	{command: "get apiservices v1.harbour.example", want: `Local +True`},
+	{command: "get apiservices v1.apps v1beta1.metrics.k8s.io", want: `v1.apps +Local +True`},
+	{command: "get servicecidrs", want: `kubernetes +10.96.0.0/16`},
+	{command: "get ipaddresses 10.96.0.1", want: `services/default/kubernetes`},
+	{command: "delete crd boats.harbour.example", want: `deleted`},
+
+	{command: "kustomize testdata/kustomize", want: `name: kustom-made`},
+	{command: "apply -k testdata/kustomize", want: `configmap/kustom-settings created`},
+	{command: "diff -k testdata/kustomize", want: `^$`},
+	{command: "delete -k testdata/kustomize", want: `deleted`},
+	{command: "auth reconcile -f -", stdin: "apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {name: reader, namespace: other}\nrules: [{apiGroups: [\"\"], resources: [pods, services], verbs: [get, list]}]\n", want: `reconciled`},
+	{command: "auth can-i --list --as=system:serviceaccount:other:robot", want: `services +\[\] +\[\] +\[get list\]`},
+	{command: "set subject rolebinding reader --user=carol", want: `updated`},
+	{command: "set serviceaccount deployment web robot", want: `updated`},
+	{command: "cluster-info dump --namespaces=other -o json", want: `"kind": "(NodeList|PodList|DeploymentList)"`},
+	{command: "completion bash", want: `kubectl`},
 
 	{command: "taint node node01 key=value:NoSchedule", want: `tainted`},
 	{command: "taint node node01 key-", want: `untainted`},

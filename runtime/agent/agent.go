@@ -70,6 +70,7 @@ type Options struct {
 	Dir         string
 	SkipVolumes bool                      // for a backend that looks at no mounts
 	Containers  *Containers               // nil = containers are not processes of this machine's
+	Measured    bool                      // the node is this machine, and tells what it uses; Containers says so too
 	Services    corelisters.ServiceLister // for containers' variables; nil = none
 	// ServicesSynced says that Services knows them all; no container is made before. nil = it always does.
 	ServicesSynced func() bool
@@ -203,10 +204,12 @@ func New(opts Options) (*Agent, error) {
 		})
 	}
 	a.pleg = pleg.New(pleg.Options{Backend: opts.Backend, Changed: a.changed, Relisted: a.relisted, Clock: opts.Clock})
-	if h := opts.Containers; h != nil {
-		a.stats = stats.New(stats.Options{
-			NodeName: opts.NodeName, Pods: func() []v1.Pod { return a.ListPods(false) }, Backend: opts.Backend, Cgroups: h.Cgroups, Dir: opts.Dir, Clock: opts.Clock,
-		})
+	if opts.Measured || opts.Containers != nil {
+		measured := stats.Options{NodeName: opts.NodeName, Pods: func() []v1.Pod { return a.ListPods(false) }, Backend: opts.Backend, Dir: opts.Dir, Clock: opts.Clock}
+		if opts.Containers != nil {
+			measured.Cgroups = opts.Containers.Cgroups
+		}
+		a.stats = stats.New(measured)
 	}
 	a.http = server.NewHandler(a, opts.Clock)
 	return a, nil
