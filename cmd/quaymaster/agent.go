@@ -158,10 +158,8 @@ func (f *agentFlags) run(cmd *cobra.Command) (err error) {
 				log.Error("the network's socket", "err", err)
 			}
 		}()
-		if runtime.name != runtimeOCI {
-			if err := f.installRelay(ctx, backend, executable, dir); err != nil {
-				return fmt.Errorf("--network: %w", err)
-			}
+		if err := f.installRelay(ctx, backend, executable, dir); err != nil {
+			return fmt.Errorf("--network: %w", err)
 		}
 		backend = n.gate.Backend(backend)
 	}

@@ -12,15 +12,17 @@ import (
 	"github.com/quaymaster/quaymaster/sdk/backend"
 )
 
-// newBackend holds the processes that an agent starts: container runtime
-// backends, and the containers of the wasm backend. People do not call them.
+// newBackend holds what authors of backends need and, hidden, the processes that an
+// agent starts: people do not call them.
 func newBackend() *cobra.Command {
-	command := &cobra.Command{Use: "backend", Short: "Processes of a node's backends, started by the agent", Hidden: true}
+	command := &cobra.Command{Use: "backend", Short: "Check container runtimes and networks for nodes"}
 	command.AddCommand(
+		newBackendVerify(),
 		newNetworkBackend(),
 		&cobra.Command{
-			Use:  "sim",
-			Args: cobra.NoArgs,
+			Use:    "sim",
+			Hidden: true,
+			Args:   cobra.NoArgs,
 			RunE: func(*cobra.Command, []string) error {
 				b, err := sim.New(sim.Options{})
 				if err != nil {
@@ -31,8 +33,9 @@ func newBackend() *cobra.Command {
 			},
 		},
 		&cobra.Command{
-			Use:  "containerd ADDRESS",
-			Args: cobra.ExactArgs(1),
+			Use:    "containerd ADDRESS",
+			Hidden: true,
+			Args:   cobra.ExactArgs(1),
 			RunE: func(_ *cobra.Command, args []string) error {
 				b, err := containerd.New(containerd.Options{Address: args[0], Logger: backend.Logger(slog.LevelInfo)})
 				if err != nil {
@@ -43,8 +46,9 @@ func newBackend() *cobra.Command {
 			},
 		},
 		&cobra.Command{
-			Use:  "cri ADDRESS",
-			Args: cobra.ExactArgs(1),
+			Use:    "cri ADDRESS",
+			Hidden: true,
+			Args:   cobra.ExactArgs(1),
 			RunE: func(_ *cobra.Command, args []string) error {
 				b, err := socket.New(args[0])
 				if err != nil {
@@ -55,8 +59,9 @@ func newBackend() *cobra.Command {
 			},
 		},
 		&cobra.Command{
-			Use:  "wasm DIR SHIM…",
-			Args: cobra.MinimumNArgs(2),
+			Use:    "wasm DIR SHIM…",
+			Hidden: true,
+			Args:   cobra.MinimumNArgs(2),
 			RunE: func(_ *cobra.Command, args []string) error {
 				b, err := wasm.New(wasm.Options{Dir: args[0], Shim: args[1:], Logger: backend.Logger(slog.LevelInfo)})
 				if err != nil {
@@ -67,9 +72,10 @@ func newBackend() *cobra.Command {
 			},
 		},
 		&cobra.Command{
-			Use:  "wasm-shim DIR",
-			Args: cobra.ExactArgs(1),
-			RunE: func(_ *cobra.Command, args []string) error { return wasm.RunShim(args[0]) },
+			Use:    "wasm-shim DIR",
+			Hidden: true,
+			Args:   cobra.ExactArgs(1),
+			RunE:   func(_ *cobra.Command, args []string) error { return wasm.RunShim(args[0]) },
 		},
 	)
 	return command

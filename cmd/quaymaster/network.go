@@ -37,8 +37,9 @@ func newNetworkBackend() *cobra.Command {
 	var opts cni.Options
 	var ranges []string
 	command := &cobra.Command{
-		Use:  "network",
-		Args: cobra.NoArgs,
+		Use:    "network",
+		Hidden: true,
+		Args:   cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			var err error
 			if opts.PodCIDRs, err = parseRanges(ranges); err != nil {
@@ -56,6 +57,7 @@ func newNetworkBackend() *cobra.Command {
 	f.StringVar(&opts.StateDir, "state", "", "folder of its state")
 	f.StringVar(&opts.ConfDir, "conf-dir", "", "folder of network configurations")
 	f.StringSliceVar(&opts.BinDirs, "bin-dir", nil, "folders of plugins")
+	f.StringVar(&opts.Bridge, "bridge", "", "interface of the built-in network")
 	f.StringSliceVar(&ranges, "pod-cidr", nil, "ranges of the node's pods")
 	return command
 }

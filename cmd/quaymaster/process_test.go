@@ -288,3 +288,26 @@ func TestAgentTellsOfABadBackend(t *testing.T) {
 	write(fmt.Sprintf("exec %s backend sim", exe))
 	ready(corev1.ConditionTrue, "sim://")
 }
+
+func TestBackendVerify(t *testing.T) {
+	for name, test := range map[string]struct {
+		args []string
+		want string
+		code int
+	}{
+		"ours":           {[]string{"sim"}, "ok    Parallel", 0},
+		"of nobody":      {[]string{"magic"}, `no backend of ours is called "magic"`, 1},
+		"no program":     {[]string{"/bin/true"}, "say --image", 1},
+		"no backend":     {[]string{"/bin/true", "--kind", "network"}, "the program does not serve as a backend of this version", 1},
+		"wrong checksum": {[]string{"/bin/true", "--kind", "network", "--checksum", strings.Repeat("0", 64)}, "checksum is not the pinned one", 1},
+		"another kind":   {[]string{"/bin/true", "--kind", "disk"}, `--kind "disk": it is cri or network`, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := command(t.Context(), t, append([]string{"backend", "verify"}, test.args...)...)
+			out, err := cmd.CombinedOutput()
+			if code := cmd.ProcessState.ExitCode(); code != test.code || !strings.Contains(string(out), test.want) {
+				t.Errorf("code %d, %v:\n%s", code, err, out)
+			}
+		})
+	}
+}

@@ -24,7 +24,6 @@ const (
 	runtimeCRI        = "cri"
 	runtimeWasm       = "wasm"
 	runtimeSim        = "sim"
-	runtimeOCI        = "oci"
 )
 
 // sockets are where auto looks, in this order.

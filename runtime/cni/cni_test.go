@@ -25,6 +25,7 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/plugin"
 	"github.com/quaymaster/quaymaster/sdk/backend"
 	"github.com/quaymaster/quaymaster/sdk/backend/network"
+	"github.com/quaymaster/quaymaster/sdk/backend/verify"
 )
 
 // childEnv makes the test's binary a network backend's process: its state's folder, and the one of configurations.
@@ -343,6 +344,27 @@ func TestKilledWhileItAttaches(t *testing.T) {
 	if _, err := s.Network().GC(t.Context(), &network.GCRequest{}); err != nil {
 		t.Error(err)
 	}
+	if left := left(t, state); left != "" {
+		t.Errorf("left behind:\n%s", left)
+	}
+}
+
+// TestConformance runs the kit for networks on a process of ours.
+func TestConformance(t *testing.T) {
+	needs(t)
+	state, conf := t.TempDir(), t.TempDir()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := plugin.Start(plugin.Options{Kind: backend.Network, Command: []string{exe}, Env: []string{childEnv + "=" + state + ":" + conf}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	verify.Network(verify.Testing(t), verify.NetworkTarget{
+		Network: s.Network(), NewNamespace: cni.NewNamespace, RemoveNamespace: cni.RemoveNamespace, Run: cni.RunInNamespace,
+	})
 	if left := left(t, state); left != "" {
 		t.Errorf("left behind:\n%s", left)
 	}

@@ -1,9 +1,11 @@
 package cni
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 
@@ -70,6 +72,28 @@ func RemoveNamespace(path string) error {
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
+	}
+	return nil
+}
+
+// RunInNamespace runs a program in a network namespace and returns what it printed.
+func RunInNamespace(ctx context.Context, path string, program ...string) (string, error) {
+	out, err := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + path, "--"}, program...)...).CombinedOutput()
+	return string(out), err
+}
+
+// RemoveBridge removes a built-in network's interface, once no pod is attached. One that is not there is no error.
+func RemoveBridge(name string) error {
+	link, err := netlink.LinkByName(name)
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if err != nil {
+		return fmt.Errorf("remove the bridge %s: %w", name, err)
 	}
 	return nil
 }

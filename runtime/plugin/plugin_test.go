@@ -379,3 +379,18 @@ func TestHungBackendIsReplaced(t *testing.T) {
 		t.Errorf("the process that hung: %v", err)
 	}
 }
+
+// TestCloseEndsABackendThatWillNot closes a supervisor whose process does not answer any more.
+func TestCloseEndsABackendThatWillNot(t *testing.T) {
+	s := start(t, "sim", "", nil)
+	pid := s.State().PID
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := syscall.Kill(pid, 0); err != syscall.ESRCH {
+		t.Errorf("the process: %v", err)
+	}
+}

@@ -149,8 +149,24 @@ type process struct {
 	dir    string   // of its socket
 }
 
+// force ends the process without asking it.
+func (p *process) force() {
+	if p.pid <= 0 {
+		return
+	}
+	if process, err := os.FindProcess(p.pid); err == nil {
+		_ = process.Kill()
+	}
+}
+
+// patience is how long a process may take to end when it is asked to.
+const patience = 5 * time.Second
+
 func (p *process) kill() {
+	// go-plugin waits for the answer without a bound.
+	force := time.AfterFunc(patience, p.force)
 	p.client.Kill()
+	force.Stop()
 	_ = p.host.Close()
 	_ = os.RemoveAll(p.dir)
 }
@@ -182,6 +198,7 @@ func (s *Supervisor) launch() (*process, error) {
 	}
 	p := &process{client: goplugin.NewClient(config), host: host, dir: dir}
 	protocol, err := p.client.Client()
+	p.pid, _ = strconv.Atoi(p.client.ID())
 	if err == nil {
 		var raw any
 		if raw, err = protocol.Dispense(s.opts.Kind.Name()); err == nil {
@@ -193,7 +210,6 @@ func (s *Supervisor) launch() (*process, error) {
 		p.kill()
 		return nil, fmt.Errorf("start backend %s: %w", name, explain(err, said.String()))
 	}
-	p.pid, _ = strconv.Atoi(p.client.ID())
 	s.set(p.conn, p.pid, nil)
 	return p, nil
 }
@@ -241,9 +257,7 @@ func (s *Supervisor) run(ctx context.Context, p *process) {
 			err := s.watch(ctx, p.conn)
 			s.set(nil, 0, err)
 			if errors.Is(err, errHangs) {
-				if process, err := os.FindProcess(p.pid); err == nil {
-					_ = process.Kill() // it would not end by being asked
-				}
+				p.force() // it would not end by being asked
 			}
 			p.kill()
 			p = nil

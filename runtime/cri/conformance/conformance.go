@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/quaymaster/quaymaster/runtime/cri"
+	"github.com/quaymaster/quaymaster/sdk/backend/verify"
 )
 
 // Target is the backend to be tested and how to make it do things.
@@ -30,14 +31,17 @@ type Target struct {
 
 type suite struct {
 	Target
-	t   *testing.T
+	t   verify.T
 	ctx context.Context
 	dir string
 	n   int
 }
 
 // Run runs all tests. They leave nothing behind in the backend but the image.
-func Run(t *testing.T, target Target) {
+func Run(t *testing.T, target Target) { Verify(verify.Testing(t), target) }
+
+// Verify is Run wherever failures are told.
+func Verify(t verify.T, target Target) {
 	for _, test := range []struct {
 		name string
 		fn   func(*suite)
@@ -57,7 +61,7 @@ func Run(t *testing.T, target Target) {
 		{"Events", (*suite).events},
 		{"Parallel", (*suite).parallel},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		t.Group(test.name, func(t verify.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			test.fn(&suite{Target: target, t: t, ctx: ctx, dir: t.TempDir()})
