@@ -51,10 +51,10 @@ func images(b binaries) (map[string]v1.Image, error) {
 		return nil, err
 	}
 	config := v1.Config{Cmd: []string{"sh"}, Env: []string{searchPath}}
-	dash, err := dynamic("dash", "bin/sh")
+	bash, err := dynamic("bash", "bin/sh")
 	errs = append(errs, err)
-	// Debian's busybox keeps variables from programs whose names are none for a shell: dash hands them on.
-	busybox, err := containerdtest.Image(config, append(slices.DeleteFunc(slices.Clone(shell), func(f containerdtest.File) bool { return f.Path == "bin/sh" }), dash...)...)
+	// Debian's busybox keeps variables from programs whose names are none for a shell: bash hands them on.
+	busybox, err := containerdtest.Image(config, append(slices.DeleteFunc(slices.Clone(shell), func(f containerdtest.File) bool { return f.Path == "bin/sh" }), bash...)...)
 	add(busybox, err, e2e(image.BusyBox)...)
 	config.User = "1234"
 	nonRoot, err := containerdtest.Image(config, shell...)

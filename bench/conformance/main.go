@@ -3,7 +3,7 @@
 // compares with what was recorded.
 //
 //	conformance                        every test that is not left out
-//	conformance -node                  the same, on a real node
+//	conformance -node                  those of groups node and storage, on a real node
 //	conformance -focus 'sig-auth'      those whose name matches
 //	conformance -update                record the outcomes
 //
@@ -120,7 +120,7 @@ func run(ctx context.Context, args []string, out io.Writer, code *int) error {
 
 // inside runs the tests on a cluster that it makes.
 func inside(ctx context.Context, o options, b binaries, out io.Writer) (err error) {
-	tests, err := conformanceTests(o.leftOut())
+	tests, err := o.tests()
 	if err != nil {
 		return err
 	}
@@ -176,12 +176,12 @@ func inside(ctx context.Context, o options, b binaries, out io.Writer) (err erro
 	return record.compare(out, outcomes)
 }
 
-// leftOut is the list of what is not run.
-func (o options) leftOut() []byte {
+// tests are those that there are: on a real node the groups that are about nodes.
+func (o options) tests() ([]test, error) {
 	if o.node {
-		return leftOutNode
+		return conformanceTests(leftOutNode, "node", "storage")
 	}
-	return leftOutSimulated
+	return conformanceTests(leftOutSimulated)
 }
 
 func (o options) recordFile() string {
@@ -206,7 +206,7 @@ func writePage(root string) error {
 func render(root string) error {
 	for _, node := range []bool{false, true} {
 		o := options{node: node, root: root}
-		tests, err := conformanceTests(o.leftOut())
+		tests, err := o.tests()
 		if err != nil {
 			return err
 		}
@@ -225,7 +225,7 @@ func pageOf(root string) ([]byte, error) {
 	var parts []part
 	for _, node := range []bool{false, true} {
 		o := options{node: node, root: root}
-		tests, err := conformanceTests(o.leftOut())
+		tests, err := o.tests()
 		if err != nil {
 			return nil, err
 		}

@@ -81,7 +81,7 @@ func (r record) state(t test) string {
 // encode writes one line a test, by name.
 func (r record) encode(tests []test) []byte {
 	var out bytes.Buffer
-	out.WriteString("# Outcome of each of upstream's conformance tests, written by \"task conformance -- -update\".\n")
+	out.WriteString("# Outcome of each of upstream's conformance tests, written with -update.\n")
 	for _, t := range sorted(tests) {
 		fmt.Fprintf(&out, "%s\t%s\n", r.state(t), t.name)
 	}
@@ -184,9 +184,9 @@ type part struct {
 // page is docs/conformance.md: on simulated nodes, and on a real one.
 func page(sim, node part) []byte {
 	var out bytes.Buffer
-	either, all := 0, sorted(sim.tests)
-	for i, t := range sorted(node.tests) {
-		if node.state(t) == passed || sim.state(all[i]) == passed {
+	either := 0
+	for _, t := range sim.tests { // all
+		if node.record[t.name] == passed || sim.state(t) == passed {
 			either++
 		}
 	}
@@ -200,12 +200,12 @@ A run without `+"`-update`"+` fails when a test that is recorded as passed does 
 
 `+"`quaymaster up --runtime sim --nodes 4`"+`: what needs a program in a container is left out, with that reason. Each test's outcome
 is in [conformance.txt](conformance.txt), written by `+"`task conformance -- -update`"+`.
-`, either, len(node.tests))
+`, either, len(sim.tests))
 	sim.write(&out)
 	fmt.Fprintf(&out, `
 ## A node with containerd
 
-`+"`quaymaster server`"+` and `+"`quaymaster agent --runtime containerd`"+`, on Debian's containerd and runc in namespaces of their own; images are made
+The tests of groups node and storage, against `+"`quaymaster server`"+` and `+"`quaymaster agent --runtime containerd`"+` on Debian's containerd and runc in namespaces of their own; images are made
 from upstream's sources and Debian's programs and come from a registry on the loopback, under the names that the tests ask for. Each
 test's outcome is in [conformance-node.txt](conformance-node.txt), written by `+"`task conformance-node -- -update`"+`.
 `)

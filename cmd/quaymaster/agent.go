@@ -26,16 +26,16 @@ import (
 )
 
 type agentFlags struct {
-	server, token, name, data, listen, runtime, address                               string
-	labels                                                                            map[string]string
-	taints                                                                            []string
-	verbose                                                                           bool
-	clusterDNS                                                                        []string
-	clusterDomain, cgroupRoot, manifests, manifestURL, health, eviction, evictionSoft string
-	runtimeChecksum, network, networkChecksum, cniConf                                string
-	podCIDR, cniBin                                                                   []string
-	evictionGrace                                                                     time.Duration
-	podPIDs                                                                           int64
+	server, token, name, data, listen, runtime, address                                         string
+	labels                                                                                      map[string]string
+	taints                                                                                      []string
+	verbose                                                                                     bool
+	clusterDNS                                                                                  []string
+	clusterDomain, cgroupRoot, manifests, manifestURL, health, readOnly, eviction, evictionSoft string
+	runtimeChecksum, network, networkChecksum, cniConf                                          string
+	podCIDR, cniBin                                                                             []string
+	evictionGrace, shutdown, shutdownCritical                                                   time.Duration
+	podPIDs                                                                                     int64
 }
 
 func newAgent() *cobra.Command {
@@ -69,6 +69,9 @@ certificate that it was given. The container runtime is a process of its own.`,
 	f.StringVar(&flags.cniConf, "cni-conf-dir", "", "folder of network configurations (default: containerd's, else /etc/cni/net.d)")
 	f.StringSliceVar(&flags.cniBin, "cni-bin-dir", nil, "folders of network plugins (default: /opt/cni/bin and /usr/lib/cni)")
 	f.StringSliceVar(&flags.clusterDNS, "cluster-dns", nil, "name servers of pods that want the cluster's (default: the machine's)")
+	f.DurationVar(&flags.shutdown, "shutdown-grace-period", 0, "how long pods have to end after SIGPWR, which says that the machine is about to go (0: SIGPWR is not heeded)")
+	f.DurationVar(&flags.shutdownCritical, "shutdown-grace-period-critical-pods", 0, "how much of it is left for critical pods, which end last")
+	f.StringVar(&flags.readOnly, "read-only-listen", "", "address of health, pods, statistics and metrics without TLS and for anybody, like 127.0.0.1:10255 (default: none)")
 	f.StringVar(&flags.clusterDomain, "cluster-domain", "cluster.local", "domain of the cluster's services")
 	f.StringVar(&flags.cgroupRoot, "cgroup-root", "/", "control group below which the pods' are; two nodes of one machine need two")
 	f.StringVar(&flags.eviction, "eviction-hard", "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%", "bounds past which pods of containers have to go (none: never)")
@@ -82,6 +85,9 @@ certificate that it was given. The container runtime is a process of its own.`,
 }
 
 func (f *agentFlags) run(cmd *cobra.Command) (err error) {
+	if f.shutdownCritical > f.shutdown {
+		return errors.New("--shutdown-grace-period-critical-pods is a part of --shutdown-grace-period and cannot be longer")
+	}
 	if f.server == "" || f.name == "" {
 		return errors.New("an agent needs --server and --name")
 	}
@@ -119,6 +125,13 @@ func (f *agentFlags) run(cmd *cobra.Command) (err error) {
 			return fmt.Errorf("listen on %s: %w; choose another --health-listen", f.health, err)
 		}
 		defer health.Close()
+	}
+	var readOnly net.Listener
+	if f.readOnly != "" {
+		if readOnly, err = net.Listen("tcp", f.readOnly); err != nil {
+			return fmt.Errorf("listen on %s: %w; choose another --read-only-listen", f.readOnly, err)
+		}
+		defer readOnly.Close()
 	}
 	withNetwork, err := f.wantsNetwork(runtime)
 	if err != nil {
@@ -170,8 +183,9 @@ func (f *agentFlags) run(cmd *cobra.Command) (err error) {
 		}
 	}
 	return remote.Run(ctx, remote.Options{
+		Shutdown: powerFails(ctx, f.shutdown > 0), ShutdownGrace: f.shutdown, ShutdownCritical: f.shutdownCritical,
 		Server: f.server, Token: f.token, NodeName: f.name, Dir: dir,
-		Backend: backend, Events: events, Listener: listener, Health: health, Manifests: f.manifests, ManifestURL: f.manifestURL,
+		Backend: backend, Events: events, Listener: listener, Health: health, ReadOnly: readOnly, Manifests: f.manifests, ManifestURL: f.manifestURL,
 		Labels: runtime.withLabels(f.labels), Taints: taints, Capacity: runtime.capacity, Containers: containers, Version: api.Version(version),
 		Joined: func() { fmt.Fprintf(cmd.OutOrStdout(), "ready: node %s has joined %s\n", f.name, f.server) },
 		Logger: log,

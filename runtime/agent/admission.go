@@ -169,10 +169,13 @@ func amount(n admit.Need, name v1.ResourceName) int64 {
 	return n.Other[name]
 }
 
-// unwelcome refuses a pod that comes while the node runs short.
+// unwelcome refuses a pod that comes while the machine is about to go or runs short.
 func (p *pod) unwelcome(api *v1.Pod) *status.Failure {
 	p.a.mu.Lock()
 	defer p.a.mu.Unlock()
+	if p.a.shutdown {
+		return &status.Failure{Reason: shutdownRefused, Message: shutdownRefusal}
+	}
 	if admit.Static(api) {
 		return nil
 	}

@@ -125,11 +125,14 @@ type Agent struct {
 	ctx context.Context // of Run; workers end with it
 	wg  sync.WaitGroup  // of pod workers
 
+	starts, startErrors atomic.Uint64
+
 	admission sync.Mutex // one pod at a time is taken to the node
 
 	mu        sync.Mutex
 	pods      map[types.UID]*pod
 	stopping  bool
+	shutdown  bool                          // the machine is about to go
 	healthy   error                         // of the runtime, as last asked
 	pressures map[v1.NodeConditionType]bool // conditions of what the node runs short of
 	features  *v1.NodeFeatures
@@ -327,6 +330,9 @@ func (a *Agent) health(ctx context.Context) error {
 	a.checkRuntime(ctx)
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.shutdown {
+		return errShuttingDown
+	}
 	return errors.Join(a.healthy, a.pleg.Healthy())
 }
 

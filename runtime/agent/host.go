@@ -67,5 +67,26 @@ func (a *Agent) Backend() cri.Backend { return a.opts.Backend }
 // Stats implements server.Host.
 func (a *Agent) Stats() *stats.Collector { return a.stats }
 
+// Counts implements server.Host.
+func (a *Agent) Counts() stats.Agent {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := stats.Agent{Pods: len(a.pods), Started: a.starts.Load(), Failed: a.startErrors.Load(), Healthy: a.healthy == nil && a.pleg.Healthy() == nil}
+	for _, p := range a.pods {
+		_, rt := p.view()
+		running := 0
+		for _, c := range rt.Containers {
+			if c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+				running++
+			}
+		}
+		out.Containers += running
+		if running > 0 {
+			out.Running++
+		}
+	}
+	return out
+}
+
 // Health implements server.Host.
 func (a *Agent) Health() error { return a.pleg.Healthy() }

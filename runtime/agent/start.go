@@ -13,6 +13,7 @@ import (
 	grpcstatus "google.golang.org/grpc/status"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/quaymaster/quaymaster/runtime/agent/probe"
@@ -224,7 +225,7 @@ func (p *pod) sandbox(ctx context.Context, api *v1.Pod) error {
 	r, err := b.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
 	if err != nil {
 		p.a.event(api, v1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: "+grpcstatus.Convert(err).Message(), "")
-		p.a.trouble.Failed(p.uid, "create a sandbox: "+grpcstatus.Convert(err).Message(), p.a.opts.Clock.Now())
+		p.a.startFailed(p.uid, "create a sandbox: "+grpcstatus.Convert(err).Message())
 		return fmt.Errorf("create the sandbox: %w", err)
 	}
 	p.sandboxID = r.PodSandboxId
@@ -307,7 +308,7 @@ func (p *pod) container(ctx context.Context, api *v1.Pod, c *v1.Container, cur *
 	created, err := b.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.sandboxID, Config: config, SandboxConfig: sandbox})
 	if err != nil {
 		if transient(err) {
-			p.a.trouble.Failed(p.uid, "create a container: "+grpcstatus.Convert(err).Message(), p.a.opts.Clock.Now())
+			p.a.startFailed(p.uid, "create a container: "+grpcstatus.Convert(err).Message())
 			return false, 0, fmt.Errorf("create container %s: %w", c.Name, err)
 		}
 		p.fails(api, c, "CreateContainerError", grpcstatus.Convert(err).Message())
@@ -319,13 +320,14 @@ func (p *pod) container(ctx context.Context, api *v1.Pod, c *v1.Container, cur *
 	p.a.event(api, v1.EventTypeNormal, "Created", "Container created", c.Name)
 	if _, err := b.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
 		if transient(err) {
-			p.a.trouble.Failed(p.uid, "start a container: "+grpcstatus.Convert(err).Message(), p.a.opts.Clock.Now())
+			p.a.startFailed(p.uid, "start a container: "+grpcstatus.Convert(err).Message())
 			return false, 0, fmt.Errorf("start container %s: %w", c.Name, err)
 		}
 		p.fails(api, c, "RunContainerError", grpcstatus.Convert(err).Message())
 		return false, time.Second, nil
 	}
 	p.a.event(api, v1.EventTypeNormal, "Started", "Container started", c.Name)
+	p.a.starts.Add(1)
 	p.a.trouble.Started(p.uid, p.a.opts.Clock.Now())
 	delete(p.waiting, c.Name)
 	p.prune(ctx, c.Name)
@@ -333,6 +335,12 @@ func (p *pod) container(ctx context.Context, api *v1.Pod, c *v1.Container, cur *
 		return p.postStart(ctx, api, c, created.ContainerId)
 	}
 	return true, 0, nil
+}
+
+// startFailed notes what the node, and not the pod, is to blame for.
+func (a *Agent) startFailed(pod types.UID, why string) {
+	a.startErrors.Add(1)
+	a.trouble.Failed(pod, why, a.opts.Clock.Now())
 }
 
 // postStart runs a container's hook; a container whose hook fails is ended.

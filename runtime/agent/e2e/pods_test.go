@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,8 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/quaymaster/quaymaster/core/coretest"
 )
 
 func list(cpu, memory string) v1.ResourceList {
@@ -104,6 +107,51 @@ func TestPods(t *testing.T) {
 		if p := n.get("limited"); p.Status.Phase != v1.PodRunning || p.Status.ContainerStatuses[0].RestartCount != 0 {
 			t.Errorf("a neighbour was harmed: %+v", p.Status)
 		}
+	})
+
+	t.Run("other resources while it runs", func(t *testing.T) {
+		n := n.in(t)
+		n.create(n.podOf("resized", forever, func(p *v1.Pod) {
+			p.Spec.RestartPolicy = v1.RestartPolicyAlways
+			p.Spec.Containers[0].Resources = v1.ResourceRequirements{Requests: list("100m", "32Mi"), Limits: list("200m", "64Mi")}
+			p.Spec.Containers[0].ResizePolicy = []v1.ContainerResizePolicy{{ResourceName: v1.ResourceMemory, RestartPolicy: v1.RestartContainer}}
+		}))
+		first := n.phase("resized", v1.PodRunning)
+		resize := func(requests, limits v1.ResourceList) {
+			t.Helper()
+			coretest.Eventually(t, "the change of resources to be taken", func(ctx context.Context) (bool, error) {
+				pod := n.get("resized")
+				pod.Spec.Containers[0].Resources = v1.ResourceRequirements{Requests: requests, Limits: limits}
+				_, err := n.client.CoreV1().Pods("default").UpdateResize(ctx, "resized", pod, updateOptions)
+				return err == nil, nil
+			})
+			n.until("resized", "does not have its new resources", func(p *v1.Pod) bool {
+				st := p.Status.ContainerStatuses[0]
+				return p.Status.ObservedGeneration == p.Generation && isReady(p) && st.Resources != nil && st.Resources.Limits.Cpu().Equal(*limits.Cpu()) &&
+					st.Resources.Limits.Memory().Equal(*limits.Memory()) && condition(p, v1.PodResizeInProgress).Type == ""
+			})
+		}
+		resize(list("100m", "32Mi"), list("400m", "64Mi"))
+		pod := n.get("resized")
+		if was, is := first.Status.ContainerStatuses[0], pod.Status.ContainerStatuses[0]; was.ContainerID != is.ContainerID || is.RestartCount != 0 {
+			t.Errorf("a change of CPU began the container anew: %+v", is)
+		}
+		_, id, _ := strings.Cut(pod.Status.ContainerStatuses[0].ContainerID, "://")
+		group := n.cgroups.Parent(pod)
+		for _, path := range []string{group, filepath.Join(group, id)} {
+			if got, err := os.ReadFile(filepath.Join("/sys/fs/cgroup/cpu", path, "cpu.cfs_quota_us")); !n.cgroups.Unified() && (err != nil || strings.TrimSpace(string(got)) != "40000") {
+				t.Errorf("the quota of %s: %q, %v", path, got, err)
+			}
+		}
+		resize(list("100m", "32Mi"), list("400m", "96Mi"))
+		pod = n.get("resized")
+		if is := pod.Status.ContainerStatuses[0]; is.RestartCount != 1 || "containerd://"+id == is.ContainerID {
+			t.Errorf("a change of memory did not begin the container anew: %+v", is)
+		}
+		if u, err := n.cgroups.Usage(group); err != nil || u.Limit != 96<<20 {
+			t.Errorf("the pod's memory: %+v, %v", u, err)
+		}
+		n.event("resized", "ResizeCompleted", "Pod resize completed")
 	})
 
 	t.Run("probes", func(t *testing.T) {
@@ -216,6 +264,6 @@ func TestPods(t *testing.T) {
 		}
 	})
 
-	n.delete("sees", "order", "limited", "bomb", "forks", "probed", "badhook", "noimage", "never", "noroot", "nomap", "nocommand", "late", "debugged")
+	n.delete("sees", "order", "limited", "resized", "bomb", "forks", "probed", "badhook", "noimage", "never", "noroot", "nomap", "nocommand", "late", "debugged")
 	n.clean()
 }

@@ -203,6 +203,12 @@ func TestStreams(t *testing.T) {
 		if want := `container_memory_working_set_bytes{container="c",namespace="default",pod="web"} `; err != nil || !strings.Contains(string(metrics), want) {
 			t.Errorf("%v\n%s", err, metrics)
 		}
+		metrics, err = client.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/n1/proxy/metrics/cadvisor").DoRaw(t.Context())
+		for _, want := range []string{`container_memory_working_set_bytes{container="c",`, `container_processes{container="",`, `namespace="default",pod="web"} `} {
+			if err != nil || !strings.Contains(string(metrics), want) {
+				t.Errorf("want %s: %v\n%s", want, err, metrics)
+			}
+		}
 	})
 
 	t.Run("a token's owner", func(t *testing.T) {

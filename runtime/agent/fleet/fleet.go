@@ -198,11 +198,19 @@ func (f *Fleet) Run(ctx context.Context) error {
 
 // Handler returns a node's kubelet API, for an API server in the same process.
 func (f *Fleet) Handler(node string) (http.Handler, bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	m := f.nodes[node]
-	if m == nil {
+	a := f.Agent(node)
+	if a == nil {
 		return nil, false
 	}
-	return m.agent.Handler(), true
+	return a.Handler(), true
+}
+
+// Agent returns a node's, or nil.
+func (f *Fleet) Agent(node string) *agent.Agent {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if m := f.nodes[node]; m != nil {
+		return m.agent
+	}
+	return nil
 }

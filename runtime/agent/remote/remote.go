@@ -11,6 +11,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -49,8 +50,14 @@ type Options struct {
 	Manifests, ManifestURL string
 	// Health, if not nil, is where /healthz is served to anybody, without TLS.
 	Health net.Listener
+	// ReadOnly, if not nil, is where health, pods, statistics and metrics are served to anybody, without TLS.
+	ReadOnly net.Listener
 	// Containers is for a backend whose containers are this machine's processes.
 	Containers *agent.Containers
+	// Shutdown, if not nil, tells when the machine is about to go: pods end then within ShutdownGrace, of which
+	// ShutdownCritical is critical pods'; and Run returns.
+	Shutdown                        <-chan struct{}
+	ShutdownGrace, ShutdownCritical time.Duration
 	// Events are of the node itself, such as of its backends' processes; nil = none.
 	Events <-chan Event
 	// Joined, if set, is called once the cluster has taken the node in.
@@ -130,7 +137,7 @@ func Run(ctx context.Context, opts Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
-	errs := make([]error, 4)
+	errs := make([]error, 5)
 	wg.Go(func() { informer.RunWithContext(ctx) })
 	shared.StartWithContext(ctx)
 	defer shared.Shutdown()
@@ -169,6 +176,22 @@ func Run(ctx context.Context, opts Options) error {
 		wg.Go(func() {
 			defer cancel()
 			errs[3] = server.ServeHealth(ctx, opts.Health, a)
+		})
+	}
+	if opts.Shutdown != nil {
+		wg.Go(func() {
+			select {
+			case <-opts.Shutdown:
+				a.Shutdown(ctx, opts.ShutdownGrace, opts.ShutdownCritical)
+				cancel()
+			case <-ctx.Done():
+			}
+		})
+	}
+	if opts.ReadOnly != nil {
+		wg.Go(func() {
+			defer cancel()
+			errs[4] = server.ServeReadOnly(ctx, opts.ReadOnly, a)
 		})
 	}
 	wg.Wait()

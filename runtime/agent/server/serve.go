@@ -73,7 +73,16 @@ func Serve(ctx context.Context, opts ServeOptions) error {
 func ServeHealth(ctx context.Context, listener net.Listener, host Host) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", (&handler{host: host}).healthz)
-	s := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	return servePlain(ctx, listener, mux, "the node's health")
+}
+
+// ServeReadOnly serves what NewReadOnlyHandler has, without TLS and to anybody, until ctx ends.
+func ServeReadOnly(ctx context.Context, listener net.Listener, host Host) error {
+	return servePlain(ctx, listener, NewReadOnlyHandler(host), "the read-only kubelet API")
+}
+
+func servePlain(ctx context.Context, listener net.Listener, h http.Handler, what string) error {
+	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
 	done := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(done)
@@ -87,7 +96,7 @@ func ServeHealth(ctx context.Context, listener net.Listener, host Host) error {
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
-	return fmt.Errorf("serve the node's health: %w", err)
+	return fmt.Errorf("serve %s: %w", what, err)
 }
 
 // logWriter takes net/http's complaints, which are clients' faults mostly.
@@ -107,7 +116,7 @@ func subresource(path string) string {
 		return "healthz"
 	case strings.HasPrefix(path, "/stats/"):
 		return "stats"
-	case strings.HasPrefix(path, "/metrics/"):
+	case path == "/metrics", strings.HasPrefix(path, "/metrics/"):
 		return "metrics"
 	}
 	return "proxy"

@@ -1,6 +1,6 @@
 // Package server is the kubelet API of a node over HTTP: /containerLogs, /exec,
-// /attach, /portForward, /run, /pods, /runningpods, /stats/summary,
-// /metrics/resource and /healthz; and a TLS listener that lets in only the API server and
+// /attach, /portForward, /run, /pods, /runningpods, /stats/summary, /metrics,
+// /metrics/resource, /metrics/cadvisor and /healthz; and a TLS listener that lets in only the API server and
 // whom the cluster authorises.
 package server
 
@@ -48,11 +48,23 @@ type Host interface {
 	Backend() cri.Backend
 	// Stats tells what is used; nil = nobody knows.
 	Stats() *stats.Collector
+	// Counts is what the agent counts of its own work.
+	Counts() stats.Agent
 }
 
 // NewHandler serves a host's kubelet API without asking who calls.
 func NewHandler(host Host, c clock.PassiveClock) http.Handler {
 	h := &handler{host: host, clock: c}
+	mux := h.readOnly()
+	h.streams(mux)
+	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", h.containerLogs)
+	return mux
+}
+
+// NewReadOnlyHandler serves what upstream's read-only port does: health, pods, statistics and metrics, and no logs.
+func NewReadOnlyHandler(host Host) http.Handler { return (&handler{host: host}).readOnly() }
+
+func (h *handler) readOnly() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", h.healthz)
 	mux.HandleFunc("GET /pods", func(w http.ResponseWriter, _ *http.Request) { h.pods(w, false) })
@@ -60,8 +72,8 @@ func NewHandler(host Host, c clock.PassiveClock) http.Handler {
 	mux.HandleFunc("GET /runningpods", func(w http.ResponseWriter, _ *http.Request) { h.pods(w, true) })
 	mux.HandleFunc("GET /stats/summary", h.summary)
 	mux.HandleFunc("GET /metrics/resource", h.resources)
-	h.streams(mux)
-	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", h.containerLogs)
+	mux.HandleFunc("GET /metrics/cadvisor", h.cadvisor)
+	mux.HandleFunc("GET /metrics", h.metrics)
 	return mux
 }
 
@@ -105,12 +117,32 @@ func (h *handler) summary(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(s)
 }
 
+const metricsType = "text/plain; version=0.0.4; charset=utf-8"
+
+func (h *handler) metrics(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", metricsType)
+	if err := stats.WriteAgent(w, h.host.Counts()); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	}
+}
+
+func (h *handler) cadvisor(w http.ResponseWriter, _ *http.Request) {
+	if h.host.Stats() == nil {
+		http.Error(w, "this node does not measure what its pods use", http.StatusNotImplemented)
+		return
+	}
+	w.Header().Set("Content-Type", metricsType)
+	if err := h.host.Stats().Containers(w); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	}
+}
+
 func (h *handler) resources(w http.ResponseWriter, r *http.Request) {
 	if h.host.Stats() == nil {
 		http.Error(w, "this node does not measure what its pods use", http.StatusNotImplemented)
 		return
 	}
-	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+	w.Header().Set("Content-Type", metricsType)
 	if err := h.host.Stats().Resources(r.Context(), w); err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 	}

@@ -358,16 +358,7 @@ func (c *Collector) Resources(ctx context.Context, w io.Writer) error {
 		return err
 	}
 	out := bufio.NewWriter(w)
-	family := func(name, kind, help string) {
-		fmt.Fprintf(out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
-	}
-	value := func(name, labels string, v float64) {
-		if labels != "" {
-			labels = "{" + labels + "}"
-		}
-		fmt.Fprintf(out, "%s%s %s\n", name, labels, strconv.FormatFloat(v, 'g', -1, 64))
-	}
-	seconds := func(s *statsapi.CPUStats) float64 { return float64(*s.UsageCoreNanoSeconds) / 1e9 }
+	family, value := exposition(out)
 	each := func(fn func(labels string, c *statsapi.ContainerStats)) {
 		for i := range s.Pods {
 			p := &s.Pods[i]
