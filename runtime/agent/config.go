@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/quaymaster/quaymaster/runtime/agent/rotate"
+	"github.com/quaymaster/quaymaster/runtime/agent/volume"
 )
 
 // The labels that upstream gives to sandboxes and containers.
@@ -127,6 +128,8 @@ func (a *Agent) containerConfig(ctx context.Context, pod *v1.Pod, c *v1.Containe
 			return nil, err
 		}
 		config.Mounts = mounts
+	} else if err := volume.CheckSubPaths(c, func(s string) string { return expand(s, vars) }); err != nil {
+		return nil, err
 	}
 	if a.opts.Containers != nil {
 		own, err := a.ownMounts(pod, c, attempt, ips)

@@ -275,6 +275,17 @@ func (m *Manager) Mounts(pod *v1.Pod, c *v1.Container, expand func(string) strin
 	return out, nil
 }
 
+// CheckSubPaths says which of a container's mounts leads out of its volume by what its subPathExpr expands
+// to, for nodes that mount nothing.
+func CheckSubPaths(c *v1.Container, expand func(string) string) error {
+	for _, vm := range c.VolumeMounts {
+		if sub := vm.SubPath + expand(vm.SubPathExpr); sub != "" && !filepath.IsLocal(sub) {
+			return fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %q leads out of the volume", vm.Name, c.Name, sub)
+		}
+	}
+	return nil
+}
+
 // subPath returns a path below a volume that no link leads out of; what is not there becomes a
 // folder. Where mounts can be made, it is a mount of what was found at target, so that what a
 // container changes in the volume later cannot lead elsewhere.
