@@ -57,6 +57,9 @@ func (a *Agent) sandboxConfig(pod *v1.Pod, attempt uint32) (*runtimeapi.PodSandb
 	if err != nil {
 		return nil, err
 	}
+	if pod.Spec.HostNetwork {
+		host = "" // the machine's: a runtime could not set it
+	}
 	config := &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: pod.Name, Namespace: pod.Namespace, Uid: string(pod.UID), Attempt: attempt},
 		Hostname: host, LogDirectory: a.logDir(pod), Labels: labels, Annotations: pod.Annotations,

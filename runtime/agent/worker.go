@@ -33,6 +33,8 @@ type pod struct {
 	ended     bool // nothing of it runs or will: what it needs counts no more
 	deferred  bool // a change of resources waits for room
 	dirty     bool // something happened since the last step began
+	urgent    bool // and not in the runtime alone
+	holding   bool // a step failed: the next one comes when its time has come, or something urgent does
 	working   bool // a worker runs
 	timer     clock.Timer
 	interrupt context.CancelFunc            // of a stop that waits for a grace period
@@ -141,7 +143,7 @@ func (a *Agent) changed(uid types.UID) {
 	p := a.pods[uid]
 	a.mu.Unlock()
 	if p != nil {
-		p.kick()
+		p.nudge(false)
 	}
 }
 
@@ -171,12 +173,19 @@ func (a *Agent) relisted(known map[types.UID][]*runtimeapi.PodSandbox) {
 }
 
 // kick makes sure that a step begins after now.
-func (p *pod) kick() {
+func (p *pod) kick() { p.nudge(true) }
+
+// nudge is kick; what is not urgent does not bring a step forward that waits after a failure: each
+// attempt makes news in the runtime.
+func (p *pod) nudge(urgent bool) {
 	p.a.mu.Lock() // before the pod's own: that is the order everywhere
 	defer p.a.mu.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.dirty = true
+	if p.holding && !urgent {
+		return
+	}
+	p.dirty, p.urgent, p.holding = true, p.urgent || urgent, false
 	if p.working || p.a.stopping {
 		return
 	}
@@ -193,7 +202,7 @@ func (p *pod) work() {
 			p.mu.Unlock()
 			return
 		}
-		p.dirty = false
+		p.dirty, p.urgent = false, false
 		if p.timer != nil {
 			p.timer.Stop()
 			p.timer = nil
@@ -214,6 +223,9 @@ func (p *pod) work() {
 		}
 		if again > 0 {
 			p.mu.Lock()
+			if err != nil && !p.urgent {
+				p.dirty, p.holding = false, true
+			}
 			p.timer = p.a.opts.Clock.AfterFunc(again, func() { go p.kick() })
 			p.mu.Unlock()
 		}

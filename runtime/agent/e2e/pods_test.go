@@ -109,6 +109,19 @@ func TestPods(t *testing.T) {
 		}
 	})
 
+	t.Run("the machine's network", func(t *testing.T) {
+		n := n.in(t)
+		n.create(n.podOf("host", "hostname; cat /etc/hosts", func(p *v1.Pod) { p.Spec.HostNetwork = true }))
+		n.phase("host", v1.PodSucceeded)
+		name, err := os.Hostname()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if log := n.log("host", "c"); !strings.HasPrefix(log, name+"\n# Kubernetes-managed hosts file (host network).\n") {
+			t.Errorf("what it sees: %q", log)
+		}
+	})
+
 	t.Run("other resources while it runs", func(t *testing.T) {
 		n := n.in(t)
 		n.create(n.podOf("resized", forever, func(p *v1.Pod) {
@@ -264,6 +277,6 @@ func TestPods(t *testing.T) {
 		}
 	})
 
-	n.delete("sees", "order", "limited", "resized", "bomb", "forks", "probed", "badhook", "noimage", "never", "noroot", "nomap", "nocommand", "late", "debugged")
+	n.delete("sees", "order", "limited", "host", "resized", "bomb", "forks", "probed", "badhook", "noimage", "never", "noroot", "nomap", "nocommand", "late", "debugged")
 	n.clean()
 }
