@@ -54,7 +54,7 @@ func TestMain(m *testing.M) {
 
 // node is a cluster of one node with real containers.
 type node struct {
-	t       *testing.T
+	t       testing.TB
 	daemon  *containerdtest.Daemon
 	backend *containerd.Backend // to look at what the agent does, which has a process of its own for it
 	process *plugin.Supervisor
@@ -68,7 +68,7 @@ type node struct {
 	containers *agent.Containers
 }
 
-func newNode(t *testing.T, change ...func(*agent.Containers)) *node {
+func newNode(t testing.TB, change ...func(*agent.Containers)) *node {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("a whole node with its containers takes long: not with -short")
@@ -126,7 +126,7 @@ func newNode(t *testing.T, change ...func(*agent.Containers)) *node {
 }
 
 // in is the node whose failures are those of a subtest.
-func (n *node) in(t *testing.T) *node {
+func (n *node) in(t testing.TB) *node {
 	c := *n
 	c.t = t
 	return &c
@@ -167,7 +167,7 @@ func (n *node) run() {
 	}
 }
 
-type testLog struct{ t *testing.T }
+type testLog struct{ t testing.TB }
 
 func (l testLog) Write(p []byte) (int, error) {
 	l.t.Log(strings.TrimSpace(string(p)))
