@@ -42,12 +42,24 @@ func overHTTPS(t *testing.T, e *core.Engine) *rest.Config {
 
 func get(t *testing.T, config *rest.Config, path string) (int, []byte) {
 	t.Helper()
+	return getAccepting(t, config, path, "")
+}
+
+func getAccepting(t *testing.T, config *rest.Config, path, accept string) (int, []byte) {
+	t.Helper()
 	client, err := rest.HTTPClientFor(config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer client.CloseIdleConnections()
-	response, err := client.Get(config.Host + path)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, config.Host+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if accept != "" {
+		request.Header.Set("Accept", accept)
+	}
+	response, err := client.Do(request)
 	if err != nil {
 		t.Fatal(err)
 	}

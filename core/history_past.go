@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"path"
 	"strconv"
 	"strings"
@@ -80,8 +81,8 @@ func (t *pastTransport) list(r *http.Request) (*http.Response, error) {
 	return response, nil
 }
 
-// get reads a list of the one object, as JSON unless a table is wanted, which
-// is the same for both.
+// get reads a list of the one object, as JSON. A table is the same for both, but
+// must not be empty.
 func (t *pastTransport) get(r *http.Request, resource schema.GroupResource, info *apirequest.RequestInfo) (*http.Response, error) {
 	list := r.Clone(r.Context())
 	list.URL.Path = path.Dir(list.URL.Path)
@@ -89,14 +90,12 @@ func (t *pastTransport) get(r *http.Request, resource schema.GroupResource, info
 		list.URL.Path = path.Dir(list.URL.Path)
 	}
 	list.URL.RawPath = ""
-	query := list.URL.Query()
-	query.Set("fieldSelector", fields.OneTermEqualSelector("metadata.name", info.Name).String())
+	query := url.Values{"fieldSelector": {fields.OneTermEqualSelector("metadata.name", info.Name).String()}}
 	list.URL.RawQuery = query.Encode()
 	kind := ""
 	switch accept := r.Header.Get("Accept"); {
 	case strings.Contains(accept, "as=Table"):
-		response, err := t.list(list)
-		return response, err
+		list.Header.Set("Accept", "application/json;as=Table;g=meta.k8s.io;v=v1")
 	case strings.Contains(accept, "as=PartialObjectMetadata"):
 		kind = "PartialObjectMetadata"
 		list.Header.Set("Accept", "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1")
@@ -115,12 +114,16 @@ func (t *pastTransport) get(r *http.Request, resource schema.GroupResource, info
 	var found struct {
 		APIVersion, Kind string
 		Items            []map[string]json.RawMessage
+		Rows             []json.RawMessage
 	}
 	if err := json.Unmarshal(data, &found); err != nil {
 		return nil, fmt.Errorf("read %s %s at revision %d: %w", resource, info.Name, t.revision, err)
 	}
-	if len(found.Items) == 0 {
+	if len(found.Items)+len(found.Rows) == 0 {
 		return answer(r, apierrors.NewNotFound(resource, info.Name))
+	}
+	if found.Kind == "Table" {
+		return reply(r, http.StatusOK, data), nil
 	}
 	if kind == "" {
 		kind = strings.TrimSuffix(found.Kind, "List")

@@ -165,7 +165,7 @@ func TestAt(t *testing.T) {
 func TestForgottenPast(t *testing.T) {
 	embedded(t)
 	ctx := t.Context()
-	e := coretest.Start(t, core.Options{History: 500 * time.Millisecond})
+	e := coretest.Start(t, core.Options{History: 500 * time.Millisecond, Listen: "127.0.0.1:0"})
 	maps := e.Client().CoreV1().ConfigMaps("default")
 	made, err := maps.Create(ctx, setting("a", "one"), metav1.CreateOptions{})
 	if err != nil {
@@ -185,6 +185,18 @@ func TestForgottenPast(t *testing.T) {
 	_, err = past.Client().CoreV1().ConfigMaps("default").Get(ctx, "a", metav1.GetOptions{})
 	if !apierrors.IsResourceExpired(err) || !strings.Contains(err.Error(), "can be read") {
 		t.Errorf("it says %v", err)
+	}
+	// The same to who reads as kubectl does, with At or with the revision in a list.
+	where := "/api/v1/namespaces/default/configmaps"
+	list := fmt.Sprintf("%s?resourceVersion=%d&resourceVersionMatch=Exact", where, past.Revision)
+	for name, read := range map[string]func() (int, string, metav1.Table){
+		"one":   func() (int, string, metav1.Table) { return asKubectl(t, past.RESTConfig(), where+"/a") },
+		"all":   func() (int, string, metav1.Table) { return asKubectl(t, past.RESTConfig(), where) },
+		"exact": func() (int, string, metav1.Table) { return asKubectl(t, overHTTPS(t, e), list) },
+	} {
+		if code, body, _ := read(); code != http.StatusGone || !strings.Contains(body, `"reason":"Expired"`) || !strings.Contains(body, "can be read") {
+			t.Errorf("%s: %d %s", name, code, body)
+		}
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/discovery/cached/memory"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/tools/clientcmd"
@@ -109,6 +110,27 @@ func (c *cluster) object(config *rest.Config, namespace string, args []string) (
 		}
 	}
 	return o, nil
+}
+
+// one is the single object that a command is about.
+func (c *cluster) one(cmd *cobra.Command, args []string) (*rest.Config, object, error) {
+	config, namespace, err := c.config()
+	if err != nil {
+		return nil, object{}, err
+	}
+	o, err := c.object(config, namespace, args)
+	if err == nil && o.name == "" {
+		err = fmt.Errorf("which one? say %s %s NAME", cmd.Name(), args[0])
+	}
+	return config, o, err
+}
+
+// in gives the objects of a resource, in a namespace when it has namespaces.
+func in(client dynamic.Interface, mapping *meta.RESTMapping, namespace string) dynamic.ResourceInterface {
+	if mapping.Scope.Name() == meta.RESTScopeNameNamespace {
+		return client.Resource(mapping.Resource).Namespace(namespace)
+	}
+	return client.Resource(mapping.Resource)
 }
 
 func (o object) String() string {

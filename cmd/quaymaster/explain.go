@@ -7,7 +7,6 @@ import (
 
 	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/yaml"
 
 	"github.com/quaymaster/quaymaster/cmd/quaymaster/matrix"
@@ -16,7 +15,8 @@ import (
 )
 
 func newExplain() *cobra.Command {
-	var kubeconfig, output string
+	var from cluster
+	var output string
 	var all bool
 	command := &cobra.Command{
 		Use:   "explain pod [NAMESPACE/]NAME",
@@ -34,19 +34,13 @@ every filter that refuses a node, with what the pod wants and what the node has.
 			return nil
 		}),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			rules := clientcmd.NewDefaultClientConfigLoadingRules() // KUBECONFIG as kubectl has it
-			rules.ExplicitPath = kubeconfig
-			loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil)
-			config, err := loader.ClientConfig()
+			config, inUse, err := from.config()
 			if err != nil {
-				return fmt.Errorf("find the server: %w; set --kubeconfig or KUBECONFIG to DIR/kubeconfig", err)
+				return err
 			}
 			namespace, name, found := strings.Cut(args[1], "/")
 			if !found {
-				name = namespace
-				if namespace, _, err = loader.Namespace(); err != nil {
-					return err
-				}
+				namespace, name = inUse, namespace
 			}
 			client, err := api.NewClient(config)
 			if err != nil {
@@ -64,7 +58,7 @@ every filter that refuses a node, with what the pod wants and what the node has.
 			return printDecision(cmd, decision, output)
 		},
 	}
-	command.Flags().StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file (default: KUBECONFIG, then ~/.kube/config)")
+	from.kubeconfigFlag(command)
 	command.Flags().BoolVar(&all, "all", false, "every filter that refuses a node, and preemption on each")
 	command.Flags().StringVarP(&output, "output", "o", "table", "table, json or yaml")
 	return command

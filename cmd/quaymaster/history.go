@@ -43,16 +43,9 @@ was deleted has its history too.
 		Example: "  quaymaster history deployment shop/web\n  quaymaster history cm settings --field .data --limit 5",
 		Args:    cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			config, namespace, err := target.config()
+			config, o, err := target.one(cmd, args)
 			if err != nil {
 				return err
-			}
-			o, err := target.object(config, namespace, args)
-			if err != nil {
-				return err
-			}
-			if o.name == "" {
-				return fmt.Errorf("which one? say history %s NAME", args[0])
 			}
 			query := o.query()
 			if limit > 0 {

@@ -35,16 +35,9 @@ or undeleted by itself.
 		Example: "  quaymaster undelete configmap shop/settings\n  quaymaster undelete deployment web -n shop --dry-run",
 		Args:    cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			config, namespace, err := target.config()
+			config, o, err := target.one(cmd, args)
 			if err != nil {
 				return err
-			}
-			o, err := target.object(config, namespace, args)
-			if err != nil {
-				return err
-			}
-			if o.name == "" {
-				return fmt.Errorf("which one? say undelete %s NAME", args[0])
 			}
 			last, at, err := lastState(cmd, config, o, revision)
 			if err != nil {
@@ -128,11 +121,7 @@ func undelete(cmd *cobra.Command, config *rest.Config, o object, last map[string
 	if dryRun {
 		options.DryRun = []string{metav1.DryRunAll}
 	}
-	var into dynamic.ResourceInterface = client.Resource(o.mapping.Resource)
-	if o.mapping.Scope.Name() == meta.RESTScopeNameNamespace {
-		into = client.Resource(o.mapping.Resource).Namespace(o.namespace)
-	}
-	made, err := into.Create(cmd.Context(), again, options)
+	made, err := in(client, o.mapping, o.namespace).Create(cmd.Context(), again, options)
 	return made, left, err
 }
 
@@ -150,11 +139,7 @@ func lives(cmd *cobra.Command, config *rest.Config, client dynamic.Interface, na
 	if err != nil {
 		return false, err
 	}
-	var from dynamic.ResourceInterface = client.Resource(mapping.Resource)
-	if mapping.Scope.Name() == meta.RESTScopeNameNamespace {
-		from = client.Resource(mapping.Resource).Namespace(namespace)
-	}
-	found, err := from.Get(cmd.Context(), owner.Name, metav1.GetOptions{})
+	found, err := in(client, mapping, namespace).Get(cmd.Context(), owner.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return false, nil
 	}

@@ -7,6 +7,8 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/kubernetes"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/features"
@@ -111,10 +113,29 @@ func (d decorator) resource(config *storagebackend.ConfigForResource, newFunc, n
 		return nil, nil, err
 	}
 	destroy := sync.OnceFunc(raw.Close)
+	var made storage.Interface = raw
 	if unsafeDelete {
-		return etcd3.NewStoreWithUnsafeCorruptObjectDeletion(raw, config.GroupResource), destroy, nil
+		made = etcd3.NewStoreWithUnsafeCorruptObjectDeletion(raw, config.GroupResource)
 	}
-	return raw, destroy, nil
+	if embedded, ok := d.compactor.(*Store); ok {
+		made = exact{made, embedded}
+	}
+	return made, destroy, nil
+}
+
+// exact adds to upstream's error for a list at a revision that is forgotten what
+// is still there.
+type exact struct {
+	storage.Interface
+	store *Store
+}
+
+func (e exact) GetList(ctx context.Context, key string, opts storage.ListOptions, list runtime.Object) error {
+	err := e.Interface.GetList(ctx, key, opts, list)
+	if opts.ResourceVersionMatch == metav1.ResourceVersionMatchExact && apierrors.IsResourceExpired(err) {
+		return apierrors.NewResourceExpired(fmt.Sprintf("%s %s.", err, e.store.History()))
+	}
+	return err
 }
 
 // statusClient tells upstream, which asks by endpoint, that watches report
