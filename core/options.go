@@ -39,6 +39,9 @@ type Options struct {
 	// made when missing with a new store. "" leaves the store in the clear; see
 	// storage.Rewrite to change that.
 	StoreKey string
+	// StoreOpening is told what New does with the store that may take long, see
+	// storage.Options.Opening. It may be nil.
+	StoreOpening func(what string, done, total int64)
 	// Etcd keeps the objects in a real etcd instead of DataDir, for more than one
 	// engine over the same objects; nil is the embedded store. Each of them serves
 	// the API and one runs controllers and scheduler, see Engine.Leading. They need

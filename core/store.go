@@ -41,6 +41,7 @@ func (p *parts) openStore() error {
 	if o.Etcd == nil {
 		embedded, err := storage.Open(storage.Options{
 			Dir: o.dir("store"), KeyFile: o.StoreKey, Retention: o.History, HistoryShare: o.HistoryShare, Clock: o.Clock, Logger: log,
+			Opening: o.StoreOpening,
 		})
 		if err != nil {
 			return err

@@ -271,6 +271,25 @@ type namedReader struct {
 
 func (r namedReader) Name() string { return r.name }
 
+// steps tells on standard error of a long work that has no reader: what is done of
+// how much, once a second, and its end when it has a known one.
+func steps(cmd *cobra.Command, of string) func(what string, done, total int64) {
+	told := time.Now()
+	return func(what string, done, total int64) {
+		now := time.Now()
+		ended := total > 0 && done == total
+		if now.Sub(told) < time.Second && !ended {
+			return
+		}
+		told = now
+		text := strconv.FormatInt(done, 10)
+		if total > 0 {
+			text += " of " + strconv.FormatInt(total, 10)
+		}
+		fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s: %s\n", of, what, text)
+	}
+}
+
 // progress tells on standard error how far a reader has come, once a second and
 // only when it takes longer than that. It fails when the command is interrupted.
 type progress struct {

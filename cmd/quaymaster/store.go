@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"path/filepath"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -88,12 +87,9 @@ Interrupted, it leaves the old one.`,
 			if decrypt == (into != "") {
 				return fmt.Errorf("say --new-key FILE, or --decrypt to have it in the clear")
 			}
-			told := time.Now()
+			tell := steps(cmd, data)
 			if err := storage.Rewrite(filepath.Join(data, "store"), key, into, func(done, total int64) {
-				if now := time.Now(); now.Sub(told) >= time.Second {
-					told = now
-					fmt.Fprintf(cmd.ErrOrStderr(), "rewritten: %d of about %d MB\n", done/1e6, total/1e6)
-				}
+				tell("MB rewritten, about", done/1e6, total/1e6)
 			}); err != nil {
 				return err
 			}

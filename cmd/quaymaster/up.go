@@ -51,7 +51,7 @@ func (f *serverFlags) add(command *cobra.Command) {
 }
 
 func (f *serverFlags) options(cmd *cobra.Command) (core.Options, error) {
-	options := core.Options{DataDir: f.data, Listen: f.listen, PolicyDir: f.policies, History: f.history, HistoryShare: f.historyShare, StoreKey: f.storeKey, API: f.api, Version: version, Logger: logger(cmd, f.verbose)}
+	options := core.Options{DataDir: f.data, Listen: f.listen, PolicyDir: f.policies, History: f.history, HistoryShare: f.historyShare, StoreKey: f.storeKey, StoreOpening: steps(cmd, f.data), API: f.api, Version: version, Logger: logger(cmd, f.verbose)}
 	if f.audit != (core.Audit{}) {
 		options.API.Audit = &f.audit
 	}

@@ -365,8 +365,12 @@ func (s *Store) load() error {
 	defer it.Close()
 	s.index.fill(s.compact, func(yield func(key string, v version)) {
 		var last string
+		var n int64
 		for it.Rewind(); it.Valid(); it.Next() {
 			item := it.Item()
+			if n++; n&(1<<16-1) == 0 {
+				s.opts.Opening("keys read", n, 0)
+			}
 			key := string(item.Key()[1:])
 			v := version{rev: int64(item.Version())}
 			if item.IsDeletedOrExpired() {

@@ -38,7 +38,8 @@ var migrations = map[int]func(opts Options, d *disk) error{
 
 // migrate brings a directory to the present format, step by step.
 func migrate(opts Options, d *disk, from int) error {
-	for ; from < format; from++ {
+	for first := from; from < format; from++ {
+		opts.Opening(fmt.Sprintf("format %d to %d", first, format), int64(from-first), int64(format-first))
 		opts.Logger.Info("storage: bring the directory to a newer format", "dir", opts.Dir, "from", from, "to", from+1, "of", format)
 		err := migrations[from](opts, d)
 		if err == nil {
@@ -47,6 +48,7 @@ func migrate(opts Options, d *disk, from int) error {
 		if err != nil {
 			return fmt.Errorf("from format %d to %d: %w", from, from+1, err)
 		}
+		opts.Opening(fmt.Sprintf("format %d to %d", first, format), int64(from+1-first), int64(format-first))
 	}
 	return nil
 }

@@ -196,8 +196,14 @@ func TestMigration(t *testing.T) {
 	if out, err := exec.Command("tar", "-C", dir, "-xzf", "testdata/format-1.tar.gz").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	for range 2 {
-		s := open(t, Options{Dir: dir, Retention: -1})
+	for i := range 2 {
+		var told []string
+		s := open(t, Options{Dir: dir, Retention: -1, Opening: func(what string, done, total int64) {
+			told = append(told, fmt.Sprintf("%s %d/%d", what, done, total))
+		}})
+		if i > 0 != (told == nil) || i == 0 && told[len(told)-1] != fmt.Sprintf("format 1 to %d %d/%d", format, format-1, format-1) {
+			t.Errorf("it told %v", told)
+		}
 		has(t, s, "/a", "1", "2")
 		has(t, s, "/leased", "1")
 		has(t, s, "/g/2", "g")

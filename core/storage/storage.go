@@ -61,6 +61,11 @@ type Options struct {
 	// the next check. Default 128 MiB.
 	MinFree uint64
 
+	// Opening is told what Open does that may take long: each step to a newer format
+	// of Dir, and the reading of its keys, now and then. total is 0 when it is not
+	// known. It may be nil.
+	Opening func(what string, done, total int64)
+
 	freeSpace func(dir string) (uint64, error)
 	logFile   int64 // bytes of a file of the value log
 	replay    int   // events that a watch reads from history at once
@@ -94,6 +99,9 @@ func (o *Options) complete() {
 	}
 	if o.MinFree == 0 {
 		o.MinFree = 128 << 20
+	}
+	if o.Opening == nil {
+		o.Opening = func(string, int64, int64) {}
 	}
 	if o.freeSpace == nil {
 		o.freeSpace = freeSpace
