@@ -12,11 +12,15 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// A watch that has this many events waiting gives them up and reads them from
-// history when it gets there, so that a slow reader costs no memory.
-const maxWaiting = 2048
+// A watch that has this much waiting gives it up and reads it from history when it
+// gets there, so that a slow reader costs no memory.
+const (
+	maxWaiting      = 2048
+	maxWaitingBytes = 16 << 20 // of values
+)
 
-// What a watch reads from history at once: Options.replay is replayEvents.
+// What a watch reads from history at once, and no more than maxWaitingBytes:
+// Options.replay is replayEvents.
 const (
 	replayEvents = 256
 	replayScan   = 16384
@@ -37,6 +41,7 @@ type watcher struct {
 
 	mu       sync.Mutex
 	queue    []*clientv3.Event
+	waiting  int   // bytes in the queue
 	live     bool  // registered
 	progress int64 // to be told after the queue
 	asked    bool  // progress is to be told when live again
@@ -120,7 +125,7 @@ func (w *watcher) run() {
 	for {
 		w.mu.Lock()
 		live, queue, progress := w.live, w.queue, w.progress
-		w.queue, w.progress = nil, 0
+		w.queue, w.waiting, w.progress = nil, 0, 0
 		w.mu.Unlock()
 		switch {
 		case !live:
@@ -203,12 +208,16 @@ func (w *watcher) push() bool {
 	defer w.mu.Unlock()
 	defer w.signal()
 	w.idle = false
-	if len(w.queue)+len(w.batch) > maxWaiting && len(w.queue) > 0 {
-		w.batch, w.queue, w.live = nil, nil, false
+	bytes := w.waiting
+	for _, e := range w.batch {
+		bytes += len(e.Kv.Value)
+	}
+	if (len(w.queue)+len(w.batch) > maxWaiting || bytes > maxWaitingBytes) && len(w.queue) > 0 {
+		w.batch, w.queue, w.waiting, w.live = nil, nil, 0, false
 		w.asked, w.progress = w.asked || w.progress > 0, 0
 		return false
 	}
-	w.queue = append(w.queue, w.batch...)
+	w.queue, w.waiting = append(w.queue, w.batch...), bytes
 	clear(w.batch)
 	w.batch = w.batch[:0]
 	return true
@@ -289,7 +298,11 @@ func (s *Store) history(where span, from, to int64) (events []*clientv3.Event, n
 		}
 	}
 	s.mu.RUnlock()
-	for _, one := range steps {
+	size := 0
+	for i, one := range steps {
+		if size > maxWaitingBytes && one.rev != steps[i-1].rev {
+			return events, one.rev, nil
+		}
 		var kv, prev *mvccpb.KeyValue
 		if one.had {
 			prev, err = s.value(found{one.key, one.prev})
@@ -302,6 +315,9 @@ func (s *Store) history(where span, from, to int64) (events []*clientv3.Event, n
 		}
 		if err != nil {
 			return nil, 0, err
+		}
+		if kv != nil {
+			size += len(kv.Value)
 		}
 		if kv == nil {
 			events = append(events, deletion(one.key, one.rev, prev))

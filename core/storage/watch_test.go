@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -101,19 +102,25 @@ func TestWatchEnds(t *testing.T) {
 
 // A watch that does not read loses nothing, and holds no more than its bound.
 func TestSlowWatch(t *testing.T) {
+	for _, test := range []struct{ writes, size, batch int }{{4 * maxWaiting, 1, 1000}, {40, 1 << 20, 1}} {
+		t.Run(fmt.Sprint(test.size, " bytes"), func(t *testing.T) { testSlowWatch(t, test.writes, test.size, test.batch) })
+	}
+}
+
+func testSlowWatch(t *testing.T, n, size, batch int) {
 	kinds(t, func(t *testing.T, opts Options) {
+		opts.MaxHistoryBytes = -1
 		opts.Retention, opts.MaxHistory = -1, -1
 		s := open(t, opts)
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		w := s.Etcd().Watch(ctx, "/k/", clientv3.WithPrefix(), clientv3.WithPrevKV())
-		const n = 4 * maxWaiting
-		writes := make([]Write, n)
+		writes, value := make([]Write, n), bytes.Repeat([]byte("v"), size)
 		for i := range writes {
-			writes[i] = Write{Key: fmt.Sprintf("/k/%d", i), Value: []byte("v")}
+			writes[i] = Write{Key: fmt.Sprintf("/k/%d", i), Value: value}
 		}
-		for from := 0; from < n; from += 1000 {
-			for _, r := range s.Commit(ctx, writes[from:min(n, from+1000)]) {
+		for from := 0; from < n; from += batch {
+			for _, r := range s.Commit(ctx, writes[from:min(n, from+batch)]) {
 				if r.Err != nil {
 					t.Fatal(r.Err)
 				}
@@ -130,8 +137,8 @@ func TestSlowWatch(t *testing.T) {
 		s.hub.mu.Lock()
 		for one := range s.hub.all {
 			one.mu.Lock()
-			if len(one.queue) > maxWaiting {
-				t.Errorf("%d events wait", len(one.queue))
+			if len(one.queue) > maxWaiting || one.waiting > maxWaitingBytes || len(one.queue)*size > one.waiting {
+				t.Errorf("%d events with %d bytes wait", len(one.queue), one.waiting)
 			}
 			one.mu.Unlock()
 		}
@@ -141,8 +148,11 @@ func TestSlowWatch(t *testing.T) {
 			if r.Err() != nil {
 				t.Fatal(r.Err())
 			}
+			if len(r.Events)*size > maxWaitingBytes+size {
+				t.Errorf("%d events at once", len(r.Events))
+			}
 			if r.IsProgressNotify() {
-				if next != n+2 || r.Header.Revision != n+1 {
+				if next != int64(n)+2 || r.Header.Revision != int64(n)+1 {
 					t.Errorf("progress %d before event %d", r.Header.Revision, next)
 				}
 				return
