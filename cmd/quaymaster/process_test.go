@@ -311,3 +311,24 @@ func TestBackendVerify(t *testing.T) {
 		})
 	}
 }
+
+func TestImageImportRefuses(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "images.tar")
+	if err := os.WriteFile(file, []byte("no archive"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for want, args := range map[string][]string{
+		"needs a name":               {file, "--data", t.TempDir()},
+		"say the node's directory":   {file, "hello"},
+		"say neither a name":         {file, "hello", "--runtime-address", "unix:///nowhere"},
+		"want the path of a Unix":    {file, "--runtime-address", "tcp://127.0.0.1:1"},
+		file + ": import images":     {file, "--runtime-address", "unix://" + file},
+		"no such file or directory":  {file + "2", "hello", "--data", t.TempDir()},
+		"this is no WebAssembly mod": {file, "hello", "--data", t.TempDir()},
+	} {
+		out, err := command(t.Context(), t, append([]string{"image", "import"}, args...)...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), want) {
+			t.Errorf("%v: %v\n%s", args, err, out)
+		}
+	}
+}
