@@ -157,6 +157,7 @@ func (f *agentFlags) run(cmd *cobra.Command) (err error) {
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
 	if withNetwork {
+		f.takeFolders(ctx, backend)
 		n, err := f.openNetwork(executable, dir, cmd.OutOrStdout(), events, log)
 		if err != nil {
 			return err
@@ -171,7 +172,7 @@ func (f *agentFlags) run(cmd *cobra.Command) (err error) {
 				log.Error("the network's socket", "err", err)
 			}
 		}()
-		if err := f.installRelay(ctx, backend, executable, dir); err != nil {
+		if err := f.installRelay(executable, dir); err != nil {
 			return fmt.Errorf("--network: %w", err)
 		}
 		backend = n.gate.Backend(backend)

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -158,20 +159,24 @@ func (f *agentFlags) openNetwork(executable, data string, out io.Writer, events 
 	return n, nil
 }
 
+// takeFolders fills in where network configurations and plugins are: the runtime's folders come first.
+func (f *agentFlags) takeFolders(ctx context.Context, b cri.Backend) {
+	conf, bin := cniFolders(ctx, b)
+	if f.cniConf == "" {
+		f.cniConf = conf
+	}
+	if len(f.cniBin) == 0 {
+		f.cniBin = append([]string{bin}, slices.DeleteFunc(cni.BinDirs(), func(d string) bool { return d == bin })...)
+	}
+}
+
 // installRelay makes a container runtime that runs CNI plugins itself come to the gate.
-func (f *agentFlags) installRelay(ctx context.Context, b cri.Backend, executable, data string) error {
+func (f *agentFlags) installRelay(executable, data string) error {
 	dir, err := networkSocketDir(data)
 	if err != nil {
 		return err
 	}
-	conf, bin := cniFolders(ctx, b)
-	if f.cniConf != "" {
-		conf = f.cniConf
-	}
-	if len(f.cniBin) > 0 {
-		bin = f.cniBin[0]
-	}
-	return gate.Install(gate.InstallOptions{ConfDir: conf, BinDir: bin, Program: executable, Socket: gate.Socket(dir)})
+	return gate.Install(gate.InstallOptions{ConfDir: f.cniConf, BinDir: f.cniBin[0], Program: executable, Socket: gate.Socket(dir)})
 }
 
 // cniFolders is where a runtime looks for network configurations and plugins: what containerd says, or the usual.
