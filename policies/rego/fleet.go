@@ -130,7 +130,6 @@ func (s *session) eachNode(ctx context.Context, rule string, c policies.Cycle, p
 	if err != nil {
 		return err
 	}
-	q := s.queries[rule]
 	known := s.shapeOf(podTerm)
 	known.mu.Lock()
 	defer known.mu.Unlock()
@@ -140,61 +139,56 @@ func (s *session) eachNode(ctx context.Context, rule string, c policies.Cycle, p
 		known.answers[rule] = answers
 	}
 	remember := !s.usage.nondeterministic && !s.usage.requested
-	missing := 0
+	var missing []int
 	for row := range nodes {
 		if nodes[row].node != nil && want(row) && !(remember && answers[row].node == nodes[row].node) {
-			missing++
+			missing = append(missing, row)
 		}
 	}
-	prepared, tried := known.partials[rule]
-	if !tried && missing >= partialFrom && !s.plain {
-		if prepared, err = s.partially(ctx, q, podTerm); err != nil && ctx.Err() == nil {
-			prepared = nil // then each node is a whole evaluation
-		}
-		if ctx.Err() == nil {
-			known.partials[rule] = prepared
+	if !s.plain && len(missing) >= partialFrom {
+		if err := s.partialOf(ctx, rule, known, podTerm, c, nodes, fleet, missing); err != nil {
+			return err
 		}
 	}
-	for row := range nodes {
-		node := &nodes[row]
-		if node.node == nil || !want(row) {
-			continue
-		}
-		if remember && answers[row].node == node.node {
-			if err := f(row, answers[row].value); err != nil {
-				return err
-			}
-			continue
-		}
-		var value any
-		if prepared != nil && !prepared.whole {
-			input := node.only
-			if s.usage.requested {
-				input = ast.NewObject([2]*ast.Term{nodeKey, node.term}, [2]*ast.Term{requestedKey, requested(fleet, row)})
-			}
-			value, err = evaluate(ctx, &prepared.PreparedEvalQuery, rule, c, input)
-		} else {
-			terms := [][2]*ast.Term{{podKey, podTerm}, {nodeKey, node.term}, {parametersKey, ast.NewTerm(s.parameters)}}
-			if s.usage.requested {
-				terms = append(terms, [2]*ast.Term{requestedKey, requested(fleet, row)})
-			}
-			query := &q.whole
-			if prepared != nil {
-				query = &prepared.PreparedEvalQuery
-			}
-			value, err = evaluate(ctx, query, rule, c, ast.NewObject(terms...))
-		}
-		if err == nil {
-			err = f(row, value)
-		}
+	prepared := known.partials[rule]
+	for _, row := range missing {
+		value, err := s.one(ctx, prepared, rule, c, podTerm, nodes, fleet, row)
 		if err != nil {
 			return err
 		}
-		if remember {
-			answers[row] = cell{node.node, value}
+		answers[row] = cell{nodes[row].node, value}
+	}
+	for row := range nodes {
+		if nodes[row].node == nil || !want(row) {
+			continue
+		}
+		if err := f(row, answers[row].value); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// one evaluates a rule about one node: what was left for the pod, or all of it
+// when prepared is nil.
+func (s *session) one(ctx context.Context, prepared *partial, rule string, c policies.Cycle, pod *ast.Term, nodes []nodeInput, fleet *abi.Fleet, row int) (any, error) {
+	node := &nodes[row]
+	if prepared != nil && !prepared.whole {
+		input := node.only
+		if s.usage.requested {
+			input = ast.NewObject([2]*ast.Term{nodeKey, node.term}, [2]*ast.Term{requestedKey, requested(fleet, row)})
+		}
+		return s.evaluate(ctx, &prepared.PreparedEvalQuery, rule, c, input)
+	}
+	terms := [][2]*ast.Term{{podKey, pod}, {nodeKey, node.term}, {parametersKey, ast.NewTerm(s.parameters)}}
+	if s.usage.requested {
+		terms = append(terms, [2]*ast.Term{requestedKey, requested(fleet, row)})
+	}
+	query := &s.queries[rule].whole
+	if prepared != nil {
+		query = &prepared.PreparedEvalQuery
+	}
+	return s.evaluate(ctx, query, rule, c, ast.NewObject(terms...))
 }
 
 // allNodes returns the value of a rule about all nodes, an object by name.

@@ -170,7 +170,7 @@ func TestPartialAnswersTheSame(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(1, 2))
 			p, plain := loadRego(t, []byte(source), `{"disk":"ssd"}`, nil), loadRego(t, []byte(source), `{"disk":"ssd"}`, nil)
-			plain.plain = true
+			plain.plain, p.always = true, true
 			nodes := make([]*corev1.Node, 50)
 			for i := range nodes {
 				nodes[i] = randomNode(r, fmt.Sprint("n", i))
@@ -384,7 +384,7 @@ func BenchmarkSchedule(b *testing.B) {
 				} else {
 					p = loadRego(b, []byte(source), `{"disk":"ssd"}`, nil)
 				}
-				p.plain = way == "whole"
+				p.plain, p.always = way == "whole", way == "partial"
 				decide(b, p, pod, fleet)
 				b.ResetTimer()
 				for range b.N {

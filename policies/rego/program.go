@@ -10,9 +10,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/metrics"
 	"github.com/open-policy-agent/opa/v1/rego"
 	"github.com/open-policy-agent/opa/v1/storage"
 	"github.com/open-policy-agent/opa/v1/topdown"
@@ -39,7 +41,8 @@ type program struct {
 	options []func(*rego.Rego)
 	unsafe  map[string]struct{}
 	queries map[string]*query
-	plain   bool // no partial evaluation: to compare with
+	// no partial evaluation, or always: to compare with
+	plain, always bool
 
 	// of what OPA compiled
 	module      policies.OPAModule
@@ -56,6 +59,7 @@ type query struct {
 	ref      ast.Ref
 	compiler *ast.Compiler
 	whole    rego.PreparedEvalQuery
+	losses   atomic.Int32 // of partial evaluation against it, in a row
 }
 
 // Points implements policies.Program.
@@ -95,6 +99,7 @@ type session struct {
 	reasons  map[int]string
 	pod      *corev1.Pod // that podValue is of
 	podValue *ast.Term
+	shared   []rego.EvalOption // of all evaluations of the call under way
 }
 
 // Close implements policies.Session.
@@ -112,11 +117,12 @@ func (s *session) eval(ctx context.Context, rule string, c policies.Cycle, input
 	if s.module != nil {
 		return s.evalCompiled(ctx, rule, input)
 	}
-	return evaluate(ctx, &s.queries[rule].whole, rule, c, input)
+	return s.evaluate(ctx, &s.queries[rule].whole, rule, c, input)
 }
 
-func evaluate(ctx context.Context, q *rego.PreparedEvalQuery, rule string, c policies.Cycle, input ast.Value) (any, error) {
-	results, err := q.Eval(ctx, rego.EvalParsedInput(input), rego.EvalTime(c.Time), rego.EvalSeed(newSeed(c.Seed)))
+func (s *session) evaluate(ctx context.Context, q *rego.PreparedEvalQuery, rule string, c policies.Cycle, input ast.Value) (any, error) {
+	options := append(s.shared[:len(s.shared):len(s.shared)], rego.EvalParsedInput(input), rego.EvalTime(c.Time), rego.EvalSeed(newSeed(c.Seed)))
+	results, err := q.Eval(ctx, options...)
 	if err != nil {
 		failed := askedIn(ctx).failed
 		switch {
@@ -141,11 +147,37 @@ func (s *session) timed(ctx context.Context, c policies.Cycle, deadline time.Dur
 	began := time.Now()
 	bounded, cancel := context.WithTimeout(withCycle(ctx, c), deadline)
 	defer cancel()
-	err := f(bounded)
+	done, err := s.share(bounded)
+	if err != nil {
+		return policies.Cost{}, err
+	}
+	defer done()
+	err = f(bounded)
 	if err != nil && ctx.Err() != nil {
 		err = ctx.Err()
 	}
 	return policies.Cost{Wall: time.Since(began)}, err
+}
+
+// share makes what else each evaluation would make for itself, a transaction, a
+// goroutine that waits for the context and metrics: of a node, they take as long
+// as a small rule.
+func (s *session) share(ctx context.Context) (done func(), err error) {
+	if s.module != nil {
+		return func() {}, nil
+	}
+	txn, err := s.store.NewTransaction(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the bundle's data: %w", err)
+	}
+	stop := topdown.NewCancel()
+	cancelled := context.AfterFunc(ctx, stop.Cancel)
+	s.shared = []rego.EvalOption{rego.EvalTransaction(txn), rego.EvalExternalCancel(stop), rego.EvalMetrics(metrics.NoOp())}
+	return func() {
+		cancelled()
+		s.shared = nil
+		s.store.Abort(ctx, txn)
+	}, nil
 }
 
 // messages of a rule: strings, or objects with msg or message.

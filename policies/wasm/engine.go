@@ -129,12 +129,9 @@ type limits struct {
 
 // Load implements policies.Engine.
 func (e *Engine) Load(ctx context.Context, l policies.Load) (_ policies.Program, err error) {
-	if len(l.Source) > e.options.MaxModule {
-		return nil, policies.LoadErrorf(policies.StepParse, "%sthe module has %d bytes, at most %d are allowed", prefix(l.File), len(l.Source), e.options.MaxModule)
-	}
-	module, err := binary.Parse(l.Source)
+	module, err := e.parse(l)
 	if err != nil {
-		return nil, policies.LoadErrorf(policies.StepParse, "%s%w", prefix(l.File), err)
+		return nil, err
 	}
 	p := &program{engine: e, name: l.Policy, config: l.Config, logs: e.guestLog(l.Policy), slots: make(chan struct{}, e.options.Instances)}
 	if err := p.readManifest(ctx, module, l); err != nil {
@@ -159,6 +156,18 @@ func (e *Engine) Load(ctx context.Context, l policies.Load) (_ policies.Program,
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
+}
+
+// parse takes the step Parse.
+func (e *Engine) parse(l policies.Load) (*binary.Module, error) {
+	if len(l.Source) > e.options.MaxModule {
+		return nil, policies.LoadErrorf(policies.StepParse, "%sthe module has %d bytes, at most %d are allowed", prefix(l.File), len(l.Source), e.options.MaxModule)
+	}
+	module, err := binary.Parse(l.Source)
+	if err != nil {
+		return nil, policies.LoadErrorf(policies.StepParse, "%s%w", prefix(l.File), err)
+	}
+	return module, nil
 }
 
 func prefix(file string) string {

@@ -143,6 +143,17 @@ func TestMemoryLimit(t *testing.T) {
 	}
 }
 
+// What is too large is refused before it is read, to look at it too.
+func TestInspectChecksTheSize(t *testing.T) {
+	e := wasm.New(wasm.Options{MaxModule: 100})
+	defer e.Close()
+	_, err := e.Inspect(policies.Load{Policy: "test", File: "big.wasm", Source: make([]byte, 101)})
+	var load *policies.LoadError
+	if !errors.As(err, &load) || load.Step != policies.StepParse || !strings.Contains(err.Error(), "big.wasm: the module has 101 bytes, at most 100 are allowed") {
+		t.Errorf("error %v", err)
+	}
+}
+
 // Bulk instructions pay for their length: one that fills megabytes in a loop
 // ends as soon as any other.
 func TestBulkIsCharged(t *testing.T) {

@@ -9,15 +9,14 @@ import (
 
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
 	"github.com/quaymaster/quaymaster/policies"
-	"github.com/quaymaster/quaymaster/policies/wasm/binary"
 )
 
 // Inspect implements policies.Inspector. A module is run only when it has no
 // manifest in its custom section, and then only qm_describe.
 func (e *Engine) Inspect(l policies.Load) (*policies.Inspection, error) {
-	module, err := binary.Parse(l.Source)
+	module, err := e.parse(l)
 	if err != nil {
-		return nil, policies.LoadErrorf(policies.StepParse, "%s%w", prefix(l.File), err)
+		return nil, err
 	}
 	p := &program{engine: e, name: l.Policy, config: l.Config, logs: e.newGuestLog(slog.New(slog.DiscardHandler))}
 	if err := p.readManifest(context.Background(), module, l); err != nil {
