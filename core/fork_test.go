@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -15,8 +13,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
-	"k8s.io/client-go/kubernetes/scheme"
 
 	"github.com/quaymaster/quaymaster/core"
 	"github.com/quaymaster/quaymaster/core/coretest"
@@ -186,61 +182,5 @@ func TestForksLeaveNothing(t *testing.T) {
 	}
 	if err := f.Close(t.Context()); err != nil && !errors.Is(err, storage.ErrClosed) {
 		t.Error(err)
-	}
-}
-
-// BenchmarkFork is a fork of a hundred thousand pods until its client has
-// answered. It also tells how long the engine over them took to start, and its
-// memory: every informer holds them.
-func BenchmarkFork(b *testing.B) {
-	dir := b.TempDir()
-	s, err := storage.Open(storage.Options{Dir: filepath.Join(dir, "store")})
-	if err != nil {
-		b.Fatal(err)
-	}
-	writes := make([]storage.Write, 0, 1000)
-	for i := range 100_000 {
-		pod := &corev1.Pod{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
-			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprintf("pod-%06d", i), UID: "u"},
-			Spec:       corev1.PodSpec{NodeName: "node", Containers: []corev1.Container{{Name: "c", Image: "registry.example/image:1"}}}}
-		var value strings.Builder
-		if err := protobuf.NewSerializer(scheme.Scheme, scheme.Scheme).Encode(pod, &value); err != nil {
-			b.Fatal(err)
-		}
-		writes = append(writes, storage.Write{Key: "/registry/pods/default/" + pod.Name, Value: []byte(value.String())})
-		if len(writes) == cap(writes) {
-			for _, r := range s.Commit(b.Context(), writes) {
-				if r.Err != nil {
-					b.Fatal(r.Err)
-				}
-			}
-			writes = writes[:0]
-		}
-	}
-	if err := s.Close(); err != nil {
-		b.Fatal(err)
-	}
-	begin := time.Now()
-	e := coretest.Start(b, core.Options{DataDir: dir})
-	ready := time.Since(begin)
-	var memory runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&memory)
-	defer func() {
-		b.ReportMetric(ready.Seconds(), "start-s")
-		b.ReportMetric(float64(memory.HeapAlloc>>20), "heap-MiB")
-		b.ReportMetric(float64(memory.Sys>>20), "sys-MiB")
-	}()
-	for b.Loop() {
-		f, err := e.Fork(b.Context(), core.Moment{}, core.Options{})
-		if err != nil {
-			b.Fatal(err)
-		}
-		if _, err := f.Client().CoreV1().Pods("default").Get(b.Context(), "pod-050000", metav1.GetOptions{}); err != nil {
-			b.Fatal(err)
-		}
-		b.StopTimer()
-		closed(b, f)
-		b.StartTimer()
 	}
 }

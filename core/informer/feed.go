@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	goruntime "runtime"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -12,6 +14,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/kubernetes"
+	"golang.org/x/sync/errgroup"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -48,22 +51,62 @@ func (f *feed) Watch(options metav1.ListOptions) (watch.Interface, error) {
 	return f.WatchWithContext(context.Background(), options)
 }
 
+// pageSize is how many values are read at once: those of a page are garbage
+// before all are read, and one page is decoded while the next one is read.
+const pageSize = 4096
+
 // ListWithContext returns every object at the newest revision.
 func (f *feed) ListWithContext(ctx context.Context, _ metav1.ListOptions) (runtime.Object, error) {
-	response, err := f.etcd.KV.Get(ctx, f.resource.Prefix, clientv3.WithPrefix())
+	list := &metav1.List{}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(goruntime.GOMAXPROCS(0))
+	err := f.pages(ctx, func(page *clientv3.GetResponse) {
+		if list.Items == nil {
+			list.ResourceVersion = strconv.FormatInt(page.Header.Revision, 10)
+			list.Items = make([]runtime.RawExtension, 0, page.Count)
+		}
+		from := len(list.Items)
+		list.Items = slices.Grow(list.Items, len(page.Kvs))[:from+len(page.Kvs)]
+		items := list.Items[from:]
+		group.Go(func() error {
+			for i, kv := range page.Kvs {
+				object, err := f.decode(ctx, kv.Key, kv.Value, kv.ModRevision)
+				if err != nil {
+					return err
+				}
+				items[i].Object = object
+			}
+			return nil
+		})
+	})
+	// What could not be decoded ends the reading as well: it is told first.
+	if decoding := group.Wait(); decoding != nil {
+		return nil, decoding
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list %s: %w", f.resource.Resource, err)
 	}
-	list := &metav1.List{Items: make([]runtime.RawExtension, 0, len(response.Kvs))}
-	list.ResourceVersion = strconv.FormatInt(response.Header.Revision, 10)
-	for _, kv := range response.Kvs {
-		object, err := f.decode(ctx, kv.Key, kv.Value, kv.ModRevision)
-		if err != nil {
-			return nil, err
-		}
-		list.Items = append(list.Items, runtime.RawExtension{Object: object})
-	}
 	return list, nil
+}
+
+// pages calls do with everything that is stored at one revision, page by page.
+func (f *feed) pages(ctx context.Context, do func(*clientv3.GetResponse)) error {
+	key, revision := f.resource.Prefix, int64(0)
+	end := clientv3.WithRange(clientv3.GetPrefixRangeEnd(f.resource.Prefix))
+	for {
+		page, err := f.etcd.KV.Get(ctx, key, end, clientv3.WithLimit(pageSize), clientv3.WithRev(revision))
+		if err != nil {
+			return err
+		}
+		do(page)
+		if !page.More || len(page.Kvs) == 0 {
+			return nil
+		}
+		if revision == 0 {
+			revision = page.Header.Revision
+		}
+		key = string(page.Kvs[len(page.Kvs)-1].Key) + "\x00"
+	}
 }
 
 // WatchWithContext streams what is committed after options.ResourceVersion. A

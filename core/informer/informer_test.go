@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
@@ -30,7 +31,7 @@ var configMaps = informer.Resource{
 // store is a store in memory with ConfigMaps as upstream stores them.
 type store struct {
 	*storage.Store
-	t *testing.T
+	t testing.TB
 }
 
 func (s store) put(name, text string, expect int64) int64 {
@@ -49,7 +50,7 @@ func (s store) put(name, text string, expect int64) int64 {
 
 func (s store) write(w storage.Write) int64 {
 	s.t.Helper()
-	result := s.Commit(s.t.Context(), []storage.Write{w})[0]
+	result := s.Commit(context.Background(), []storage.Write{w})[0]
 	if result.Err != nil {
 		s.t.Fatal(result.Err)
 	}
@@ -175,5 +176,84 @@ func TestUnknownKindIsAnError(t *testing.T) {
 		GroupVersionResource: schema.GroupVersionResource{Group: "nobody", Version: "v1", Resource: "things"}, Kind: "Thing"}})
 	if !runtime.IsNotRegisteredError(err) && (err == nil || !strings.Contains(err.Error(), "nobody/v1")) {
 		t.Errorf("informers of an unknown kind: %v", err)
+	}
+}
+
+// Many objects are read page by page at one revision, whatever happens meanwhile.
+func TestListsOfManyPages(t *testing.T) {
+	opened, err := storage.Open(storage.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	s := store{opened, t}
+	const count = 10_000
+	for i := range count {
+		s.put(fmt.Sprintf("m-%05d", i), fmt.Sprint("text ", i), 0)
+	}
+	factory, err := informer.New(s.Etcd(), fake.NewClientset(), []informer.Resource{configMaps})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer factory.Shutdown()
+	defer cancel()
+	lister := factory.Core().V1().ConfigMaps().Lister()
+	changed := make(chan struct{})
+	go func() {
+		defer close(changed)
+		for i := range 100 {
+			s.put(fmt.Sprintf("n-%05d", i), "new", 0)
+		}
+	}()
+	factory.StartWithContext(ctx)
+	if result := factory.WaitForCacheSyncWithContext(ctx); result.Err != nil {
+		t.Fatal(result.Err)
+	}
+	<-changed
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		all, err := lister.List(labels.Everything())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(all) == count+100 {
+			break
+		}
+		if len(all) < count || time.Now().After(deadline) {
+			t.Fatalf("%d of %d", len(all), count+100)
+		}
+	}
+	for i := range count {
+		if m, err := lister.ConfigMaps("default").Get(fmt.Sprintf("m-%05d", i)); err != nil || m.Data["text"] != fmt.Sprint("text ", i) {
+			t.Fatalf("%v, %v", m, err)
+		}
+	}
+}
+
+// BenchmarkList is what an informer reads at its start.
+func BenchmarkList(b *testing.B) {
+	opened, err := storage.Open(storage.Options{Dir: b.TempDir()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer opened.Close()
+	s := store{opened, b}
+	for i := range 20_000 {
+		s.put(fmt.Sprintf("m-%05d", i), fmt.Sprint("text ", i), 0)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		factory, err := informer.New(s.Etcd(), fake.NewClientset(), []informer.Resource{configMaps})
+		if err != nil {
+			b.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(b.Context())
+		factory.Core().V1().ConfigMaps().Informer()
+		factory.StartWithContext(ctx)
+		if result := factory.WaitForCacheSyncWithContext(ctx); result.Err != nil {
+			b.Fatal(result.Err)
+		}
+		cancel()
+		factory.Shutdown()
 	}
 }
