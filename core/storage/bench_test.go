@@ -251,3 +251,37 @@ func BenchmarkUpstream(b *testing.B) {
 		storagetesting.RunBenchmarkStoreStats(ctx, b, u)
 	})
 }
+
+// BenchmarkHistory500000 is what half a million superseded revisions, the default
+// bound, hold in memory.
+func BenchmarkHistory500000(b *testing.B) {
+	for b.Loop() {
+		b.StopTimer()
+		s := open(b, Options{Dir: b.TempDir(), Retention: -1, MaxHistory: -1, HistoryShare: -1})
+		writes := fill(b, s, 10_000)
+		heap := func() uint64 {
+			if err := s.backlog.move(); err != nil {
+				b.Fatal(err)
+			}
+			var memory runtime.MemStats
+			runtime.GC()
+			runtime.GC()
+			runtime.ReadMemStats(&memory)
+			return memory.HeapAlloc
+		}
+		before := heap()
+		b.StartTimer()
+		for range 50 {
+			for i, r := range s.Commit(context.Background(), writes) {
+				if r.Err != nil {
+					b.Fatal(r.Err)
+				}
+				writes[i].Expect = r.Revision
+			}
+		}
+		b.StopTimer()
+		b.ReportMetric(float64(int64(heap()-before))/500_000, "heap-B/revision")
+		b.ReportMetric(float64(int64(heap()-before)>>20), "heap-MiB")
+		b.StartTimer()
+	}
+}
