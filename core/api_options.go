@@ -23,9 +23,10 @@ type API struct {
 	// EnableAdmission and DisableAdmission name admission plugins of upstream that
 	// are in force beyond the default ones, see MoreAdmissionPlugins, and that are not.
 	EnableAdmission, DisableAdmission []string
-	// WatchCache names resources that get upstream's watch cache, as "pods": one
-	// decoding of a change for all who watch, and an index by the node of a pod, for
-	// the memory of all objects. It pays with many agents on other machines.
+	// WatchCache names resources that get upstream's watch cache, as
+	// "widgets.example.com": one decoding and encoding of a change for all who watch,
+	// for the memory of all objects. It pays where a hundred clients watch all of a
+	// resource; on a real etcd for pods, with many agents on other machines.
 	WatchCache []string
 	// Without names kinds that are not served, as "horizontalpodautoscalers.autoscaling".
 	Without []string

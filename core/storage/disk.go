@@ -37,8 +37,9 @@ const hasLease byte = 1
 
 // disk is Badger with a log whose every batch is flushed, and the journal before
 // it. Badger's memory is bound by the options: two tables of 16 MiB in writing, no
-// block cache. Tables are merged eight at a time, and made large, for copying them
-// is most of what a write costs: with Badger's own sizes it costs half as much again.
+// block cache. Eight of them are merged at a time, for copying tables is most of what
+// a write costs. Larger ones to copy into would save a sixth more, but Badger makes
+// a dozen at once, each in twice its size of memory that it keeps.
 type disk struct {
 	db      *badger.DB
 	logger  *badgerLogger
@@ -72,7 +73,6 @@ func openDisk(dir string, logFile int64, key []byte, logger *slog.Logger) (*disk
 		WithNumMemtables(2).
 		WithNumLevelZeroTables(8).
 		WithNumLevelZeroTablesStall(16).
-		WithBaseTableSize(memTable).
 		WithBaseLevelSize(4 * memTable).
 		WithNumCompactors(2).
 		WithValueThreshold(inline).
