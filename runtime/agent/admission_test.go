@@ -51,8 +51,17 @@ func TestNodeRefusesWhatDoesNotFit(t *testing.T) {
 	c.phase("first", v1.PodRunning)
 	refused(podObject("n1", "second", port), "NodePorts", "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports")
 	c.delete("first")
-	c.create(podObject("n1", "third", port))
-	c.phase("third", v1.PodRunning)
+	third, tries := "", 0
+	eventually(t, func() string { // the port is free once the first one's containers have ended, which the API does not wait for
+		if pod := c.pod(third); third == "" || pod != nil && pod.Status.Phase == v1.PodFailed {
+			tries++
+			third = fmt.Sprint("third", tries)
+			c.create(podObject("n1", third, port))
+		} else if pod != nil && pod.Status.Phase == v1.PodRunning {
+			return ""
+		}
+		return "no pod has the port that was freed"
+	})
 
 	c.create(podObject("n1", "big", asks("3")))
 	c.phase("big", v1.PodRunning)
@@ -69,7 +78,7 @@ func TestNodeRefusesWhatDoesNotFit(t *testing.T) {
 	if got := c.phase("big", v1.PodFailed); got.Status.Reason != "Preempting" || got.Status.Message != "Preempted in order to admit critical pod" {
 		t.Errorf("the pod that made room: %+v", got.Status)
 	}
-	if got := c.pod("third"); got.Status.Phase != v1.PodRunning {
+	if got := c.pod(third); got.Status.Phase != v1.PodRunning {
 		t.Errorf("a pod whose going helps nobody: %+v", got.Status)
 	}
 }
@@ -82,19 +91,36 @@ func TestResize(t *testing.T) {
 	c.create(podObject("n1", "b", asks("2")))
 	id := c.phase("a", v1.PodRunning).Status.ContainerStatuses[0].ContainerID
 	c.phase("b", v1.PodRunning)
+	asked := "1"
 	resize := func(to string) {
 		t.Helper()
-		pod := c.pod("a")
-		asks(to)(pod)
-		pod.Generation++
-		if _, err := c.client.CoreV1().Pods("default").Update(t.Context(), pod, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		asked = to
+		eventually(t, func() string { // or a late status may undo it
+			pod := c.pod("a")
+			if want := resource.MustParse(to); pod.Spec.Containers[0].Resources.Requests.Cpu().Equal(want) {
+				return ""
+			}
+			asks(to)(pod)
+			pod.Generation++
+			if _, err := c.client.CoreV1().Pods("default").Update(t.Context(), pod, metav1.UpdateOptions{}); err != nil {
+				return err.Error()
+			}
+			return "the change is not taken"
+		})
 	}
 	has := func(want, pending, message string) {
 		t.Helper()
+		looks := 0
 		eventually(t, func() string {
 			pod := c.pod("a")
+			if looks++; looks%100 == 0 { // the fake API has no resource versions: an answer that is late may hide or undo a change
+				asks(asked)(pod)
+				pod.Generation++
+				pod.Annotations = map[string]string{"looks": fmt.Sprint(looks)}
+				if _, err := c.client.CoreV1().Pods("default").Update(t.Context(), pod, metav1.UpdateOptions{}); err != nil {
+					return err.Error()
+				}
+			}
 			if len(pod.Status.ContainerStatuses) == 0 || pod.Status.ObservedGeneration != pod.Generation {
 				return "no status yet"
 			}
