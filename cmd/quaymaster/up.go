@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/klog/v2"
 
 	"github.com/quaymaster/quaymaster/core"
@@ -21,7 +22,7 @@ type serverFlags struct {
 	data, listen, policies string
 	history                time.Duration
 	historyShare           float64
-	storeKey               string
+	storeKey, featureGates string
 	etcd                   core.Etcd
 	verbose                bool
 	api                    core.API
@@ -41,6 +42,7 @@ func (f *serverFlags) add(command *cobra.Command) {
 	flags.StringSliceVar(&f.api.WatchCache, "watch-cache", nil, "resources with upstream's watch cache, as widgets.example.com: for those that a hundred clients watch whole")
 	flags.StringSliceVar(&f.api.EnableAdmission, "enable-admission-plugins", nil, "upstream's admission plugins that are off by default: "+strings.Join(core.MoreAdmissionPlugins(), ", "))
 	flags.StringSliceVar(&f.api.DisableAdmission, "disable-admission-plugins", nil, "admission plugins that are not to be in force")
+	flags.StringVar(&f.featureGates, "feature-gates", "", "upstream's feature gates of its API libraries, as CBORServingAndStorage=true")
 	flags.StringVar(&f.storeKey, "store-key", "", "file with the key that the store is encrypted with; made with a new store (see quaymaster store)")
 	flags.StringSliceVar(&f.etcd.Endpoints, "etcd-servers", nil, "keep the objects in this etcd (https://HOST:2379,…) and not below --data; several servers may share one, and one of them leads")
 	flags.StringVar(&f.etcd.CAFile, "etcd-cafile", "", "authority of etcd's certificates (PEM)")
@@ -52,6 +54,11 @@ func (f *serverFlags) add(command *cobra.Command) {
 
 func (f *serverFlags) options(cmd *cobra.Command) (core.Options, error) {
 	options := core.Options{DataDir: f.data, Listen: f.listen, PolicyDir: f.policies, History: f.history, HistoryShare: f.historyShare, StoreKey: f.storeKey, StoreOpening: steps(cmd, f.data), API: f.api, Version: version, Logger: logger(cmd, f.verbose)}
+	if f.featureGates != "" { // of the whole process, as upstream has them
+		if err := utilfeature.DefaultMutableFeatureGate.Set(f.featureGates); err != nil {
+			return options, fmt.Errorf("--feature-gates: %w", err)
+		}
+	}
 	if f.audit != (core.Audit{}) {
 		options.API.Audit = &f.audit
 	}

@@ -14,17 +14,20 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/runtime/serializer/cbor"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/version"
 	genericapi "k8s.io/apiserver/pkg/endpoints"
 	"k8s.io/apiserver/pkg/endpoints/discovery"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/apiserver/pkg/features"
 	"k8s.io/apiserver/pkg/registry/rest"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	genericfilters "k8s.io/apiserver/pkg/server/filters"
 	"k8s.io/apiserver/pkg/server/healthz"
 	utilcompatibility "k8s.io/apiserver/pkg/util/compatibility"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	basecompatibility "k8s.io/component-base/compatibility"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	"k8s.io/kubernetes/pkg/routes"
@@ -258,13 +261,26 @@ func (s *Server) installGroup(group string, kinds []kind) error {
 	return nil
 }
 
-// encodings of upstream's and of our groups, with lists written item by item.
-var encodings = sync.OnceValue(func() (c struct{ upstream, own serializer.CodecFactory }) {
-	streaming := []serializer.CodecFactoryOptionsMutator{serializer.WithStreamingCollectionEncodingToJSON(), serializer.WithStreamingCollectionEncodingToProtobuf()}
-	c.upstream = serializer.NewCodecFactory(legacyscheme.Scheme, streaming...)
-	c.own = serializer.NewCodecFactory(api.Scheme, streaming...)
-	return c
-})
+// encodings of upstream's and of our groups, with lists written item by item;
+// with CBOR where the process has upstream's feature gate for it.
+func encodings() codecs {
+	if utilfeature.DefaultFeatureGate.Enabled(features.CBORServingAndStorage) {
+		return withCBOR()
+	}
+	return standard()
+}
+
+type codecs struct{ upstream, own serializer.CodecFactory }
+
+var (
+	standard = sync.OnceValue(func() codecs { return newCodecs() })
+	withCBOR = sync.OnceValue(func() codecs { return newCodecs(serializer.WithSerializer(cbor.NewSerializerInfo)) })
+)
+
+func newCodecs(more ...serializer.CodecFactoryOptionsMutator) codecs {
+	more = append(more, serializer.WithStreamingCollectionEncodingToJSON(), serializer.WithStreamingCollectionEncodingToProtobuf())
+	return codecs{serializer.NewCodecFactory(legacyscheme.Scheme, more...), serializer.NewCodecFactory(api.Scheme, more...)}
+}
 
 func (s *Server) groupVersion(gv schema.GroupVersion, root string, own bool, storage map[string]rest.Storage, servedIn map[string][]string) *genericapi.APIGroupVersion {
 	scheme, parameters, codecs := legacyscheme.Scheme, legacyscheme.ParameterCodec, encodings().upstream
