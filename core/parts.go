@@ -144,14 +144,10 @@ func (p *parts) assemble() (err error) {
 				return nil, false
 			}
 		},
-		Decisions: func(ctx context.Context, namespace, pod string, all bool) (*decisionv1alpha1.Decision, error) {
+		Decisions: func(ctx context.Context, namespace, pod string, view apiserver.DecisionView) (*decisionv1alpha1.Decision, error) {
 			select {
 			case <-p.leading:
-				d, err := p.scheduler.Explain(ctx, namespace, pod, all)
-				if errors.Is(err, scheduler.ErrPodNotFound) {
-					return nil, nil
-				}
-				return d, err
+				return p.explain(ctx, namespace, pod, view)
 			default:
 				return nil, apierrors.NewServiceUnavailable("no scheduler runs in this engine: ask the one that leads; a fork has none until it is started")
 			}

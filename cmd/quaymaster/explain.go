@@ -17,7 +17,7 @@ import (
 func newExplain() *cobra.Command {
 	var from cluster
 	var output string
-	var all bool
+	var all, taken bool
 	command := &cobra.Command{
 		Use:   "explain pod [NAMESPACE/]NAME",
 		Short: "Tell why a pod went where it went, or why it goes nowhere",
@@ -25,7 +25,8 @@ func newExplain() *cobra.Command {
 of every plugin and policy. For a running pod it also prints the decision as it
 was taken. For one that no node takes it prints what preemption would do, and the
 smallest changes that would let it run, which have been tried. With --all it prints
-every filter that refuses a node, with what the pod wants and what the node has.`,
+every filter that refuses a node, with what the pod wants and what the node has.
+With --taken it prints the nodes as they were when the last decision was taken.`,
 		Example: "  quaymaster explain pod default/web-7c5d --all -o yaml",
 		Args: cobra.MatchAll(cobra.ExactArgs(2), func(_ *cobra.Command, args []string) error {
 			if args[0] != "pod" && args[0] != "pods" {
@@ -47,9 +48,12 @@ every filter that refuses a node, with what the pod wants and what the node has.
 				return err
 			}
 			var decision *decisionv1alpha1.Decision
-			if all {
+			switch {
+			case taken:
+				decision, err = client.TakenDecision(cmd.Context(), namespace, name)
+			case all:
 				decision, err = client.FullDecision(cmd.Context(), namespace, name)
-			} else {
+			default:
 				decision, err = client.Decisions(namespace).Get(cmd.Context(), name, metav1.GetOptions{})
 			}
 			if err != nil {
@@ -60,6 +64,8 @@ every filter that refuses a node, with what the pod wants and what the node has.
 	}
 	from.kubeconfigFlag(command)
 	command.Flags().BoolVar(&all, "all", false, "every filter that refuses a node, and preemption on each")
+	command.Flags().BoolVar(&taken, "taken", false, "the nodes as they were when the last decision was taken")
+	command.MarkFlagsMutuallyExclusive("all", "taken")
 	command.Flags().StringVarP(&output, "output", "o", "table", "table, json or yaml")
 	return command
 }

@@ -90,6 +90,12 @@ func (c *Client) FullDecision(ctx context.Context, namespace, name string) (*dec
 	return d, c.decisions.Get().Namespace(namespace).Resource(decisionv1alpha1.Resource).Name(name).SubResource("full").Do(ctx).Into(d)
 }
 
+// TakenDecision gives the matrix of the last decision for one pod as it was taken.
+func (c *Client) TakenDecision(ctx context.Context, namespace, name string) (*decisionv1alpha1.Decision, error) {
+	d := &decisionv1alpha1.Decision{}
+	return d, c.decisions.Get().Namespace(namespace).Resource(decisionv1alpha1.Resource).Name(name).SubResource("taken").Do(ctx).Into(d)
+}
+
 func restClient(config *rest.Config, gv schema.GroupVersion) (rest.Interface, error) {
 	c := rest.CopyConfig(config)
 	c.GroupVersion = &gv

@@ -18,14 +18,26 @@ import (
 func decisions(r *registries) (map[string]rest.Storage, error) {
 	return map[string]rest.Storage{
 		"":     &decisionREST{explain: r.options.Decisions},
-		"full": &decisionREST{explain: r.options.Decisions, all: true},
+		"full":  &decisionREST{explain: r.options.Decisions, view: FullDecision},
+		"taken": &decisionREST{explain: r.options.Decisions, view: TakenDecision},
 	}, nil
 }
 
 type decisionREST struct {
-	explain func(ctx context.Context, namespace, pod string, all bool) (*decisionv1alpha1.Decision, error)
-	all     bool
+	explain func(ctx context.Context, namespace, pod string, view DecisionView) (*decisionv1alpha1.Decision, error)
+	view    DecisionView
 }
+
+// DecisionView is what is asked about a decision, by subresource.
+type DecisionView string
+
+// Views of a decision: on the state of now, with every failing filter, and as it
+// was taken.
+const (
+	DecisionNow   DecisionView = ""
+	FullDecision  DecisionView = "full"
+	TakenDecision DecisionView = "taken"
+)
 
 var _ interface {
 	rest.Storage
@@ -44,7 +56,7 @@ func (d *decisionREST) Get(ctx context.Context, name string, _ *metav1.GetOption
 	if d.explain == nil {
 		return nil, apierrors.NewServiceUnavailable("no scheduler runs in this engine")
 	}
-	decision, err := d.explain(ctx, apirequest.NamespaceValue(ctx), name, d.all)
+	decision, err := d.explain(ctx, apirequest.NamespaceValue(ctx), name, d.view)
 	if err != nil {
 		return nil, err
 	}

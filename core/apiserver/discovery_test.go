@@ -57,6 +57,7 @@ func TestDiscovery(t *testing.T) {
 			"policy.quaymaster.dev/v1alpha1/policies/status":             "get,patch,update",
 			"decision.quaymaster.dev/v1alpha1/decisions":                 "get",
 			"decision.quaymaster.dev/v1alpha1/decisions/full":            "get",
+			"decision.quaymaster.dev/v1alpha1/decisions/taken":           "get",
 			"certificates.k8s.io/v1/certificatesigningrequests/approval": "get,patch,update",
 			"authorization.k8s.io/v1/subjectaccessreviews":               "create",
 			"autoscaling/v1/horizontalpodautoscalers":                    "create,delete,deletecollection,get,list,patch,update,watch",

@@ -134,13 +134,13 @@ func TestPolicyStatus(t *testing.T) {
 
 func TestDecisions(t *testing.T) {
 	c := start(t, func(o *apiserver.Options) {
-		o.Decisions = func(_ context.Context, namespace, pod string, all bool) (*decisionv1alpha1.Decision, error) {
+		o.Decisions = func(_ context.Context, namespace, pod string, view apiserver.DecisionView) (*decisionv1alpha1.Decision, error) {
 			if pod != "p" {
 				return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "pods"}, pod)
 			}
 			message := ""
-			if all {
-				message = "in full"
+			if view != apiserver.DecisionNow {
+				message = "in " + string(view)
 			}
 			return &decisionv1alpha1.Decision{
 				ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: pod}, Node: "n1", Message: message,
@@ -158,6 +158,9 @@ func TestDecisions(t *testing.T) {
 	}
 	if full, err := client.FullDecision(t.Context(), "default", "p"); err != nil || full.Message != "in full" || decision.Message != "" {
 		t.Errorf("the subresource full: %+v, %v", full, err)
+	}
+	if taken, err := client.TakenDecision(t.Context(), "default", "p"); err != nil || taken.Message != "in taken" {
+		t.Errorf("the subresource taken: %+v, %v", taken, err)
 	}
 	if _, err := client.Decisions("default").Get(t.Context(), "q", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("of a pod that is not there: %v", err)

@@ -62,10 +62,10 @@ type Options struct {
 	// port, see HandlerTransport. Any other node is reached by TLS at the address
 	// and kubelet port of its status.
 	NodeTransport func(node string) (http.RoundTripper, bool)
-	// Decisions explains where a pod goes, for the virtual resource "decisions"; all
-	// is for its subresource "full". An error of Kubernetes' kinds is passed on; nil
+	// Decisions explains where a pod goes, for the virtual resource "decisions" and
+	// its subresources. An error of Kubernetes' kinds is passed on; nil
 	// without one is a 404.
-	Decisions func(ctx context.Context, namespace, pod string, all bool) (*decisionv1alpha1.Decision, error)
+	Decisions func(ctx context.Context, namespace, pod string, view DecisionView) (*decisionv1alpha1.Decision, error)
 	// Paths are served beside the API, such as "/backup". They are authenticated,
 	// authorised as non-resource URLs, may take as long as they need and end with
 	// the server.

@@ -28,6 +28,13 @@ type entry struct {
 	pod   types.NamespacedName
 	uid   types.UID
 	taken decisionv1alpha1.TakenDecision
+	basis Basis
+}
+
+// Basis is what a decision was taken on, for it to be explained as it was.
+type Basis struct {
+	Position uint64 // of cluster.State
+	Profile  *cluster.Profile
 }
 
 // NewLedger returns a ledger of at most size pods; size is at least 1.
@@ -36,11 +43,11 @@ func NewLedger(size int) *Ledger {
 }
 
 // Record notes the decision as the pod's latest.
-func (l *Ledger) Record(pod types.NamespacedName, uid types.UID, taken decisionv1alpha1.TakenDecision) {
+func (l *Ledger) Record(pod types.NamespacedName, uid types.UID, taken decisionv1alpha1.TakenDecision, basis Basis) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if i, ok := l.at[pod]; ok {
-		l.entries[i].uid, l.entries[i].taken = uid, taken
+		l.entries[i] = entry{pod, uid, taken, basis}
 		return
 	}
 	if len(l.entries) < cap(l.entries) {
@@ -48,20 +55,26 @@ func (l *Ledger) Record(pod types.NamespacedName, uid types.UID, taken decisionv
 	} else {
 		delete(l.at, l.entries[l.next].pod)
 	}
-	l.entries[l.next] = entry{pod, uid, taken}
+	l.entries[l.next] = entry{pod, uid, taken, basis}
 	l.at[pod] = l.next
 	l.next = (l.next + 1) % cap(l.entries)
 }
 
 // Taken returns the latest decision for the pod of that name and UID, or nil.
 func (l *Ledger) Taken(pod types.NamespacedName, uid types.UID) *decisionv1alpha1.TakenDecision {
+	taken, _ := l.TakenOn(pod, uid)
+	return taken
+}
+
+// TakenOn is Taken with what the decision was taken on.
+func (l *Ledger) TakenOn(pod types.NamespacedName, uid types.UID) (*decisionv1alpha1.TakenDecision, Basis) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	i, ok := l.at[pod]
 	if !ok || l.entries[i].uid != uid {
-		return nil
+		return nil, Basis{}
 	}
-	return l.entries[i].taken.DeepCopy()
+	return l.entries[i].taken.DeepCopy(), l.entries[i].basis
 }
 
 // From puts an explanation into the form that it has in the API: the feasible

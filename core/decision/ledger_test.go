@@ -18,9 +18,9 @@ func TestLedgerKeepsTheLast(t *testing.T) {
 		return types.NamespacedName{Namespace: "ns", Name: fmt.Sprint(i)}
 	}
 	for i := range 5 {
-		l.Record(name(i), types.UID(fmt.Sprint("u", i)), decisionv1alpha1.TakenDecision{Node: fmt.Sprint("n", i)})
+		l.Record(name(i), types.UID(fmt.Sprint("u", i)), decisionv1alpha1.TakenDecision{Node: fmt.Sprint("n", i)}, Basis{Position: uint64(i)})
 	}
-	l.Record(name(3), "u3", decisionv1alpha1.TakenDecision{Node: "again"})
+	l.Record(name(3), "u3", decisionv1alpha1.TakenDecision{Node: "again"}, Basis{Position: 9})
 	for i, want := range []string{"", "", "n2", "again", "n4"} {
 		got := ""
 		if taken := l.Taken(name(i), types.UID(fmt.Sprint("u", i))); taken != nil {
@@ -29,6 +29,9 @@ func TestLedgerKeepsTheLast(t *testing.T) {
 		if got != want {
 			t.Errorf("pod %d: node %q, want %q", i, got, want)
 		}
+	}
+	if _, basis := l.TakenOn(name(3), "u3"); basis.Position != 9 {
+		t.Errorf("the latest decision was taken on %+v", basis)
 	}
 	if l.Taken(name(4), "another pod of that name") != nil {
 		t.Error("a decision was returned for another UID")

@@ -434,6 +434,7 @@ func (s *Scheduler) decide(ctx context.Context, p *pending) {
 // attempt decides where the pod would go now.
 func (s *Scheduler) attempt(ctx context.Context, p *pending) (out cluster.Outcome, verdict *cluster.Verdict, err error) {
 	s.reclass(p)
+	p.position = s.state.Position()
 	if p.profile.HasPolicies() {
 		if out, verdict, err = s.state.DecideWithPolicies(ctx, p.class, p.pod, p.tie, s.policiesOf(p.profile)); err != nil {
 			return out, nil, err

@@ -27,6 +27,7 @@ type pending struct {
 	tie      uint64
 	priority int32
 	sequence uint64 // order of arrival
+	position uint64 // of the state when it was last tried
 	attempts int    // that ended in a failure or in no node
 	readyAt  time.Time
 	said     string // last FailedScheduling event

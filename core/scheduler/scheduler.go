@@ -36,6 +36,9 @@ var (
 	// ErrNotServed is returned by Explain for a pod whose spec.schedulerName has
 	// no profile here.
 	ErrNotServed = errors.New("scheduler name is not served")
+	// ErrNotKept is returned by ExplainTaken when the decision, or the cluster of
+	// then, is no longer known.
+	ErrNotKept = errors.New("decision is not kept")
 	// ErrStopped is returned by Explain when Run has ended.
 	ErrStopped = errors.New("scheduler has stopped")
 )
@@ -180,6 +183,7 @@ func New(options Options) (*Scheduler, error) {
 		binding:  map[*commit]struct{}{},
 		gangs:    map[types.NamespacedName]*gang{},
 	}
+	s.state.KeepPast(options.LedgerSize)
 	var err error
 	if s.meters, err = newMeters(options.Metrics, &s.stats); err != nil {
 		return nil, fmt.Errorf("register the scheduler's metrics: %w", err)
@@ -251,56 +255,6 @@ func watched(factory informers.SharedInformerFactory) []cache.SharedIndexInforme
 	}
 }
 
-// Explain says where the pod would go on the state of now and why: for a bound
-// one as if it were not there, beside the decision as it was taken. All adds, for
-// each refused node, every failing filter and what preemption would do there.
-func (s *Scheduler) Explain(ctx context.Context, namespace, name string, all bool) (*decisionv1alpha1.Decision, error) {
-	type answer struct {
-		decision *decisionv1alpha1.Decision
-		err      error
-	}
-	reply := make(chan answer, 1)
-	s.inbox.put(message{call: func() {
-		d, err := s.explain(ctx, namespace, name, all)
-		reply <- answer{d, err}
-	}})
-	select {
-	case a := <-reply:
-		return a.decision, a.err
-	case <-ctx.Done():
-		return nil, fmt.Errorf("explain pod %s/%s: %w", namespace, name, ctx.Err())
-	case <-s.stopped:
-		return nil, fmt.Errorf("explain pod %s/%s: %w", namespace, name, ErrStopped)
-	}
-}
-
-func (s *Scheduler) explain(ctx context.Context, namespace, name string, all bool) (*decisionv1alpha1.Decision, error) {
-	pod, err := s.pods.Pods(namespace).Get(name)
-	if err != nil {
-		return nil, fmt.Errorf("explain pod %s/%s: %w", namespace, name, ErrPodNotFound)
-	}
-	profile := s.profiles[pod.Spec.SchedulerName]
-	if profile == nil {
-		return nil, fmt.Errorf("explain pod %s/%s of scheduler %q: %w", namespace, name, pod.Spec.SchedulerName, ErrNotServed)
-	}
-	budgets, err := s.budgets.List(everything)
-	if err != nil {
-		return nil, fmt.Errorf("explain pod %s/%s: list disruption budgets: %w", namespace, name, err)
-	}
-	explained, err := s.state.Explain(ctx, profile, pod, s.policiesOf(profile), cluster.ExplainOptions{All: all, Budgets: budgets, Now: s.clock.Now()})
-	if err != nil {
-		return nil, fmt.Errorf("explain pod %s/%s: %w", namespace, name, err)
-	}
-	if field := profile.Unsupported(pod); field != "" {
-		explained.Node, explained.Message = nil, cluster.UnsupportedMessage(field)
-	}
-	key := types.NamespacedName{Namespace: namespace, Name: name}
-	d := decision.From(key, profile.Name, explained)
-	d.Policies = s.versions(profile)
-	d.Taken = s.ledger.Taken(key, pod.UID)
-	return d, nil
-}
-
 // record notes a decision in the ledger.
 func (s *Scheduler) record(p *pending, out cluster.Outcome, text string) {
 	taken := decisionv1alpha1.TakenDecision{
@@ -315,7 +269,7 @@ func (s *Scheduler) record(p *pending, out cluster.Outcome, text string) {
 	if out.Node != nil {
 		taken.Node = out.Node.Name
 	}
-	s.ledger.Record(p.key, p.pod.UID, taken)
+	s.ledger.Record(p.key, p.pod.UID, taken, decision.Basis{Position: p.position, Profile: p.profile})
 }
 
 // policiesOf pins the policies of the profile that are not pinned yet.

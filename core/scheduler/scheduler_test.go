@@ -319,6 +319,15 @@ func TestNotesScenario(t *testing.T) {
 		t.Errorf("explained as %+v", d)
 	}
 
+	then := func(what string) {
+		t.Helper()
+		d, err := w.sched.ExplainTaken(context.Background(), "default", "httpserver")
+		if err != nil || d.Node != "node01" || len(d.Nodes) != 3 || d.Nodes[0].Total != d.Taken.Score || d.Nodes[1].Failures == nil {
+			t.Errorf("%s, as it was taken: %+v, %v", what, d, err)
+		}
+	}
+	then("at once")
+
 	special := v1.Taint{Key: "for-special-user", Value: "cadmin", Effect: v1.TaintEffectNoSchedule}
 	w.put(nodeResource, testNode("node01", "4", nil, special))
 	w.put(nodeResource, testNode("node02", "4", nil, special))
@@ -328,6 +337,18 @@ func TestNotesScenario(t *testing.T) {
 			return n.Filter == nil || n.Filter.Plugin != "TaintToleration"
 		})
 	})
+	then("when no node would take it")
+	w.remove(nodeResource, "", "master01")
+	eventually(t, "a node is gone", func() bool {
+		d, err := w.sched.Explain(context.Background(), "default", "httpserver", false)
+		return err == nil && len(d.Nodes) == 2
+	})
+	then("when a node is gone")
+	w.put(nodeResource, testNode("master01", "4", nil, v1.Taint{Key: "node-role.kubernetes.io/master", Effect: v1.TaintEffectNoSchedule}))
+	then("when it has come again")
+	if _, err := w.sched.ExplainTaken(context.Background(), "default", "nobody"); !errors.Is(err, ErrPodNotFound) {
+		t.Errorf("of a pod that is not there: %v", err)
+	}
 	w.put(podResource, testPod("plain", "100m"))
 	w.refused("plain", "0/3 nodes are available: 3 node(s) had untolerated taint(s). "+
 		"no new claims to deallocate, preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling.")

@@ -50,6 +50,7 @@ type ExplainOptions struct {
 // Explain scans for a pod that may be bound already, as if it were not there,
 // and says what follows. The state is afterwards as it was.
 func (s *State) Explain(ctx context.Context, profile *Profile, pod *v1.Pod, p Policies, options ExplainOptions) (*Explanation, error) {
+	defer s.pause()()
 	key := keyOf(pod)
 	if placed := s.Placed(key); placed != nil {
 		freed, terms, devices := s.freed, s.freedTallies, s.pods[key].devices

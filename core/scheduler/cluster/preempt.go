@@ -254,6 +254,7 @@ func (s *State) Nominate(c *Class, pod *v1.Pod, name string) {
 	e := &podEntry{nominee: true, pod: pod, node: n, requests: c.requests, ports: c.ports, priority: c.priority, terms: c.terms, sets: s.setsOf(pod, c.terms)}
 	n.nominated = append(n.nominated, e)
 	s.nominees[key] = e
+	s.remember(change{kind: nominated, key: key})
 	s.changed(n.row)
 }
 
@@ -265,6 +266,7 @@ func (s *State) Withdraw(key types.NamespacedName) string {
 		return ""
 	}
 	delete(s.nominees, key)
+	s.remember(change{kind: withdrawn, key: key, pod: e.pod, on: e.node.name})
 	e.node.nominated = slices.DeleteFunc(e.node.nominated, func(x *podEntry) bool { return x == e })
 	if e.node.row >= 0 {
 		s.changed(e.node.row)

@@ -61,6 +61,7 @@ type State struct {
 	cellLimits cellLimits
 	gatesEpoch uint64 // rises when other constraints are gates than before
 
+	past    *past // nil: not kept
 	pools   map[deviceKey]*devicePool
 	typical map[*deviceArgs]*typicalRows
 	devices deviceBuffers
@@ -172,7 +173,7 @@ func (s *State) SetNode(object *v1.Node) {
 		s.occupy(n)
 	}
 	n.object = object
-	row := n.row
+	row, generation := n.row, s.fleet.Generation
 	s.fleet.Nodes[row] = object
 	flags := nodeFlags(object)
 	n.zone = zoneOf(object)
@@ -184,6 +185,11 @@ func (s *State) SetNode(object *v1.Node) {
 	if s.shares != nil {
 		s.shares.stale = true
 	}
+	defer func(before *v1.Node) { // of what has changed
+		if after := s.fleet.Generation; after != generation {
+			s.remember(change{kind: nodeSet, row: row, node: before})
+		}
+	}(old)
 	images := old == nil || !slices.EqualFunc(old.Status.Images, object.Status.Images, func(a, b v1.ContainerImage) bool {
 		return a.SizeBytes == b.SizeBytes && slices.Equal(a.Names, b.Names)
 	})
@@ -216,6 +222,7 @@ func (s *State) RemoveNode(name string) {
 		return
 	}
 	row := n.row
+	s.remember(change{kind: nodeSet, row: row, node: n.object})
 	for _, e := range slices.Clone(n.nominated) {
 		s.Withdraw(keyOf(e.pod))
 	}
@@ -260,7 +267,13 @@ func (s *State) SetPod(pod *v1.Pod) {
 				e.pod = pod // the spec is the same, and no container reports anything else
 				return
 			}
-			if r := s.requestsOf(pod); !e.requests.equal(&r) {
+			r := s.requestsOf(pod)
+			resized := !e.requests.equal(&r)
+			if s.past != nil && (resized || regroup) { // as if it had gone and come again
+				s.remember(change{kind: podLeft, key: key, pod: slim(e.pod), devices: e.devices, on: e.node.name})
+				s.remember(change{kind: podCame, key: key})
+			}
+			if resized {
 				s.account(e, -1)
 				e.requests, e.devices = r, nil
 				s.assignDevices(e, e.node.row)
@@ -309,6 +322,9 @@ func (s *State) RemovePod(key types.NamespacedName) bool {
 	delete(s.pods, key)
 	s.account(e, -1)
 	n := e.node
+	if s.past != nil {
+		s.remember(change{kind: podLeft, key: key, pod: slim(e.pod), devices: e.devices, on: n.name})
+	}
 	last := len(n.pods) - 1
 	n.pods[e.index] = n.pods[last]
 	n.pods[e.index].index = e.index
@@ -357,6 +373,7 @@ func (s *State) place(key types.NamespacedName, e *podEntry) {
 		n.ports++
 	}
 	s.pods[key] = e
+	s.remember(change{kind: podCame, key: key})
 	if len(s.pools) > 0 {
 		s.assignDevices(e, n.row)
 	}

@@ -49,6 +49,36 @@ func newStorage() storage {
 	}
 }
 
+// objects are all that SetStorage was told, and what was assumed of it.
+func (st *storage) objects() (list []metav1.Object) {
+	for _, x := range st.classes {
+		list = append(list, x)
+	}
+	for _, x := range st.csiNodes {
+		list = append(list, x)
+	}
+	for _, x := range st.drivers {
+		list = append(list, x)
+	}
+	for _, x := range st.capacities {
+		list = append(list, x)
+	}
+	for _, x := range st.attachments {
+		list = append(list, x)
+	}
+	for _, x := range st.volumes {
+		if x.now != nil {
+			list = append(list, x.now)
+		}
+	}
+	for _, x := range st.claims { // one that is not known may have users
+		if x.now != nil {
+			list = append(list, x.now)
+		}
+	}
+	return list
+}
+
 // What classes read, for changedAt.
 func readsClaim(key types.NamespacedName) string { return "claim " + key.String() }
 func readsVolume(name string) string             { return "volume " + name }
