@@ -125,6 +125,9 @@ func (s *Scheduler) decideGang(attempt func(*pending) (cluster.Outcome, *cluster
 		}
 		return 1 // no two have one sequence
 	})
+	result := resultUnschedulable
+	var decided time.Duration
+	defer func() { s.meters.gang(first.profile.Name, result, decided, s.clock.Since(now)) }()
 	binds := &gangBind{}
 	verdicts := map[*pending]string{}
 	for i, p := range list {
@@ -143,6 +146,7 @@ func (s *Scheduler) decideGang(attempt func(*pending) (cluster.Outcome, *cluster
 			binds.commits = append(binds.commits, c)
 		}
 	}
+	decided = s.clock.Since(now)
 	if len(binds.commits) == 0 || len(binds.commits) < needed {
 		for _, c := range binds.commits {
 			s.unassume(c)
@@ -150,7 +154,7 @@ func (s *Scheduler) decideGang(attempt func(*pending) (cluster.Outcome, *cluster
 		s.parkGang(g, list, needed, len(binds.commits), verdicts, now)
 		return
 	}
-	g.tries, g.parked = 0, false
+	g.tries, g.parked, result = 0, false, resultScheduled
 	for _, p := range list {
 		if why, ok := verdicts[p]; ok { // beyond those that are needed: as any other pod
 			p.attempts++

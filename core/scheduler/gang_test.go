@@ -210,6 +210,8 @@ func TestMetrics(t *testing.T) {
 		`scheduler_pending_pods queue=active`:                                                      0,
 		`scheduler_queue_incoming_pods_total event=UnschedulablePodAdd queue=active`:               2,
 		`scheduler_pod_scheduling_sli_duration_seconds attempts=1`:                                 1,
+		`scheduler_scheduling_algorithm_duration_seconds`:                                          2,
+		`scheduler_unschedulable_pods plugin=NodeResourcesFit profile=default-scheduler`:           1,
 		`scheduler_cache_size type=nodes`:                                                          1,
 		`quaymaster_scheduler_audit_mismatches_total`:                                              0,
 	}

@@ -435,6 +435,13 @@ func (s *Scheduler) decide(ctx context.Context, p *pending) {
 func (s *Scheduler) attempt(ctx context.Context, p *pending) (out cluster.Outcome, verdict *cluster.Verdict, err error) {
 	s.reclass(p)
 	p.position = s.state.Position()
+	began := s.clock.Now()
+	defer func() {
+		s.meters.algorithm.Observe(s.clock.Since(began).Seconds())
+		if p.refusers = nil; verdict != nil {
+			p.refusers = verdict.Plugins
+		}
+	}()
 	if p.profile.HasPolicies() {
 		if out, verdict, err = s.state.DecideWithPolicies(ctx, p.class, p.pod, p.tie, s.policiesOf(p.profile)); err != nil {
 			return out, nil, err

@@ -21,6 +21,12 @@ type meters struct {
 	sli         *prometheus.HistogramVec // by attempts
 	tries       prometheus.Histogram
 	cache       *prometheus.GaugeVec // by type
+	algorithm   prometheus.Histogram
+	refusers    *prometheus.GaugeVec // by plugin and profile
+
+	groupAttempts  *prometheus.CounterVec   // of gangs, by result and profile
+	groupLatency   *prometheus.HistogramVec // the same
+	groupAlgorithm prometheus.Histogram
 
 	queues map[[2]string]prometheus.Counter // of incoming
 	series map[[2]string]series             // by result and profile
@@ -64,7 +70,17 @@ func newMeters(registry prometheus.Registerer, stats *counters) (*meters, error)
 			"Time from a pod's entry into the queue until it is bound, over all its attempts.", prometheus.ExponentialBuckets(0.01, 2, 20)), []string{"attempts"}),
 		tries: prometheus.NewHistogram(histogram("pod_scheduling_attempts",
 			"Number of attempts to successfully schedule a pod.", prometheus.ExponentialBuckets(1, 2, 5))),
-		cache:  prometheus.NewGaugeVec(prometheus.GaugeOpts(name("cache_size", "Number of nodes, pods and assumed pods that decisions know.")), []string{"type"}),
+		cache: prometheus.NewGaugeVec(prometheus.GaugeOpts(name("cache_size", "Number of nodes, pods and assumed pods that decisions know.")), []string{"type"}),
+		algorithm: prometheus.NewHistogram(histogram("scheduling_algorithm_duration_seconds",
+			"Latency of decisions.", prometheus.ExponentialBuckets(0.001, 2, 15))),
+		refusers: prometheus.NewGaugeVec(prometheus.GaugeOpts(name("unschedulable_pods",
+			"Number of unschedulable pods by each plugin that refused a node to them; a pod counts for all of these.")), []string{"plugin", "profile"}),
+		groupAttempts: prometheus.NewCounterVec(prometheus.CounterOpts(name("podgroup_schedule_attempts_total",
+			"Number of attempts to schedule gangs, by the result.")), []string{"result", "profile"}),
+		groupLatency: prometheus.NewHistogramVec(histogram("podgroup_scheduling_attempt_duration_seconds",
+			"Latency of an attempt to schedule a gang, until its binds are handed on.", prometheus.ExponentialBuckets(0.001, 2, 15)), []string{"result", "profile"}),
+		groupAlgorithm: prometheus.NewHistogram(histogram("podgroup_scheduling_algorithm_duration_seconds",
+			"Latency of the decisions for a gang.", prometheus.ExponentialBuckets(0.001, 2, 15))),
 		queues: map[[2]string]prometheus.Counter{}, series: map[[2]string]series{}, after: map[int]prometheus.Observer{},
 	}
 	if registry == nil {
@@ -76,6 +92,7 @@ func newMeters(registry prometheus.Registerer, stats *counters) (*meters, error)
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{m.attempts, m.latency, m.victims, m.preemptions, m.pending, m.incoming, m.sli, m.tries, m.cache,
+		m.algorithm, m.refusers, m.groupAttempts, m.groupLatency, m.groupAlgorithm,
 		own("audited_decisions_total", "Number of decisions that a full scan was compared with.", stats.audited.Load),
 		own("audit_mismatches_total", "Number of decisions that a full scan took otherwise; always 0.", stats.mismatches.Load),
 		own("dropped_events_total", "Number of events that were not written for their rate.", stats.eventsDropped.Load),
@@ -127,6 +144,39 @@ func (m *meters) scheduled(p *pending, began, now time.Time) {
 	o.Observe(now.Sub(p.since).Seconds())
 }
 
+// gang counts an attempt for a gang: decided after some time, and its end.
+func (m *meters) gang(profile, result string, decided, all time.Duration) {
+	m.groupAttempts.WithLabelValues(result, profile).Inc()
+	m.groupLatency.WithLabelValues(result, profile).Observe(all.Seconds())
+	m.groupAlgorithm.Observe(decided.Seconds())
+}
+
+// gaugeRefusers counts the pods that wait by what refused them nodes. Those of a
+// parked class were refused alike.
+func (s *Scheduler) gaugeRefusers() {
+	counts := map[[2]string]int{}
+	add := func(p *pending, pods int) {
+		for _, plugin := range p.refusers {
+			counts[[2]string{plugin, p.profile.Name}] += pods
+		}
+	}
+	for _, g := range s.queue.parked {
+		if len(g.pods.list) > 0 {
+			add(g.pods.list[0], len(g.pods.list))
+		}
+	}
+	for p := range s.queue.waiting {
+		add(p, 1)
+	}
+	for p := range s.queue.grouped {
+		add(p, 1)
+	}
+	s.meters.refusers.Reset()
+	for key, n := range counts {
+		s.meters.refusers.WithLabelValues(key[0], key[1]).Set(float64(n))
+	}
+}
+
 // gaugeEvery bounds how often the gauges are set while there is work.
 const gaugeEvery = time.Second
 
@@ -148,6 +198,7 @@ func (s *Scheduler) gauge() {
 	m.pending.WithLabelValues(backOffQueue).Set(float64(len(q.backOff.list)))
 	m.pending.WithLabelValues(unschedulableQueue).Set(float64(unschedulable))
 	m.pending.WithLabelValues(gatedQueue).Set(float64(gated))
+	s.gaugeRefusers()
 	m.cache.WithLabelValues("nodes").Set(float64(s.state.Nodes()))
 	m.cache.WithLabelValues("pods").Set(float64(s.state.Pods()))
 	m.cache.WithLabelValues("assumed_pods").Set(float64(binding))

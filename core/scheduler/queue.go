@@ -26,9 +26,10 @@ type pending struct {
 	epoch    uint64 // of the state when the class was asked for
 	tie      uint64
 	priority int32
-	sequence uint64 // order of arrival
-	position uint64 // of the state when it was last tried
-	attempts int    // that ended in a failure or in no node
+	sequence uint64   // order of arrival
+	position uint64   // of the state when it was last tried
+	refusers []string // plugins that refused it nodes then
+	attempts int      // that ended in a failure or in no node
 	readyAt  time.Time
 	said     string // last FailedScheduling event
 	told     int    // attempts then

@@ -29,6 +29,8 @@ type Verdict struct {
 	Message string
 	// Preemptible says that evicting pods of lower priority would make room.
 	Preemptible bool
+	// Plugins that refused some node, by name; policies are not among them.
+	Plugins []string
 
 	refused string // the message without what preemption says
 	policy  func(row int32) string
@@ -97,6 +99,7 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 			preemption[notHelpful] += count
 		}
 	}
+	v.Plugins = c.pluginsOf(filter)
 	preFilter := ""
 	if c.factor.conflict && c.profile.filters[NodeAffinity] {
 		preFilter = affinityConflict
@@ -115,6 +118,54 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 	v.refused = fitError(s.count, preFilter, filter, "")
 	v.Message = fitError(s.count, preFilter, filter, post)
 	return v
+}
+
+// pluginsOf names the plugins that these reasons are of.
+func (c *Class) pluginsOf(counts reasons) []string {
+	var list []string
+	for reason := range counts {
+		if name := c.pluginOf(reason); name != "" && !slices.Contains(list, name) {
+			list = append(list, name)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+func (c *Class) pluginOf(reason string) string {
+	switch reason {
+	case portsTaken:
+		return NodePorts
+	case tooManyPods:
+		return NodeResourcesFit
+	case diskConflict, singleInUse:
+		return VolumeRestrictions
+	case tooManyVolumes:
+		return NodeVolumeLimits
+	case zoneConflict:
+		return VolumeZone
+	case nodeConflict, bindConflict, notEnoughSpace, volumeMissing:
+		return VolumeBinding
+	case noDevice:
+		return DeviceFragmentation
+	}
+	if strings.HasPrefix(reason, "Insufficient ") {
+		return NodeResourcesFit
+	}
+	for _, x := range refusals {
+		if x.reason == reason {
+			return x.plugin
+		}
+	}
+	for _, x := range relatedRefusals {
+		if x.reason == reason {
+			return x.plugin
+		}
+	}
+	if c.volumes != nil && c.volumes.refuses == reason {
+		return c.volumes.by
+	}
+	return "" // of a policy
 }
 
 // fitError is the text of upstream's FitError.
