@@ -139,6 +139,33 @@ func TestDynamicVolumes(t *testing.T) {
 	w.bound("p", "n1")
 }
 
+// TestNodeVanishesWhileVolumesBind: the pod whose claim was to be bound for a node
+// that goes is decided anew, and its volume is given back.
+func TestNodeVanishesWhileVolumesBind(t *testing.T) {
+	w := newWorld(t, nil)
+	w.versioned()
+	hosts(w, "n1")
+	w.put(classResource, storageClass("made", "example.com/disks"))
+	w.put(claimResource, testClaim("c", "made"))
+	w.put(podResource, withClaim(testPod("p", "1"), "c"))
+	selected := func(node string) func() bool {
+		return func() bool { return w.claim("c").Annotations[volume.AnnSelectedNode] == node }
+	}
+	eventually(t, "the provisioner is told the node", selected("n1"))
+	w.remove(nodeResource, "", "n1")
+	eventually(t, "the pod says that its node is gone", func() bool {
+		c := podCondition(w.pod("p"))
+		return c != nil && c.Reason == v1.PodReasonSchedulerError && strings.Contains(c.Message, "n1")
+	})
+	hosts(w, "n2")
+	c := w.claim("c") // the provisioner gives up, as it does when the node is not there
+	delete(c.Annotations, volume.AnnSelectedNode)
+	w.put(claimResource, c)
+	eventually(t, "the provisioner is told another node", selected("n2"))
+	w.bindClaim("c", "made")
+	w.bound("p", "n2")
+}
+
 // TestVolumesTakeTooLong gives the volume back when the profile's time is over,
 // and when the pod ends first.
 func TestVolumesTakeTooLong(t *testing.T) {
