@@ -172,28 +172,34 @@ func (x *failures) requiredText() (text string, keys []string) {
 		}
 	}
 	if a := spec.Affinity; a != nil && a.NodeAffinity != nil && a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution != nil {
-		var terms []string
-		for _, term := range a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms {
-			var parts []string
-			for _, r := range slices.Concat(term.MatchExpressions, term.MatchFields) {
-				part := r.Key + " " + string(r.Operator)
-				if len(r.Values) > 0 {
-					part += " (" + strings.Join(r.Values, ",") + ")"
-				}
-				parts = append(parts, part)
-			}
-			for _, r := range term.MatchExpressions {
-				keys = append(keys, r.Key)
-			}
-			terms = append(terms, strings.Join(parts, ", "))
-		}
+		terms, more := termsText(a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms)
 		if text != "" {
 			text += " and "
 		}
-		text += strings.Join(terms, " or ")
+		text, keys = text+terms, append(keys, more...)
 	}
 	slices.Sort(keys)
 	return text, slices.Compact(keys)
+}
+
+// termsText writes the terms as selectors, and lists the label keys that they read.
+func termsText(list []v1.NodeSelectorTerm) (text string, keys []string) {
+	var terms []string
+	for _, term := range list {
+		var parts []string
+		for _, r := range slices.Concat(term.MatchExpressions, term.MatchFields) {
+			part := r.Key + " " + string(r.Operator)
+			if len(r.Values) > 0 {
+				part += " (" + strings.Join(r.Values, ",") + ")"
+			}
+			parts = append(parts, part)
+		}
+		for _, r := range term.MatchExpressions {
+			keys = append(keys, r.Key)
+		}
+		terms = append(terms, strings.Join(parts, ", "))
+	}
+	return strings.Join(terms, " or "), keys
 }
 
 // labelsOf writes the labels of those keys that the node has.
@@ -219,11 +225,7 @@ func (x *failures) dynamic(n *node) (list []Failure) {
 		list = append(list, x.resourceFailures(n)...)
 	}
 	if x.volumes != nil {
-		if plugin, why, _ := x.s.volumesRefuse(x.volumes, n); plugin != "" {
-			for _, reason := range why {
-				list = append(list, Failure{Plugin: plugin, Reason: reason})
-			}
-		}
+		list = append(list, x.volumeFailures(n)...)
 	}
 	if x.profile.filters[PodTopologySpread] {
 		list = append(list, x.spreadFailures(n)...)

@@ -58,6 +58,7 @@ type volumes struct {
 
 // boundVolume is where a claim's volume may be used from.
 type boundVolume struct {
+	name     string
 	affinity *nodeaffinity.LazyErrorNodeSelector // nil: anywhere
 	plugin   string                              // in-tree, that a node may have moved to CSI
 	migrated *nodeaffinity.LazyErrorNodeSelector // then
@@ -266,7 +267,7 @@ func (s *State) resolveBound(v *volumes, name string) {
 		v.bound, v.missing = append(v.bound, boundVolume{plugin: missingVolume}), true
 		return
 	}
-	b := boundVolume{affinity: affinityOf(p.now)}
+	b := boundVolume{name: p.now.Name, affinity: affinityOf(p.now)}
 	if csi.IsPVMigratable(p.now) {
 		if plugin, err := csi.GetInTreePluginNameFromSpec(p.now, nil); err == nil && csiMigrated(plugin) {
 			if moved, err := csi.TranslateInTreePVToCSI(klog.Background(), p.now); err == nil {
