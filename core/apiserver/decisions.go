@@ -17,7 +17,7 @@ import (
 // decisions makes the virtual resource that explains scheduling by pod name.
 func decisions(r *registries) (map[string]rest.Storage, error) {
 	return map[string]rest.Storage{
-		"":     &decisionREST{explain: r.options.Decisions},
+		"":      &decisionREST{explain: r.options.Decisions},
 		"full":  &decisionREST{explain: r.options.Decisions, view: FullDecision},
 		"taken": &decisionREST{explain: r.options.Decisions, view: TakenDecision},
 	}, nil
