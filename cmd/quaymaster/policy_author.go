@@ -42,16 +42,20 @@ folder's path names the policy.`,
 
 func newPolicyBuild() *cobra.Command {
 	return &cobra.Command{
-		Use:   "build FOLDER",
+		Use:   "build [FOLDER]",
 		Short: "Compile and pack a policy",
 		Long: `Build compiles the Go package, the C files, the Rust crate or the AssemblyScript
 module of a folder, adds manifest.json and writes NAME.wasm beside them, NAME
 being the manifest's. docs/sdk says what each language needs. A Rego policy is
-only checked.`,
-		Args: cobra.ExactArgs(1),
+only checked. Without FOLDER it is the one you are in.`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			folder := "."
+			if len(args) > 0 {
+				folder = args[0]
+			}
 			return withEngines(func(engines author.Engines) error {
-				file, i, err := engines.Build(cmd.Context(), args[0])
+				file, i, err := engines.Build(cmd.Context(), folder)
 				if err != nil {
 					return err
 				}
