@@ -17,7 +17,7 @@ var podResource = corev1.SchemeGroupVersion.WithResource("pods")
 type directPods struct{ registry *apiserver.Direct }
 
 func (d directPods) Create(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, error) {
-	return d.pod(d.registry.Create(ctx, podResource, pod.Namespace, pod))
+	return d.pod(d.registry.CreateOwned(ctx, podResource, pod.Namespace, pod))
 }
 
 func (d directPods) UpdateStatus(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, error) {

@@ -104,10 +104,9 @@ func (c *call) context(ctx context.Context, verb string) context.Context {
 	})
 }
 
-// in turns a versioned object into what registries work on: a copy with
-// defaults. Our kinds have one type for both.
+// in turns a versioned object, which it changes, into what registries work on.
+// Our kinds have one type for both.
 func (c *call) in(object runtime.Object) (runtime.Object, error) {
-	object = object.DeepCopyObject()
 	c.scheme.Default(object)
 	if c.kind.own() {
 		return object, nil
@@ -157,8 +156,15 @@ func (c *call) validateUpdate(attributes admission.Attributes) rest.ValidateObje
 	return rest.AdmissionToValidateObjectUpdateFunc(c.server.admission, attributes, c.interfaces)
 }
 
-// Create stores a new object and returns it as stored.
+// Create stores a new object and returns it as it was written. A Pod is not read
+// again for that: lists that were empty are empty, not nil, and times other than
+// its creation's may be finer than what is stored.
 func (d *Direct) Create(ctx context.Context, gvr schema.GroupVersionResource, namespace string, object runtime.Object) (runtime.Object, error) {
+	return d.CreateOwned(ctx, gvr, namespace, object.DeepCopyObject())
+}
+
+// CreateOwned is Create of an object that is the callee's from then on.
+func (d *Direct) CreateOwned(ctx context.Context, gvr schema.GroupVersionResource, namespace string, object runtime.Object) (runtime.Object, error) {
 	m, err := meta.Accessor(object)
 	if err != nil {
 		return nil, err
@@ -168,7 +174,7 @@ func (d *Direct) Create(ctx context.Context, gvr schema.GroupVersionResource, na
 
 // Bind assigns a pod to a node, as the binding subresource does.
 func (d *Direct) Bind(ctx context.Context, binding *corev1.Binding) error {
-	_, err := d.create(ctx, corev1.SchemeGroupVersion.WithResource("pods"), "binding", binding.Namespace, binding.Name, binding)
+	_, err := d.create(ctx, corev1.SchemeGroupVersion.WithResource("pods"), "binding", binding.Namespace, binding.Name, binding.DeepCopy())
 	return err
 }
 
@@ -192,7 +198,7 @@ func (d *Direct) create(ctx context.Context, gvr schema.GroupVersionResource, su
 	if err := rest.EnsureObjectNamespaceMatchesRequestNamespace(c.namespace, m); err != nil {
 		return nil, err
 	}
-	ctx = c.context(ctx, "create")
+	ctx = context.WithValue(c.context(ctx, "create"), asWrittenKey{}, true)
 	options := &metav1.CreateOptions{}
 	attributes := c.attributes(internal, nil, admission.Create, options)
 	if err := c.mutate(ctx, attributes); err != nil {
@@ -236,7 +242,7 @@ func (d *Direct) update(ctx context.Context, gvr schema.GroupVersionResource, su
 	if err != nil {
 		return nil, err
 	}
-	internal, err := c.in(object)
+	internal, err := c.in(object.DeepCopyObject())
 	if err != nil {
 		return nil, err
 	}

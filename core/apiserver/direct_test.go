@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -41,6 +42,9 @@ func TestDirect(t *testing.T) {
 	}
 	if given.UID != "" || given.Namespace != "" || given.Spec.RestartPolicy != "" || given.Spec.ServiceAccountName != "" {
 		t.Errorf("the given object was changed: %+v", given)
+	}
+	if read, err := d.Get(ctx, pods, "default", "a"); err != nil || !equality.Semantic.DeepEqual(read, created) {
+		t.Errorf("created %+v, read %+v, %v", created, read, err)
 	}
 	viaHTTP, err := c.client.CoreV1().Pods("default").Get(ctx, "a", metav1.GetOptions{})
 	if err != nil || viaHTTP.UID != pod.UID || viaHTTP.ResourceVersion != pod.ResourceVersion {

@@ -98,6 +98,9 @@ func (o restOptions) GetRESTOptions(resource schema.GroupResource, _ runtime.Obj
 	if config.Codec, config.EncodeVersioner, err = serverstorage.NewStorageCodec(codec); err != nil {
 		return generic.RESTOptions{}, fmt.Errorf("storage codec of %s: %w", resource, err)
 	}
+	if writtenResources[resource] {
+		config.Codec = skipping{config.Codec}
+	}
 	return generic.RESTOptions{
 		StorageConfig:           config.ForResource(resource),
 		Decorator:               o.decorator,
