@@ -70,6 +70,8 @@ const (
 
 func newWalker(t reflect.Type) walker {
 	switch {
+	case t.Kind() == reflect.Pointer: // marshals itself if what it points to does
+		return pointer(walkerOf(t.Elem()))
 	case slices.Contains(opaque, t):
 		return presence
 	case t == reflect.TypeFor[intstr.IntOrString](): // a struct that marshals itself, and may be a key
@@ -77,8 +79,6 @@ func newWalker(t reflect.Type) walker {
 		return unknown
 	}
 	switch t.Kind() {
-	case reflect.Pointer:
-		return pointer(walkerOf(t.Elem()))
 	case reflect.Slice:
 		if t.Elem().Kind() == reflect.Uint8 { // one scalar
 			return bytes
