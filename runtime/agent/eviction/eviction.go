@@ -56,9 +56,12 @@ func Defaults() []Threshold {
 	}
 }
 
-// Parse reads thresholds like "memory.available<100Mi,nodefs.available<10%". An empty text is none.
+// Parse reads thresholds like "memory.available<100Mi,nodefs.available<10%". An empty text is none, and so is "none".
 func Parse(text string) ([]Threshold, error) {
 	var out []Threshold
+	if strings.TrimSpace(text) == "none" {
+		return nil, nil
+	}
 	for part := range strings.SplitSeq(text, ",") {
 		if part = strings.TrimSpace(part); part == "" {
 			continue

@@ -17,6 +17,9 @@ func TestParse(t *testing.T) {
 	if err != nil || len(got) != 3 || got[0].Value.Quantity != 100<<20 || got[1].Value.Percent != 12.5 || got[2].Signal != eviction.PIDs {
 		t.Errorf("%+v, %v", got, err)
 	}
+	if got, err := eviction.Parse(" none "); err != nil || len(got) != 0 {
+		t.Errorf("none: %v, %v", got, err)
+	}
 	if got, err := eviction.Parse(""); err != nil || len(got) != 0 {
 		t.Errorf("nothing: %+v, %v", got, err)
 	}

@@ -109,7 +109,7 @@ func enter() error {
 	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
-	for _, dir := range []string{"/run/containerd", "/run/netns", "/var/lib/cni", "/etc/cni"} {
+	for _, dir := range []string{"/run/containerd", "/run/netns", "/run/quaymaster", "/var/lib/cni", "/etc/cni"} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
