@@ -160,6 +160,22 @@ func TestAdmissionPlugins(t *testing.T) {
 
 func TestResourceQuota(t *testing.T) {
 	c := start(t, nil)
+	// The first quota starts upstream's controller, which counts all of them once
+	// more: a pod that was charged and is not stored yet would be given back.
+	c.makeNamespace(t, "first", nil, nil)
+	first := c.client.CoreV1().ResourceQuotas("first")
+	if _, err := first.Create(t.Context(), &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "q"}, Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{
+		corev1.ResourcePods: resource.MustParse("1"),
+	}}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the first quota's usage", func() error {
+		q, err := first.Get(t.Context(), "q", metav1.GetOptions{})
+		if err == nil && len(q.Status.Used) == 0 {
+			err = errors.New("not counted")
+		}
+		return err
+	})
 	c.makeNamespace(t, "small", nil, nil)
 	quotas := c.client.CoreV1().ResourceQuotas("small")
 	if _, err := quotas.Create(t.Context(), &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "q"}, Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{
