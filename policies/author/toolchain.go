@@ -22,17 +22,21 @@ func CommandC(ctx context.Context, dir, out, include string, sources []string, f
 	return Clang(ctx, dir, out, sources, all...)
 }
 
-// Clang runs clang-19, which must have its linker beside it.
+// Clang runs clang-19 and wasm-ld-19, and nothing else: where binaryen is
+// installed, clang would run its wasm-opt over the module, and other bytes would
+// come out (--no-wasm-opt leaves the linking out as well).
 func Clang(ctx context.Context, dir, out string, sources []string, flags ...string) (Compile, error) {
 	compiler, err := exec.LookPath("clang-19")
 	if err != nil {
 		return nil, err
 	}
-	if _, err := exec.LookPath("wasm-ld-19"); err != nil {
+	linker, err := exec.LookPath("wasm-ld-19")
+	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, compiler, append(append(slices.Clone(flags), "-o", out), sources...)...)
+	cmd := exec.CommandContext(ctx, compiler, slices.Concat(flags, []string{"-fuse-ld=" + linker, "-o", out}, sources)...)
 	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "PATH=")
 	return Compile{cmd}, nil
 }
 
