@@ -106,6 +106,9 @@ func (l *Loop[K]) Run(ctx context.Context, workers int) error {
 	for _, w := range l.watches {
 		if err := w.register(); err != nil {
 			l.mu.Unlock()
+			if ctx.Err() != nil { // and the informers have ended with it
+				return nil
+			}
 			return fmt.Errorf("%s: %w", l.name, err)
 		}
 		synced = append(synced, w.registration.HasSyncedChecker())

@@ -125,3 +125,25 @@ func TestEach(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestEndedBeforeRun has the informers end with the context before a loop gets
+// to its handlers: that is an end like any other.
+func TestEndedBeforeRun(t *testing.T) {
+	factory := informers.NewSharedInformerFactory(fake.NewSimpleClientset(), 0)
+	nodes := factory.Core().V1().Nodes().Informer()
+	l := New("test", Env{Clock: testclock.NewFakeClock(time.Now()), Logger: slog.New(slog.DiscardHandler)}, func(context.Context, string) (time.Duration, error) { return 0, nil })
+	if err := l.Watch(nodes, Handler(func(_, node *corev1.Node) {})); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	factory.Start(ctx.Done())
+	factory.WaitForCacheSync(ctx.Done())
+	cancel()
+	factory.Shutdown()
+	if !nodes.IsStopped() {
+		t.Fatal("the informer runs")
+	}
+	if err := l.Run(ctx, 1); err != nil {
+		t.Error(err)
+	}
+}
