@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -95,7 +96,7 @@ func TestFromTemplateToScheduler(t *testing.T) {
 				// The gate opens when the scheduler knows of both nodes, the label and the policy.
 				coretest.Eventually(t, "the scheduler knows all", func(ctx context.Context) (bool, error) {
 					d, err := e.API().Decisions("default").Get(ctx, name, metav1.GetOptions{})
-					if apierrors.IsNotFound(err) {
+					if apierrors.IsNotFound(err) || err != nil && strings.Contains(err.Error(), "policy is not loaded") {
 						return false, nil
 					}
 					return err == nil && d.Node == want && len(d.Nodes) == 2 && len(d.Policies) == 1, err

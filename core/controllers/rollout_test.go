@@ -144,6 +144,13 @@ func TestAdoption(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// A controller that has not heard of them makes three pods, and deletes what is too many.
+	eventually(t, func() error {
+		if known := len(k.informers.Core().V1().Pods().Informer().GetStore().ListKeys()); known != 2 {
+			return fmt.Errorf("the controllers know of %d pods", known)
+		}
+		return nil
+	})
 	rs := &appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: appsv1.ReplicaSetSpec{Replicas: d.Spec.Replicas, Selector: d.Spec.Selector, Template: d.Spec.Template}}
 	rs, err := k.AppsV1().ReplicaSets("test").Create(ctx, rs, metav1.CreateOptions{})
 	if err != nil {

@@ -24,12 +24,14 @@ func (c *Controller) writeStatus(ctx context.Context, p *policyv1alpha1.Policy, 
 	cost := next.Status.Cost
 	next.Status.Cost = p.Status.Cost
 	changed := !reflect.DeepEqual(next.Status, p.Status)
+	now := c.Clock.Now()
 	c.mu.Lock()
-	s := c.state(p.Name)
-	if now := c.Clock.Now(); !reflect.DeepEqual(cost, p.Status.Cost) && (changed || now.Sub(s.costAt) >= costs) {
-		s.costAt, next.Status.Cost, changed = now, cost, true
-	}
+	told := c.state(p.Name).costAt
 	c.mu.Unlock()
+	tell := !reflect.DeepEqual(cost, p.Status.Cost) && (changed || now.Sub(told) >= costs)
+	if tell {
+		next.Status.Cost, changed = cost, true
+	}
 	if refused := out.refused; refused != nil && !reflect.DeepEqual(p.Status.LastError, refused) {
 		c.Logger.Warn("policy refused", "policy", p.Name, "step", refused.Step, "error", refused.Message)
 		c.event(p, corev1.EventTypeWarning, "PolicyRefused", fmt.Sprintf("%s: %s", refused.Step, refused.Message))
@@ -43,6 +45,11 @@ func (c *Controller) writeStatus(ctx context.Context, p *policyv1alpha1.Policy, 
 			return fmt.Errorf("write status of policy %s: %w", p.Name, err)
 		}
 		next = written
+	}
+	if tell {
+		c.mu.Lock()
+		c.state(p.Name).costAt = now
+		c.mu.Unlock()
 	}
 	if !out.answered {
 		return nil
