@@ -3,15 +3,18 @@ package agent_test
 import (
 	"context"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/quaymaster/quaymaster/runtime/agent"
 	"github.com/quaymaster/quaymaster/runtime/agent/fleet"
@@ -25,11 +28,19 @@ type cluster struct {
 	client *fake.Clientset
 	pods   *agent.Dispatcher
 	fleet  *fleet.Fleet
+	heard  sync.Map // verb to func(clienttesting.Action): what a test does with requests about pods
 }
 
 func newCluster(t testing.TB, opts fleet.Options, nodes ...string) *cluster {
 	t.Helper()
 	c := &cluster{t: t, client: fake.NewClientset()}
+	c.client.PrependReactor("*", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		c.heard.Range(func(_, f any) bool {
+			f.(func(clienttesting.Action))(a)
+			return true
+		})
+		return false, nil, nil
+	})
 	factory := informers.NewSharedInformerFactory(c.client, 0)
 	var err error
 	if c.pods, err = agent.NewDispatcher(factory.Core().V1().Pods().Informer()); err != nil {
@@ -57,6 +68,15 @@ func newCluster(t testing.TB, opts fleet.Options, nodes ...string) *cluster {
 		factory.Shutdown()
 	})
 	return c
+}
+
+// hear calls f with every request of the verb about pods.
+func (c *cluster) hear(verb string, f func(clienttesting.Action)) {
+	c.heard.Store(verb, func(a clienttesting.Action) {
+		if a.GetVerb() == verb {
+			f(a)
+		}
+	})
 }
 
 func podObject(node, name string, change func(*v1.Pod)) *v1.Pod {

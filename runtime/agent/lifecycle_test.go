@@ -15,7 +15,6 @@ import (
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	clienttesting "k8s.io/client-go/testing"
 	clocktesting "k8s.io/utils/clock/testing"
 
@@ -253,11 +252,10 @@ type deletions struct {
 
 func watchDeletions(c *cluster) *deletions {
 	d := &deletions{opts: map[string]metav1.DeleteOptions{}}
-	c.client.PrependReactor("delete", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
+	c.hear("delete", func(a clienttesting.Action) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		d.opts[a.(clienttesting.DeleteActionImpl).Name] = a.(clienttesting.DeleteActionImpl).DeleteOptions
-		return false, nil, nil
 	})
 	return d
 }
@@ -279,13 +277,12 @@ func TestGracefulDeletion(t *testing.T) {
 	d := watchDeletions(c)
 	var mu sync.Mutex
 	var last *v1.Pod
-	c.client.PrependReactor("update", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
+	c.hear("update", func(a clienttesting.Action) {
 		mu.Lock()
 		defer mu.Unlock()
 		if a.GetSubresource() == "status" {
 			last = a.(clienttesting.UpdateAction).GetObject().(*v1.Pod)
 		}
-		return false, nil, nil
 	})
 	c.create(podObject("n1", "stubborn", sim("ignore-sigterm", "true")))
 	c.phase("stubborn", v1.PodRunning)
