@@ -18,11 +18,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/wait"
 	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
-	"k8s.io/apiserver/pkg/registry/generic"
 	"k8s.io/apiserver/pkg/registry/rest"
 	genericapiserver "k8s.io/apiserver/pkg/server"
-	serverstorage "k8s.io/apiserver/pkg/server/storage"
-	"k8s.io/apiserver/pkg/storage/storagebackend"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
@@ -68,7 +65,7 @@ func apiServices(r *registries) (map[string]rest.Storage, error) {
 // it takes over: they must be there. The configuration is that of s.generic.
 func (s *Server) newAggregator(config genericapiserver.Config, documents *documents) (*aggregator, error) {
 	config.PostStartHooks = map[string]genericapiserver.PostStartHookConfigEntry{}
-	config.RESTOptionsGetter = apiServiceOptions{s.options.Storage}
+	config.RESTOptionsGetter = storedKinds{s.options.Storage, runtime.ContentTypeProtobuf, aggregatorscheme.Codecs, apiregistrationv1.SchemeGroupVersion}
 	config.MergedResourceConfig = aggregatorserver.DefaultAPIResourceConfigSource()
 	config.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(aggregatoropenapi.GetOpenAPIDefinitions, openapinamer.NewDefinitionNamer(aggregatorscheme.Scheme))
 	config.DisabledPostStartHooks = config.DisabledPostStartHooks.Union(sets.NewString("start-kube-aggregator-informers", discoveryHook)) // see run
@@ -241,23 +238,4 @@ func (a *aggregator) served(ctx context.Context) error {
 		return fmt.Errorf("wait for the API services: %w", err)
 	}
 	return nil
-}
-
-// apiServiceOptions tells the aggregator where its objects are stored.
-type apiServiceOptions struct{ decorator generic.StorageDecorator }
-
-func (o apiServiceOptions) GetRESTOptions(resource schema.GroupResource, _ runtime.Object) (generic.RESTOptions, error) {
-	config := storagebackend.NewDefaultConfig(registryPrefix, nil)
-	var err error
-	config.Codec, config.EncodeVersioner, err = serverstorage.NewStorageCodec(serverstorage.StorageCodecConfig{
-		StorageMediaType:  runtime.ContentTypeProtobuf,
-		StorageSerializer: aggregatorscheme.Codecs,
-		StorageVersion:    apiregistrationv1.SchemeGroupVersion,
-		MemoryVersion:     schema.GroupVersion{Group: apiregistrationv1.GroupName, Version: runtime.APIVersionInternal},
-		Config:            *config,
-	})
-	if err != nil {
-		return generic.RESTOptions{}, fmt.Errorf("storage codec of %s: %w", resource, err)
-	}
-	return stored(config, o.decorator, resource), nil
 }

@@ -52,7 +52,7 @@ func (s *Server) newCustom(config genericapiserver.Config) (*custom, error) {
 	// The hook waits for what start has waited for, and ends the process when it is told to stop.
 	config.DisabledPostStartHooks = config.DisabledPostStartHooks.Union(sets.NewString("crd-informer-synced"))
 	config.ReadyzChecks = nil // the outer server answers /readyz
-	config.RESTOptionsGetter = definitionOptions{s.options.Storage}
+	config.RESTOptionsGetter = storedKinds{s.options.Storage, runtime.ContentTypeJSON, extensions.Codecs, apiextensionsv1.SchemeGroupVersion}
 	config.MergedResourceConfig = extensions.DefaultAPIResourceConfigSource()
 	config.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(
 		openapiutil.GetOpenAPIDefinitionsWithoutDisabledFeatures(extensionsopenapi.GetOpenAPIDefinitions),
@@ -246,17 +246,23 @@ func (s *Server) CustomResources() []informer.Resource {
 	return out
 }
 
-// definitionOptions tells where the definitions are stored.
-type definitionOptions struct{ decorator generic.StorageDecorator }
+// storedKinds tells the server of a group of upstream's where its objects are
+// stored, in which version and encoding.
+type storedKinds struct {
+	decorator generic.StorageDecorator
+	mediaType string
+	codecs    runtime.StorageSerializer
+	version   schema.GroupVersion
+}
 
-func (o definitionOptions) GetRESTOptions(resource schema.GroupResource, _ runtime.Object) (generic.RESTOptions, error) {
+func (o storedKinds) GetRESTOptions(resource schema.GroupResource, _ runtime.Object) (generic.RESTOptions, error) {
 	config := storagebackend.NewDefaultConfig(registryPrefix, nil)
 	var err error
 	config.Codec, config.EncodeVersioner, err = serverstorage.NewStorageCodec(serverstorage.StorageCodecConfig{
-		StorageMediaType:  runtime.ContentTypeJSON,
-		StorageSerializer: extensions.Codecs,
-		StorageVersion:    apiextensionsv1.SchemeGroupVersion,
-		MemoryVersion:     schema.GroupVersion{Group: apiextensionsv1.GroupName, Version: runtime.APIVersionInternal},
+		StorageMediaType:  o.mediaType,
+		StorageSerializer: o.codecs,
+		StorageVersion:    o.version,
+		MemoryVersion:     schema.GroupVersion{Group: o.version.Group, Version: runtime.APIVersionInternal},
 		Config:            *config,
 	})
 	if err != nil {

@@ -387,8 +387,8 @@ func (s *Store) load() error {
 }
 
 // redo finishes transactions of which a crash left only a part, before there was
-// a journal. Below the
-// compacted revision there is nothing to finish: what came after is stored.
+// a journal. Below the compacted revision there is nothing to finish: what came
+// after is stored.
 func (s *Store) redo() error {
 	d := s.disk
 	data, err := d.meta(intentKey)

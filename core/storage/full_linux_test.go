@@ -26,11 +26,11 @@ var mounted = map[string]func(dir string) error{
 func init() {
 	for name, do := range mounted {
 		children[name] = func(dir string) {
-			err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256m")
-			if err == nil {
-				err = do(dir)
+			if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256m"); err != nil {
+				fmt.Println(err)
+				os.Exit(noMount)
 			}
-			if err != nil {
+			if err := do(dir); err != nil {
 				fmt.Println(err)
 				os.Exit(1)
 			}
@@ -38,6 +38,9 @@ func init() {
 		}
 	}
 }
+
+// noMount is how the process ends where the machine lets nobody mount.
+const noMount = 3
 
 func TestFileSystem(t *testing.T) {
 	for name := range mounted {
@@ -56,7 +59,15 @@ func runMounted(t *testing.T, name string) {
 		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
 		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
 	}
-	if out, err := cmd.CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != "well" {
+	out, err := cmd.CombinedOutput()
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSPC) || cmd.ProcessState.ExitCode() == noMount {
+		why := fmt.Sprintf("this test mounts a file system in name spaces of its own, which this machine refuses: %v: %s", err, out)
+		if os.Getenv("QUAYMASTER_REQUIRE_CONTAINERD") != "" { // whoever wants containers has them
+			t.Fatal(why)
+		}
+		t.Skip(why)
+	}
+	if err != nil || strings.TrimSpace(string(out)) != "well" {
 		t.Fatalf("%v: %s", err, out)
 	}
 }
