@@ -15,9 +15,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/record"
 	testclock "k8s.io/utils/clock/testing"
 
@@ -165,6 +167,7 @@ func TestQuota(t *testing.T) {
 func TestLoop(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	client := fake.NewSimpleClientset(set(5))
+	keepSpecs(client)
 	factory := informers.NewSharedInformerFactory(client, 0)
 	env := loop.Env{
 		Client: client, Informers: factory, Clock: testclock.NewFakeClock(now), Logger: slog.New(slog.DiscardHandler),
@@ -187,7 +190,7 @@ func TestLoop(t *testing.T) {
 	})
 	has := func(n int) {
 		t.Helper()
-		for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 			pods, err := client.CoreV1().Pods("ns").List(ctx, metav1.ListOptions{})
 			if err != nil {
 				t.Fatal(err)
@@ -217,6 +220,26 @@ func TestLoop(t *testing.T) {
 	cancel()
 	running.Wait()
 	factory.Shutdown()
+}
+
+// keepSpecs makes updates of a ReplicaSet's status leave the rest of it alone,
+// as a server does; the fake clientset stores the whole object, and so a spec
+// that was changed in between would be lost.
+func keepSpecs(client *fake.Clientset) {
+	client.PrependReactor("update", "replicasets", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		update := action.(clienttesting.UpdateAction)
+		if update.GetSubresource() != "status" {
+			return false, nil, nil
+		}
+		sent := update.GetObject().(*appsv1.ReplicaSet)
+		stored, err := client.Tracker().Get(update.GetResource(), sent.Namespace, sent.Name)
+		if err != nil {
+			return true, nil, err
+		}
+		kept := stored.(*appsv1.ReplicaSet).DeepCopy()
+		kept.Status = sent.Status
+		return true, kept, client.Tracker().Update(update.GetResource(), kept, sent.Namespace)
+	})
 }
 
 // fakeServer adds what the fake clientset lacks: uids and versions.
