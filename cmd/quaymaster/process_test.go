@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -35,6 +36,8 @@ func TestMain(m *testing.M) {
 		main()
 		os.Exit(0)
 	}
+	libraryLevel.Set(slog.LevelWarn)
+	logLibraries() // before any test runs an engine
 	os.Exit(containerdtest.Main(m))
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -80,17 +81,25 @@ func (f *serverFlags) options(cmd *cobra.Command) (core.Options, error) {
 	return options, nil
 }
 
-// logger writes warnings and errors, or everything, to standard error. Upstream's
-// libraries log through one logger for the process: it becomes this one.
+// logger writes warnings and errors, or everything, to standard error.
 func logger(cmd *cobra.Command, verbose bool) *slog.Logger {
 	level := slog.LevelWarn
 	if verbose {
 		level = slog.LevelInfo
 	}
-	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
-	klog.SetSlogLogger(log)
-	return log
+	libraryLevel.Set(level)
+	logLibraries()
+	return slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
 }
+
+// libraryLevel is from where on upstream's libraries are heard.
+var libraryLevel slog.LevelVar
+
+// logLibraries gives upstream's libraries the one logger of the process that
+// they have. They read it without a lock: so it is set once, before they run.
+var logLibraries = sync.OnceFunc(func() {
+	klog.SetSlogLogger(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: &libraryLevel})))
+})
 
 func newUp() *cobra.Command {
 	var flags serverFlags
