@@ -300,7 +300,7 @@ func TestHammerSwaps(t *testing.T) {
 
 func waitFor(t testing.TB, condition func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !condition() {
 		if time.Now().After(deadline) {
 			t.Fatal("timed out")

@@ -134,7 +134,7 @@ func start(t testing.TB, change func(*apiserver.Options)) *cluster {
 	case err := <-ended:
 		ended <- nil // for stop
 		t.Fatalf("Run ended before it was ready: %v", err)
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the server is not ready after 30 s")
 	}
 	controllers.Go(func() { _ = housekeeping.Run(ctx) })
@@ -213,7 +213,7 @@ func listen(t testing.TB) net.Listener {
 // eventually waits for the condition, at most 15 s.
 func eventually(t testing.TB, what string, condition func() error) {
 	t.Helper()
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		err := condition()
 		if err == nil {

@@ -134,7 +134,7 @@ func start(t testing.TB, c clock.WithTicker, without ...string) *cluster {
 	factory.StartWithContext(below)
 	select {
 	case <-server.Ready():
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the server is not ready after 30 s")
 	}
 	working.Go(func() {
@@ -185,7 +185,7 @@ func (k *cluster) runAgent() {
 func eventually(t testing.TB, what func() error) {
 	t.Helper()
 	err := what()
-	for end := time.Now().Add(30 * time.Second); err != nil && time.Now().Before(end); err = what() {
+	for end := time.Now().Add(time.Minute); err != nil && time.Now().Before(end); err = what() {
 		time.Sleep(5 * time.Millisecond)
 	}
 	if err != nil {

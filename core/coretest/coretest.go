@@ -28,7 +28,7 @@ func Start(t testing.TB, options core.Options) *core.Engine {
 		t.Fatalf("new engine: %v", err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := engine.Close(ctx); err != nil {
 			t.Errorf("close the engine: %v", err)

@@ -106,7 +106,7 @@ func TestInformersShowWhatIsCommitted(t *testing.T) {
 			if got != want {
 				t.Errorf("told of %+v, want %+v", got, want)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("not told of %+v", want)
 		}
 	}

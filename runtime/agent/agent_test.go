@@ -111,7 +111,7 @@ func (c *cluster) pod(name string) *v1.Pod {
 // eventually polls a condition that says what is missing, "" for nothing.
 func eventually(t testing.TB, missing func() string) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		what := missing()
 		if what == "" {

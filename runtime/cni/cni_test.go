@@ -212,7 +212,7 @@ func TestBuiltInNetwork(t *testing.T) {
 // fetch reads a page, once the server listens.
 func fetch(t *testing.T, address string) string {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		conn, err := net.DialTimeout("tcp", address, 5*time.Second)
 		if err == nil {
 			defer conn.Close()

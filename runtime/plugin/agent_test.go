@@ -60,7 +60,7 @@ func TestAgentSeesPodsAfterItsBackendWasKilled(t *testing.T) {
 	}
 	until := func(name, what string, cond func(*v1.Pod) bool) *v1.Pod {
 		t.Helper()
-		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 			pod := get(name)
 			if cond(pod) {
 				return pod
@@ -162,7 +162,7 @@ func TestAgentSeesPodsAfterItsBackendWasKilled(t *testing.T) {
 		}
 		return strings.Join(out, "\n")
 	}
-	for deadline := time.Now().Add(20 * time.Second); left() != ""; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); left() != ""; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal(fmt.Sprint("left behind:\n", left()))
 		}

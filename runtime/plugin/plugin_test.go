@@ -233,7 +233,7 @@ func (l *lines) String() string {
 func TestChildsLogArrives(t *testing.T) {
 	out := &lines{}
 	start(t, "sim", "", slog.New(slog.NewTextHandler(out, nil)))
-	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(out.String(), `level=WARN msg="the sim backend speaks"`); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(out.String(), `level=WARN msg="the sim backend speaks"`); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("not in the log:\n%s", out)
 		}

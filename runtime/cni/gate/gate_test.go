@@ -234,7 +234,7 @@ func TestPodsOnContainerd(t *testing.T) {
 		t.Helper()
 		var out string
 		var err error
-		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 			if out, err = c.in(a, "nc", "-w", "10", b.ip, "80"); err == nil && strings.HasSuffix(out, "hello\n") {
 				break
 			}

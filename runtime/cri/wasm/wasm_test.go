@@ -120,7 +120,7 @@ func start(t *testing.T, b cri.Backend, change func(*runtimeapi.ContainerConfig)
 // ended waits for the container's end.
 func (p *pod) ended() *runtimeapi.ContainerStatus {
 	p.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		r, err := p.b.ContainerStatus(p.t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: p.id})
 		if err != nil {
