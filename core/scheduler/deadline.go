@@ -79,6 +79,9 @@ func (s *Scheduler) expire() {
 		if p.nominated != "" {
 			s.state.Free(s.state.Withdraw(p.key))
 			p.nominated = ""
+			if g := p.gang; g != nil {
+				s.shrunk(g)
+			}
 		}
 		last := p.text
 		if last == "" {

@@ -1,7 +1,6 @@
 package scheduler
 
 import (
-	"fmt"
 	"slices"
 	"strconv"
 	"time"
@@ -21,6 +20,9 @@ type gang struct {
 	parked  bool                              // too few of its pods had nodes when it was last tried
 	readyAt time.Time                         // not to be tried before
 	tries   int
+
+	victims  map[types.NamespacedName]types.UID // that it waits for; nil: it has preempted nobody
+	evicting bool                               // they are being told to end
 }
 
 const gangTooSmall = "waiting for minCount pods from a gang to appear in scheduling queue"
@@ -74,13 +76,13 @@ func (s *Scheduler) gangPod(pod *v1.Pod, gone bool) {
 
 // count is how many more pods of the gang must get nodes, and how many there are
 // to try.
-func (g *gang) count() (missing, ready int) {
+func (s *Scheduler) count(g *gang) (missing, ready int) {
 	most := 0
 	for key, p := range g.waiting {
 		most = max(most, minCountOf(p.pod))
 		if _, placed := g.placed[key]; !placed && p.bind != nil {
 			missing--
-		} else if !placed && len(p.pod.Spec.SchedulingGates) == 0 {
+		} else if !placed && len(p.pod.Spec.SchedulingGates) == 0 && !s.expired(p) {
 			ready++
 		}
 	}
@@ -90,7 +92,8 @@ func (g *gang) count() (missing, ready int) {
 // admit puts a pod of a gang into the queue, with the others, once there are enough.
 func (s *Scheduler) admit(p *pending) {
 	g := p.gang
-	if missing, ready := g.count(); missing > ready {
+	if missing, ready := s.count(g); missing > ready {
+		s.releaseGang(g)
 		s.queue.group(p)
 		s.refuse(p, v1.PodReasonUnschedulable, gangTooSmall)
 		return
@@ -107,7 +110,7 @@ func (s *Scheduler) admit(p *pending) {
 // those that got nodes if they are enough.
 func (s *Scheduler) decideGang(attempt func(*pending) (cluster.Outcome, *cluster.Verdict, error), first *pending) {
 	g, now := first.gang, s.clock.Now()
-	needed, ready := g.count()
+	needed, ready := s.count(g)
 	if needed > ready { // some have gone meanwhile
 		s.admit(first)
 		return
@@ -125,6 +128,16 @@ func (s *Scheduler) decideGang(attempt func(*pending) (cluster.Outcome, *cluster
 		}
 		return 1 // no two have one sequence
 	})
+	if g.evicting {
+		for _, p := range list {
+			s.queue.group(p)
+		}
+		return
+	}
+	reserved := make([]string, len(list))
+	for i, p := range list {
+		reserved[i] = s.state.Withdraw(p.key)
+	}
 	result := resultUnschedulable
 	var decided time.Duration
 	defer func() { s.meters.gang(first.profile.Name, result, decided, s.clock.Since(now)) }()
@@ -151,12 +164,17 @@ func (s *Scheduler) decideGang(attempt func(*pending) (cluster.Outcome, *cluster
 		for _, c := range binds.commits {
 			s.unassume(c)
 		}
-		s.parkGang(g, list, needed, len(binds.commits), verdicts, now)
+		result = s.parkGang(g, list, reserved, needed, len(binds.commits), verdicts, now)
 		return
 	}
 	g.tries, g.parked, result = 0, false, resultScheduled
-	for _, p := range list {
+	s.awaitNone(g)
+	for i, p := range list {
+		if reserved[i] != "" && (p.bind == nil || p.bind.node.Name != reserved[i]) {
+			s.state.Free(reserved[i])
+		}
 		if why, ok := verdicts[p]; ok { // beyond those that are needed: as any other pod
+			p.nominated = ""
 			p.attempts++
 			p.readyAt = now.Add(backOff(p.attempts))
 			s.queue.delay(p, p.readyAt, queuedFailure)
@@ -169,22 +187,6 @@ func (s *Scheduler) decideGang(attempt func(*pending) (cluster.Outcome, *cluster
 		}
 	}
 	s.sendGang(binds)
-}
-
-// parkGang holds the gang until something may help it.
-func (s *Scheduler) parkGang(g *gang, list []*pending, needed, placed int, verdicts map[*pending]string, now time.Time) {
-	g.tries++
-	g.parked, g.readyAt = true, now.Add(backOff(g.tries))
-	for _, p := range list {
-		p.attempts++
-		s.queue.group(p)
-		why, ok := verdicts[p]
-		if !ok {
-			why = "other pods of its gang have no node"
-		}
-		s.stats.unschedulable.Add(1)
-		s.refuse(p, v1.PodReasonUnschedulable, fmt.Sprintf("gang %q: %d of the %d pods that must have nodes at once have one: %s", g.key.Name, placed, needed, why))
-	}
 }
 
 // wakeGangs tries the gangs again that something may help, after their back-off.

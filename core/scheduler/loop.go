@@ -108,6 +108,7 @@ func (s *Scheduler) apply(ctx context.Context, m *message) {
 	case m.goneN != "":
 		s.state.RemoveNode(m.goneN)
 		s.checkAllVolumes()
+		s.nodeGone()
 	case m.profiles:
 		s.applyProfiles()
 	case m.set != nil:
@@ -229,6 +230,7 @@ func (s *Scheduler) drop(p *pending) {
 	s.queue.time(p, time.Time{})
 	if g := p.gang; g != nil {
 		delete(g.waiting, p.key)
+		s.shrunk(g)
 		s.forgetGang(g)
 		if p.bind != nil && p.bind.gang != nil {
 			delete(s.queue.pods, p.key)
@@ -251,7 +253,7 @@ func (s *Scheduler) decide(ctx context.Context, p *pending) {
 		return
 	}
 	if p.gang != nil {
-		if missing, _ := p.gang.count(); missing > 0 {
+		if missing, _ := s.count(p.gang); missing > 0 {
 			s.decideGang(func(p *pending) (cluster.Outcome, *cluster.Verdict, error) { return s.attempt(ctx, p) }, p)
 			return
 		}

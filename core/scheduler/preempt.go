@@ -50,11 +50,7 @@ func (s *Scheduler) preempt(p *pending, verdict *cluster.Verdict, now time.Time)
 	s.stats.preemptions.Add(1)
 	s.meters.victims.Observe(float64(len(choice.Victims)))
 	for _, key := range s.state.Outranked(p.class, choice.Node.Name) {
-		s.state.Withdraw(key)
-		if other := s.queue.pods[key]; other != nil { // finds another place sooner than its victims end
-			other.nominated = ""
-			s.queue.activate(other, queuedEvent)
-		}
+		s.outrank(key)
 	}
 	p.nominated = choice.Node.Name
 	s.state.Nominate(p.class, p.pod, p.nominated)
@@ -106,6 +102,18 @@ func (s *Scheduler) wakeWaiting(rows []int32, terms bool, since uint64) {
 		if wake && p.evicting == nil {
 			s.queue.activate(p, queuedEvent)
 		}
+	}
+}
+
+// nodeGone tries the pods again whose nominated node is not there any more.
+func (s *Scheduler) nodeGone() {
+	for p := range s.queue.waiting {
+		if s.state.Node(p.nominated) == nil && p.evicting == nil {
+			s.queue.activate(p, queuedEvent)
+		}
+	}
+	for g := range s.preempting {
+		s.retryGang(g)
 	}
 }
 

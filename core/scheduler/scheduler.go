@@ -126,7 +126,9 @@ type Scheduler struct {
 	inFlight int
 	binding  map[*commit]struct{} // pods whose volumes are being bound
 	gangs    map[types.NamespacedName]*gang
-	auditAt  time.Time // not before, by default
+	// preempting are the gangs that wait for victims to end.
+	preempting map[*gang]struct{}
+	auditAt    time.Time // not before, by default
 
 	stats  counters
 	meters *meters
@@ -182,6 +184,8 @@ func New(options Options) (*Scheduler, error) {
 		pinned:   map[string]policies.Pinned{},
 		binding:  map[*commit]struct{}{},
 		gangs:    map[types.NamespacedName]*gang{},
+
+		preempting: map[*gang]struct{}{},
 	}
 	s.state.KeepPast(options.LedgerSize)
 	var err error

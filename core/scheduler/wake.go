@@ -67,6 +67,11 @@ func (s *Scheduler) wake() {
 	s.woken = s.state.Fleet().Generation
 	storage := s.state.TakeFreedStorage()
 	s.wakeWaiting(rows, terms, since)
+	if len(rows) > 0 {
+		for g := range s.preempting {
+			s.retryGang(g)
+		}
+	}
 	if len(s.queue.parked)+len(s.gangs) == 0 {
 		return
 	}

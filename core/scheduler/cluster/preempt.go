@@ -161,7 +161,7 @@ func byImportance(a, b *v1.Pod, now time.Time) int {
 // lower puts it back. The class may be nil.
 func (s *State) lift(c *Class, e *podEntry) {
 	if !e.lifted {
-		e.lifted = true
+		e.lifted, e.unused = true, !s.quiet
 		s.account(e, -1)
 		s.uncounted(c, e, -1)
 	}

@@ -100,6 +100,7 @@ type podEntry struct {
 	devices  []held
 	nominee  bool // not bound; see Nominate
 	lifted   bool // off its node for a trial
+	unused   bool // … and its claims are not in use by it
 	doomed   bool // being evicted
 }
 

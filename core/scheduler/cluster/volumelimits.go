@@ -51,7 +51,7 @@ func (s *State) volumesRefuse(v *volumes, n *node) (plugin string, why []string,
 // goes by the claims' names only.
 func (v *volumes) moved(n *node) (by int) {
 	for _, e := range n.pods {
-		if !e.lifted && !e.nominee {
+		if !e.nominee && (!e.lifted || e.unused) {
 			continue
 		}
 		for i := range e.pod.Spec.Volumes {

@@ -1,0 +1,213 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
+)
+
+// resultWaiting is upstream's word for a pod group whose victims have not ended.
+const resultWaiting = "waiting_on_preemption"
+
+const (
+	gangWaits     = "pod group is waiting for preemption to complete" // upstream's text
+	othersMissing = "other pods of its gang have no node"
+)
+
+// parkGang holds a gang that has too few nodes until something may help it, after
+// it has preempted others if that makes room for as many pods as it needs. The
+// nodes that were reserved for its pods, if any, stay so while victims end.
+func (s *Scheduler) parkGang(g *gang, list []*pending, reserved []string, needed, placed int, verdicts map[*pending]string, now time.Time) (result string) {
+	g.tries++
+	g.parked, g.readyAt = true, now.Add(backOff(g.tries))
+	s.stats.unschedulable.Add(int64(len(list)))
+	helpless := ""
+	s.checkVictims(g)
+	waits := g.victims != nil
+	if waits {
+		for i, p := range list {
+			if p.nominated = reserved[i]; reserved[i] != "" {
+				s.state.Nominate(p.class, p.pod, reserved[i])
+			}
+		}
+	} else {
+		for i, p := range list {
+			p.nominated = ""
+			s.state.Free(reserved[i])
+		}
+		waits, helpless = s.preemptForGang(g, list, needed, now)
+	}
+	for _, p := range list {
+		p.attempts++
+		s.queue.group(p)
+		why, ok := verdicts[p]
+		switch {
+		case waits:
+			why = gangWaits
+		case !ok:
+			why = othersMissing
+		}
+		if helpless != "" {
+			why, _, _ = strings.Cut(why, " "+cluster.NoPreemption) // of the pod alone
+			why += " preemption: " + helpless
+		}
+		s.refuse(p, v1.PodReasonUnschedulable, fmt.Sprintf("gang %q: %d of the %d pods that must have nodes at once have one: %s", g.key.Name, placed, needed, why))
+	}
+	if waits {
+		return resultWaiting
+	}
+	return resultUnschedulable
+}
+
+// preemptForGang reserves nodes for the pods of a gang and has the victims there
+// evicted, or says why that does not help.
+func (s *Scheduler) preemptForGang(g *gang, list []*pending, needed int, now time.Time) (preempts bool, helpless string) {
+	budgets, err := s.budgets.List(everything)
+	if err != nil {
+		s.log.Warn("list disruption budgets", "error", err)
+		return false, ""
+	}
+	s.meters.preemptions.Inc()
+	ask := &cluster.Gang{Members: make([]cluster.Member, len(list)), Needed: needed, Budgets: budgets, Now: now}
+	for i, p := range list {
+		ask.Members[i] = cluster.Member{Profile: p.profile, Pod: p.pod, Tie: p.tie}
+		if p.profile.HasPolicies() {
+			ask.Policies = s.policiesOf(p.profile)
+		}
+	}
+	choice, helpless, err := s.state.PreemptGang(context.Background(), ask)
+	if err != nil {
+		return false, err.Error()
+	}
+	if choice == nil {
+		return false, helpless
+	}
+	s.stats.preemptions.Add(1)
+	s.meters.victims.Observe(float64(len(choice.Victims)))
+	g.victims, g.evicting = map[types.NamespacedName]types.UID{}, true
+	s.preempting[g] = struct{}{}
+	e := &eviction{node: "cluster"}
+	for i, p := range list {
+		node := choice.Nodes[i]
+		if node == nil {
+			continue
+		}
+		for _, key := range s.state.Outranked(p.class, node.Name) {
+			s.outrank(key)
+		}
+		if p.nominated = node.Name; e.pod == nil {
+			e.pod = p.pod
+		}
+		s.state.Nominate(p.class, p.pod, node.Name)
+	}
+	for _, victim := range choice.Victims {
+		g.victims[types.NamespacedName{Namespace: victim.Namespace, Name: victim.Name}] = victim.UID
+		if victim.DeletionTimestamp == nil {
+			e.victims = append(e.victims, victim)
+		}
+	}
+	s.state.Doom(e.victims, true)
+	s.jobs.put(func(ctx context.Context) {
+		for _, victim := range e.victims {
+			if e.err = s.evictPod(ctx, e, victim); e.err != nil {
+				break
+			}
+		}
+		s.inbox.put(message{call: func() { s.evictedForGang(g, e) }})
+	})
+	return true, ""
+}
+
+// outrank takes the reserved node from a pod, which finds another place sooner
+// than its victims end.
+func (s *Scheduler) outrank(key types.NamespacedName) {
+	s.state.Withdraw(key)
+	if other := s.queue.pods[key]; other != nil {
+		other.nominated = ""
+		s.queue.activate(other, queuedEvent)
+	}
+}
+
+// evictedForGang acts on what became of an eviction.
+func (s *Scheduler) evictedForGang(g *gang, e *eviction) {
+	g.evicting = false
+	if e.err != nil {
+		s.stats.failures.Add(1)
+		s.log.Warn("preempt for a gang", "gang", g.key, "error", e.err)
+		s.state.Doom(e.victims, false)
+		s.releaseGang(g)
+		g.parked = false
+		for _, p := range g.waiting {
+			if s.queue.held(p) {
+				s.queue.delay(p, g.readyAt, queuedFailure)
+			}
+		}
+		return
+	}
+	s.retryGang(g) // the victims may have ended before this was known
+}
+
+// checkVictims forgets the victims that have ended; those that have not are what
+// the gang waits for.
+func (s *Scheduler) checkVictims(g *gang) {
+	for key, uid := range g.victims {
+		if placed := s.state.Placed(key); placed == nil || placed.UID != uid {
+			delete(g.victims, key)
+		}
+	}
+	if len(g.victims) == 0 {
+		s.awaitNone(g)
+	}
+}
+
+func (s *Scheduler) awaitNone(g *gang) {
+	g.victims = nil
+	delete(s.preempting, g)
+}
+
+// retryGang tries a gang whose victims have all ended, or of which a reserved node
+// is gone.
+func (s *Scheduler) retryGang(g *gang) {
+	if g.victims == nil || g.evicting {
+		return
+	}
+	s.checkVictims(g)
+	lost := false
+	for _, p := range g.waiting {
+		lost = lost || p.nominated != "" && s.state.Node(p.nominated) == nil
+	}
+	if g.victims != nil && !lost {
+		return
+	}
+	s.awaitNone(g)
+	g.parked = false
+	for _, p := range g.waiting {
+		if s.queue.held(p) && !s.expired(p) {
+			s.queue.activate(p, queuedEvent)
+		}
+	}
+}
+
+// releaseGang gives back the nodes that are reserved for the pods of a gang.
+func (s *Scheduler) releaseGang(g *gang) {
+	s.awaitNone(g)
+	for _, p := range g.waiting {
+		if p.nominated != "" && p.bind == nil {
+			s.state.Free(s.state.Withdraw(p.key))
+			p.nominated = ""
+		}
+	}
+}
+
+// shrunk gives back what is reserved for a gang that has become too small.
+func (s *Scheduler) shrunk(g *gang) {
+	if missing, ready := s.count(g); g.victims != nil && missing > ready {
+		s.releaseGang(g)
+	}
+}
