@@ -35,13 +35,14 @@ const (
 	DefaultDeadline   = 50 * time.Millisecond
 	DefaultIdle       = 4 // or two for each CPU
 	DefaultInstances  = 64
+	DefaultTogether   = 1 << 30 // bytes: 64 guests of the default, 4 of the largest
 	DefaultLogRate    = 10
 	DefaultLogBurst   = 100
 	maxDeadline       = 10 * time.Second
 	loadFuel          = 1_000_000_000 // of _initialize, start and qm_configure
 	loadDeadline      = 5 * time.Second
 	pageSize          = 64 << 10
-	slice             = 50_000  // fuel between two stops: looks at the clock, and a chance for others
+	slice             = 10_000  // fuel between two stops, see meter
 	maxResult         = 4 << 20 // bytes of an admission answer
 	maxConfig         = 1 << 20
 	wasiModule        = "wasi_snapshot_preview1"
@@ -61,8 +62,10 @@ type Options struct {
 	Grants []string
 	// Idle instances that are kept of each program.
 	Idle int
-	// Instances of each program that are in use at once; further callers wait.
+	// Instances of each program that are in use at once, fewer when they might
+	// have more than Together bytes of memory; further callers wait.
 	Instances int
+	Together  int64
 	Logger    *slog.Logger
 	// LogRate lines a second that each policy may log, over all its calls, and
 	// as many as LogBurst at once. The rest is dropped and counted.
@@ -102,6 +105,9 @@ func New(options Options) *Engine {
 	if options.Instances == 0 {
 		options.Instances = DefaultInstances
 	}
+	if options.Together == 0 {
+		options.Together = DefaultTogether
+	}
 	if options.Logger == nil {
 		options.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -133,7 +139,7 @@ func (e *Engine) Load(ctx context.Context, l policies.Load) (_ policies.Program,
 	if err != nil {
 		return nil, err
 	}
-	p := &program{engine: e, name: l.Policy, config: l.Config, logs: e.guestLog(l.Policy), slots: make(chan struct{}, e.options.Instances)}
+	p := &program{engine: e, name: l.Policy, config: l.Config, logs: e.guestLog(l.Policy)}
 	if err := p.readManifest(ctx, module, l); err != nil {
 		return nil, err
 	}
@@ -149,6 +155,7 @@ func (e *Engine) Load(ctx context.Context, l policies.Load) (_ policies.Program,
 	if p.limits, err = e.limits(module, p.manifest, l.Limits); err != nil {
 		return nil, &policies.LoadError{Step: policies.StepManifest, Err: err}
 	}
+	p.slots = e.slots(p.limits)
 	if err := p.compile(ctx, module); err != nil {
 		return nil, err
 	}
@@ -216,6 +223,11 @@ func (e *Engine) limits(m *binary.Module, manifest *abi.Manifest, l policyv1alph
 		return out, fmt.Errorf("the module starts with %d bytes of memory, its limit is %d: raise limits.memory", need, out.memory)
 	}
 	return out, nil
+}
+
+// slots for the instances of one program that are in use.
+func (e *Engine) slots(l limits) chan struct{} {
+	return make(chan struct{}, max(1, min(int64(e.options.Instances), e.options.Together/l.memory)))
 }
 
 // signature of an export or import, in the bytes of its value types.

@@ -171,6 +171,13 @@ func (e *Engine) checkImport(i binary.Import, asked []string) error {
 		if grant != "" {
 			return fmt.Errorf("imports %s, which needs the grant %q; this server gives %s", name, grant, list(e.options.Grants))
 		}
+		f, ok := wasiFuncs[i.Name]
+		if !ok {
+			return fmt.Errorf("imports %s, which is no function of WASI preview 1", name)
+		}
+		if want := f.signature(i.Name); i.Type != want {
+			return fmt.Errorf("imports %s as %s, it is %s", name, describe(i.Type), describe(want))
+		}
 	default:
 		return fmt.Errorf("imports %s, which no grant provides: a policy may import from %q and %q", name, qmModule, wasiModule)
 	}
@@ -209,5 +216,22 @@ func link(ctx context.Context, rt wazero.Runtime, grants []string) error {
 		}), f.params, f.results).Export(f.name)
 	}
 	_, err = qm.Instantiate(ctx)
+	return err
+}
+
+// linkWASI makes the module of what guests have of WASI.
+func linkWASI(ctx context.Context, rt wazero.Runtime) error {
+	wasi := rt.NewHostModuleBuilder(wasiModule)
+	for name, f := range wasiFuncs {
+		s := f.signature(name)
+		wasi = wasi.NewFunctionBuilder().WithGoModuleFunction(api.GoModuleFunc(func(ctx context.Context, m api.Module, stack []uint64) {
+			in := instanceOf(ctx)
+			in.meter.charge(hostCallCost)
+			if code := f.answer(in, name, m.Memory(), stack); s.Results != "" {
+				stack[0] = uint64(code)
+			}
+		}), []byte(s.Params), []byte(s.Results)).Export(name)
+	}
+	_, err := wasi.Instantiate(ctx)
 	return err
 }

@@ -74,14 +74,7 @@ func (p *program) instantiate(ctx context.Context) (*instance, error) {
 	in.ctx = context.WithValue(context.Background(), instanceKey{}, in)
 	in.cycle.Time = time.Unix(0, 0)
 	in.meter.begin(ctx, loadFuel, loadDeadline)
-	config := wazero.NewModuleConfig().WithName("").WithStartFunctions().
-		WithWalltime(func() (int64, int32) {
-			t := in.now()
-			return t.Unix(), int32(t.Nanosecond())
-		}, 1000).
-		WithNanotime(func() int64 { return in.now().UnixNano() }, 1000).
-		WithRandSource(in).
-		WithStdout(in).WithStderr(in)
+	config := wazero.NewModuleConfig().WithName("").WithStartFunctions()
 	var err error
 	memory := experimental.WithMemoryAllocator(in.ctx, experimental.MemoryAllocatorFunc(in.allocate))
 	if in.module, err = p.runtime.InstantiateModule(memory, p.compiled, config); err != nil {
@@ -114,8 +107,8 @@ func (in *instance) now() time.Time {
 	return in.cycle.Time.Add(time.Duration(in.ticks) * time.Microsecond)
 }
 
-// Read gives WASI the random bytes that the cycle's seed makes (SplitMix64).
-func (in *instance) Read(b []byte) (int, error) {
+// fillRandom gives the random bytes that the cycle's seed makes (SplitMix64).
+func (in *instance) fillRandom(b []byte) {
 	for i := range b {
 		if i%slice == 0 {
 			in.meter.charge(int64(min(len(b)-i, slice)))
@@ -126,17 +119,6 @@ func (in *instance) Read(b []byte) (int, error) {
 		z = (z ^ z>>27) * 0x94d049bb133111eb
 		b[i] = byte(z ^ z>>31)
 	}
-	return len(b), nil
-}
-
-// Write takes what a guest prints.
-func (in *instance) Write(b []byte) (int, error) {
-	in.meter.charge(hostCallCost)
-	s := string(b[:min(len(b), maxText)])
-	if in.logs < maxLogs {
-		in.log(0, strings.ToValidUTF8(strings.TrimRight(s, "\n"), "?"))
-	}
-	return len(b), nil
 }
 
 func (in *instance) log(level int32, text string) {

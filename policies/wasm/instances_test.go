@@ -13,9 +13,16 @@ import (
 )
 
 // TestInstancesAreLimited: a caller waits for its turn, and those that failed
-// or left give theirs back.
+// or left give theirs back. Instances are counted, and so is what they may have
+// together: two of 16 MiB are more than 20.
 func TestInstancesAreLimited(t *testing.T) {
-	e := wasm.New(wasm.Options{Instances: 1})
+	t.Run("in number", func(t *testing.T) { instancesAreLimited(t, wasm.Options{Instances: 1}) })
+	t.Run("in memory", func(t *testing.T) { instancesAreLimited(t, wasm.Options{Together: 20 << 20}) })
+	t.Run("one at the least", func(t *testing.T) { instancesAreLimited(t, wasm.Options{Together: 1}) })
+}
+
+func instancesAreLimited(t *testing.T, options wasm.Options) {
+	e := wasm.New(options)
 	defer e.Close()
 	p, err := e.Load(context.Background(), policies.Load{Policy: "t", Source: conditional(trap)})
 	if err != nil {

@@ -34,7 +34,8 @@ func mapped(t *testing.T, at uintptr) bool {
 // limit is, reads as zero when it was freed, and is unmapped when nothing
 // refers to it.
 func TestMemoryOfGuests(t *testing.T) {
-	m := newMemory(4 * pageSize)
+	paid := 0
+	m := newMemory(4*pageSize, func(n int) { paid += n })
 	if m == nil {
 		t.Fatal("no memory")
 	}
@@ -46,6 +47,9 @@ func TestMemoryOfGuests(t *testing.T) {
 	}
 	if m.Reallocate(5*pageSize) != nil {
 		t.Error("grew beyond its limit")
+	}
+	if paid != 4*pageSize {
+		t.Errorf("paid for %d bytes", paid)
 	}
 	at := uintptr(unsafe.Pointer(&first[0]))
 	if !mapped(t, at) {

@@ -14,6 +14,13 @@ import (
 // hostCallCost is the fuel that a call of an import takes on top.
 const hostCallCost = 100
 
+// A guest that has run for yieldAfter lets others run at its next stop, and one
+// that has not at every yieldEvery-th.
+const (
+	yieldAfter = 100 * time.Microsecond
+	yieldEvery = 5
+)
+
 // meter bounds one call of an instance at a time. The guest counts down a slice
 // of the fuel by itself and comes to refuel for the next.
 type meter struct {
@@ -21,15 +28,16 @@ type meter struct {
 	left     int64             // beyond the slice in the guest
 	fuel     int64             // of the call
 	began    time.Time
-	deadline time.Time
+	yielded  time.Duration // since began, when others were let run
+	stops    int           // since then
+	deadline time.Duration
 	ctx      context.Context // of the caller
 	hosted   int64           // fuel of imports since the last stop
 }
 
 func (m *meter) begin(ctx context.Context, fuel int64, deadline time.Duration) {
-	m.ctx, m.fuel, m.hosted = ctx, fuel, 0
-	m.began = time.Now()
-	m.deadline = m.began.Add(deadline)
+	m.ctx, m.fuel, m.hosted, m.stops, m.yielded = ctx, fuel, 0, 0, 0
+	m.began, m.deadline = time.Now(), deadline
 	m.left = fuel
 	if m.global != nil {
 		first := min(fuel, slice)
@@ -38,11 +46,12 @@ func (m *meter) begin(ctx context.Context, fuel int64, deadline time.Duration) {
 	}
 }
 
-// refuel is called by the guest with a counter below zero.
+// refuel is called by the guest with a counter below zero. That alone is a chance
+// for a collection to stop the world.
 func (m *meter) refuel(counter int64) int64 {
-	// Others first: Go would let a guest run for 10 ms while they wait.
-	runtime.Gosched()
-	m.check()
+	if m.stops++; m.stops >= yieldEvery || time.Since(m.began)-m.yielded > yieldAfter {
+		m.yield()
+	}
 	for counter < 0 {
 		if m.left <= 0 {
 			panic(fmt.Errorf("%w: used %d", policies.ErrFuel, m.fuel))
@@ -54,12 +63,16 @@ func (m *meter) refuel(counter int64) int64 {
 	return counter
 }
 
-func (m *meter) check() {
+// yield lets others run: Go would let a guest run for 10 ms while they wait. It ends
+// the call when its time is over.
+func (m *meter) yield() {
+	runtime.Gosched()
+	m.stops, m.yielded = 0, time.Since(m.began)
 	if err := m.ctx.Err(); err != nil {
 		panic(err)
 	}
-	if now := time.Now(); now.After(m.deadline) {
-		panic(fmt.Errorf("%w: %v", policies.ErrDeadline, m.deadline.Sub(m.began)))
+	if m.yielded > m.deadline {
+		panic(fmt.Errorf("%w: %v", policies.ErrDeadline, m.deadline))
 	}
 }
 
@@ -71,8 +84,7 @@ func (m *meter) charge(fuel int64) {
 	}
 	if m.hosted += fuel; m.hosted >= slice {
 		m.hosted = 0
-		runtime.Gosched()
-		m.check()
+		m.yield()
 	}
 }
 

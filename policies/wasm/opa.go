@@ -61,11 +61,11 @@ func (e *Engine) LoadOPA(ctx context.Context, policy string, code []byte, l poli
 			return nil, policies.LoadErrorf(policies.StepManifest, "does not export the function %s: not a module of OPA's compiler, ABI 1.2", name)
 		}
 	}
-	m := &opaModule{builtin: builtin, data: []byte("{}"), program: &program{engine: e, name: policy, manifest: &abi.Manifest{},
-		logs: e.guestLog(policy), slots: make(chan struct{}, e.options.Instances)}}
+	m := &opaModule{builtin: builtin, data: []byte("{}"), program: &program{engine: e, name: policy, manifest: &abi.Manifest{}, logs: e.guestLog(policy)}}
 	if m.limits, err = e.limits(module, m.manifest, l); err != nil {
 		return nil, &policies.LoadError{Step: policies.StepManifest, Err: err}
 	}
+	m.slots = e.slots(m.limits)
 	if err := m.compile(ctx, module); err != nil {
 		return nil, err
 	}

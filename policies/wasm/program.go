@@ -10,7 +10,6 @@ import (
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
-	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
 	"github.com/quaymaster/quaymaster/policies"
@@ -115,7 +114,7 @@ func (p *program) compile(ctx context.Context, m *binary.Module) error {
 		err = link(ctx, rt, p.manifest.Grants)
 	}
 	if err == nil && slices.ContainsFunc(m.Imports, func(i binary.Import) bool { return i.Module == wasiModule }) {
-		_, err = wasi_snapshot_preview1.Instantiate(ctx, rt)
+		err = linkWASI(ctx, rt)
 	}
 	if err != nil {
 		return errors.Join(&policies.LoadError{Step: policies.StepCompile, Err: err}, rt.Close(ctx))

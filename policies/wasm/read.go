@@ -41,7 +41,7 @@ func (in *instance) fetch(resource, namespace, name string) (data []byte, code i
 	if in.reads++; in.reads > maxReads {
 		panic(fmt.Errorf("%w: more than %d reads in a call", policies.ErrTrap, maxReads))
 	}
-	ctx, cancel := context.WithDeadline(in.meter.ctx, in.meter.deadline)
+	ctx, cancel := context.WithDeadline(in.meter.ctx, in.meter.began.Add(in.meter.deadline))
 	defer cancel()
 	object, err := reader.Get(ctx, in.cycle.Revision, schema.ParseGroupResource(resource), namespace, name)
 	switch {
@@ -50,7 +50,7 @@ func (in *instance) fetch(resource, namespace, name string) (data []byte, code i
 	case in.meter.ctx.Err() != nil:
 		panic(in.meter.ctx.Err())
 	case ctx.Err() != nil:
-		panic(fmt.Errorf("%w: %v", policies.ErrDeadline, in.meter.deadline.Sub(in.meter.began)))
+		panic(fmt.Errorf("%w: %v", policies.ErrDeadline, in.meter.deadline))
 	case err != nil:
 		panic(fmt.Errorf("%w: %s %s/%s at revision %d: %w", policies.ErrRead, resource, namespace, name, in.cycle.Revision, err))
 	}

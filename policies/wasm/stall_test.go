@@ -35,7 +35,25 @@ func hostile() []struct {
 	}
 	grown := func(pages int32) []byte { return cat(i32const(pages), []byte{0x40, 0, 0x1a}) }
 	repeat := func(n int, code ...byte) []byte { return bytes.Repeat(code, n) }
+	// store x at x + 4096*i, for i up to 2048, then x += 8 MiB, until x is at the end
+	touches := func(from, end int32) []byte {
+		var stores []byte
+		for i := range 2048 {
+			stores = append(append(stores, 0x20, 3, 0x20, 3, 0x36, 2), uleb(4096*i)...)
+		}
+		return cat(i32const(from), []byte{0x21, 3, 0x03, 0x40}, stores, []byte{0x20, 3}, i32const(8<<20), []byte{0x6a, 0x22, 3}, i32const(end-8<<20), []byte{0x48, 0x0d, 0, 0x0b})
+	}
 	const all = 250 << 20
+	// memory[8192 + 64 i] = 8192 + 64 ((1664525 i + 1013904223) mod 2²¹), for each i
+	address := func(i ...byte) []byte { return cat(i, i32const(6), []byte{0x74}, i32const(8192), []byte{0x6a}) }
+	lines := cat([]byte{0x03, 0x40}, address(0x20, 3),
+		address(cat([]byte{0x20, 3}, i32const(1664525), []byte{0x6c}, i32const(1013904223), []byte{0x6a}, i32const(1<<21-1), []byte{0x71})...),
+		[]byte{0x36, 2, 0, 0x20, 3}, i32const(1), []byte{0x6a, 0x22, 3}, i32const(1<<21), []byte{0x49, 0x0d, 0, 0x0b}, i32const(8192), []byte{0x21, 3})
+	withTable := func(bad []byte) []byte {
+		m := filterGuest(cat([]byte{0x20, 0, 0x28, 2, 8}, i32const(7), []byte{0x46, 0x04, 0x40}, bad, []byte{0x0b}, pass))
+		m.table = 100_000
+		return m.bytes()
+	}
 	return []struct {
 		name   string
 		source []byte
@@ -53,6 +71,11 @@ func hostile() []struct {
 			loop(repeat(64, cat([]byte{0x20, 3}, i32const(1<<20+4096+64), []byte{0x6a}, i32const(1<<27-4), []byte{0x71, 0x22, 3, 0x28, 2, 0, 0x20, 3, 0x6a, 0x21, 3})...))))},
 		// one page more, until there are 3,900, in instances that begin anew
 		{"growth", conditional(cat(loop(i32const(1), []byte{0x40, 0}, i32const(3900), []byte{0x4a, 0x04, 0x40, 0x00, 0x0b})))},
+		// a store into each page of 4 KiB that was never touched, 32 MB over 2,000 times; then a trap
+		{"touches", conditional(cat(grown(4000), touches(8192, all), trap))},
+		// each of 2²¹ lines of 64 bytes holds the address of another, in an order that no cache foresees; from one to the next
+		{"chases", conditional(cat(grown(4000), lines, loop([]byte{0x20, 3}, repeat(512, 0x28, 2, 0), []byte{0x21, 3})))},
+		{"tables", withTable(loop(i32const(0), []byte{0xd0, 0x70}, i32const(100_000), []byte{0xfc, 17, 0}))},
 		{"imports", misbehaving(cat([]byte{0x03, 0x40, 0x10, 5, 0x1a, 0x0c, 0, 0x0b}))},
 	}
 }
@@ -103,9 +126,9 @@ func TestGuestsStopOften(t *testing.T) {
 func loadHostile(t testing.TB, source []byte) (policies.Program, func()) {
 	t.Helper()
 	e := wasm.New(wasm.Options{})
-	fuel := int64(1e9)
+	fuel := int64(1e8)
 	l := policies.Load{Policy: "hostile", Source: source}
-	l.Limits.Fuel, l.Limits.Deadline = &fuel, &metav1.Duration{Duration: 50 * time.Millisecond}
+	l.Limits.Fuel, l.Limits.Deadline = &fuel, &metav1.Duration{Duration: 10 * time.Second}
 	l.Limits.Memory = resource.NewQuantity(wasm.DefaultMaxMemory, resource.BinarySI)
 	p, err := e.Load(context.Background(), l)
 	if err != nil {
@@ -205,6 +228,12 @@ type stretch struct {
 	context.Context
 	last time.Duration
 	all  []time.Duration
+}
+
+// Done is asked before an instance is there: the guest has not begun.
+func (s *stretch) Done() <-chan struct{} {
+	s.last = threadTime()
+	return s.Context.Done()
 }
 
 func (s *stretch) Err() error {
