@@ -158,41 +158,47 @@ func TestAgentJoinsServerAndRunsPod(t *testing.T) {
 	}
 }
 
-// TestMemoryBudget bounds what an idle server keeps resident, and prints it. Most
-// of it is pages of the program's file, which the kernel can drop; the rest is
-// the server's own.
+// TestMemoryBudget bounds what a server keeps resident when it has come to rest,
+// and prints it. What is not its own are pages of the program's file, mapped as
+// they are used and in pieces as large as the kernel's cache has them.
 func TestMemoryBudget(t *testing.T) {
 	if testing.Short() {
 		t.Skip("the budget is that of an ordinary build; -short is used with the race detector")
 	}
-	budgets := map[string]int{"VmRSS": 256, "RssAnon": 96} // MiB
+	budgets := map[string]int{"VmRSS": 100, "RssAnon": 64} // MiB
 	cmd, _, _, client := server(t)
 	if _, err := client.CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(status)) {
-		name, value, _ := strings.Cut(line, ":")
-		budget, ok := budgets[name]
-		if !ok {
-			continue
+	coretest.Eventually(t, "memory within its budget", func(context.Context) (bool, error) {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
+		if err != nil {
+			return false, err
 		}
-		delete(budgets, name)
-		var kilobytes int
-		if _, err := fmt.Sscanf(value, "%d kB", &kilobytes); err != nil {
-			t.Fatalf("%s: %v", line, err)
+		within, known := true, 0
+		var has []string
+		for line := range strings.Lines(string(status)) {
+			name, value, _ := strings.Cut(line, ":")
+			budget, ok := budgets[name]
+			if !ok {
+				continue
+			}
+			known++
+			var kilobytes int
+			if _, err := fmt.Sscanf(value, "%d kB", &kilobytes); err != nil {
+				return false, fmt.Errorf("%s: %w", line, err)
+			}
+			has = append(has, fmt.Sprintf("%s of %d MiB, of %d", name, kilobytes>>10, budget))
+			within = within && kilobytes>>10 <= budget
 		}
-		t.Logf("an idle server has %s of %d MiB; the budget is %d", name, kilobytes>>10, budget)
-		if kilobytes>>10 > budget {
-			t.Errorf("%s is above the budget", name)
+		if known < len(budgets) {
+			return false, fmt.Errorf("/proc does not tell %v", budgets)
 		}
-	}
-	if len(budgets) > 0 {
-		t.Errorf("/proc does not tell %v", budgets)
-	}
+		if within {
+			t.Logf("a server at rest has %s", strings.Join(has, ", "))
+		}
+		return within, nil
+	})
 }
 
 func TestErrorsAreOneClearLine(t *testing.T) {

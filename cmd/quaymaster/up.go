@@ -194,6 +194,11 @@ func serve(ctx context.Context, cmd *cobra.Command, options core.Options) (err e
 	if _, err := fmt.Fprintf(cmd.OutOrStdout(), "ready: https://%s  export KUBECONFIG=%s\n", engine.Address(), path); err != nil {
 		return err
 	}
+	var settled sync.WaitGroup
+	defer settled.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	settled.Go(func() { settle(ctx) })
 	<-engine.Done()
 	return nil
 }

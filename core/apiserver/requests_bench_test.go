@@ -1,6 +1,7 @@
 package apiserver_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"runtime"
 	"sync"
@@ -8,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -17,14 +19,37 @@ import (
 )
 
 // BenchmarkRequest tells the CPU of client and server together of each verb
-// through the port: a pod read, 100 pods listed, a label patched.
+// through the port: a pod read, 100 pods listed, a label patched in each way, a
+// pod replaced, and its status patched and replaced as kubelets do.
 func BenchmarkRequest(b *testing.B) {
 	const listed = 100
 	c := start(b, func(o *apiserver.Options) { o.Listener = listen(b) })
 	client := clientFor(b, c.https(b)).CoreV1().Pods("default")
 	for i := range listed {
-		if _, err := c.Direct(nil).Create(b.Context(), pods, "default", samplePod(fmt.Sprint("p-", i))); err != nil {
+		if _, err := client.Create(b.Context(), samplePod(fmt.Sprint("p-", i)), metav1.CreateOptions{}); err != nil {
 			b.Fatal(err)
+		}
+	}
+	const name = "p-7"
+	pod, err := client.Get(b.Context(), name, metav1.GetOptions{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	status := func(i int) corev1.PodStatus {
+		now := metav1.Unix(int64(i), 0)
+		return corev1.PodStatus{
+			Phase: corev1.PodRunning, HostIP: "10.0.0.1", PodIP: "10.1.0.1", StartTime: &now,
+			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue, LastTransitionTime: now}, {Type: corev1.PodScheduled, Status: corev1.ConditionTrue}},
+			ContainerStatuses: []corev1.ContainerStatus{{
+				Name: "c", Image: "i", ImageID: "i", ContainerID: fmt.Sprintf("c://%064d", i), Ready: true, Started: new(true),
+				State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: now}},
+			}},
+		}
+	}
+	patch := func(of types.PatchType, format string) func(int) error {
+		return func(i int) error {
+			_, err := client.Patch(b.Context(), name, of, fmt.Appendf(nil, format, i), metav1.PatchOptions{})
+			return err
 		}
 	}
 	for _, verb := range []struct {
@@ -32,7 +57,7 @@ func BenchmarkRequest(b *testing.B) {
 		do   func(int) error
 	}{
 		{"get", func(int) error {
-			_, err := client.Get(b.Context(), "p-7", metav1.GetOptions{})
+			_, err := client.Get(b.Context(), name, metav1.GetOptions{})
 			return err
 		}},
 		{"list=100", func(int) error {
@@ -42,8 +67,27 @@ func BenchmarkRequest(b *testing.B) {
 			}
 			return err
 		}},
-		{"patch", func(i int) error {
-			_, err := client.Patch(b.Context(), "p-7", types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"labels":{"n":"%d"}}}`, i), metav1.PatchOptions{})
+		{"patch/merge", patch(types.MergePatchType, `{"metadata":{"labels":{"n":"%d"}}}`)},
+		{"patch/strategic", patch(types.StrategicMergePatchType, `{"metadata":{"labels":{"n":"%d"}}}`)},
+		{"patch/json", patch(types.JSONPatchType, `[{"op":"add","path":"/metadata/labels/n","value":"%d"}]`)},
+		{"update", func(i int) (err error) {
+			pod.ResourceVersion = ""
+			pod.Labels = map[string]string{"n": fmt.Sprint(i)}
+			pod, err = client.Update(b.Context(), pod, metav1.UpdateOptions{})
+			return err
+		}},
+		{"status/update", func(i int) (err error) {
+			pod.ResourceVersion = ""
+			pod.Status = status(i)
+			pod, err = client.UpdateStatus(b.Context(), pod, metav1.UpdateOptions{})
+			return err
+		}},
+		{"status/patch", func(i int) error {
+			body, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": pod.UID}, "status": status(i)})
+			if err != nil {
+				return err
+			}
+			_, err = client.Patch(b.Context(), name, types.StrategicMergePatchType, body, metav1.PatchOptions{}, "status")
 			return err
 		}},
 	} {
