@@ -4,6 +4,10 @@ import (
 	"context"
 	"errors"
 
+	admissionv1 "k8s.io/api/admission/v1"
+	"k8s.io/apiserver/pkg/admission"
+
+	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
 	"github.com/quaymaster/quaymaster/core/scheduler"
 	"github.com/quaymaster/quaymaster/core/storage"
 )
@@ -43,4 +47,27 @@ func (b binder) CommitAll(ctx context.Context, writes []scheduler.Write) schedul
 		return scheduler.Result{Err: err}
 	}
 	return scheduler.Result{Revision: revisions[len(revisions)-1]}
+}
+
+// unjudged says that nobody but the storage would see the requests that end a
+// preempted pod: there is no audit log, and nothing that can be configured judges
+// them. What else judges requests lets the scheduler's pass.
+func (p *parts) unjudged() bool {
+	if p.options.API.Audit != nil {
+		return false
+	}
+	for _, r := range [...]struct {
+		subresource string
+		operation   admission.Operation
+	}{{"status", admission.Update}, {"", admission.Delete}} {
+		if p.server.Judges(podResource, r.subresource, r.operation) {
+			return false
+		}
+		for _, point := range [...]policyv1alpha1.ExtensionPoint{policyv1alpha1.ExtensionMutate, policyv1alpha1.ExtensionValidate} {
+			if p.policies.Matches(point, podResource.Group, podResource.Resource, r.subresource, admissionv1.Operation(r.operation)) {
+				return false
+			}
+		}
+	}
+	return true
 }

@@ -194,7 +194,7 @@ func (p *parts) assembleLeader() (err error) {
 	}
 	if p.scheduler, err = scheduler.New(scheduler.Options{
 		Client: p.client, Informers: p.informers, Profiles: p.informers.Profiles(), Policies: p.policies,
-		Committer: binder{p.store}, Metrics: p.metrics, Seed: options.Seed, Clock: options.Clock, Logger: log.With("part", "scheduler"),
+		Committer: binder{p.store}, Unjudged: p.unjudged, Metrics: p.metrics, Seed: options.Seed, Clock: options.Clock, Logger: log.With("part", "scheduler"),
 	}); err != nil {
 		return err
 	}

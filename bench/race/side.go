@@ -60,6 +60,11 @@ func runSide(ctx context.Context, program string, s *work.Scenario, mode string,
 	if err := w.Prepare(ctx, s); err != nil {
 		return result{}, side.because(err)
 	}
+	if o.profile != "" && strings.HasSuffix(program, ourSide) {
+		if err := json.NewEncoder(side.in).Encode(work.Request{Profile: true}); err != nil {
+			return result{}, err
+		}
+	}
 	before, err := side.cpu()
 	if err != nil {
 		return result{}, err

@@ -19,10 +19,11 @@ import (
 	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
 )
 
-// commit is one write of a pod: its bind when node is set, else its condition.
+// commit is one write of a pod: a step of its end when evicted is set, its bind
+// when node is, else its condition.
 type commit struct {
-	pending *pending
-	pod     *v1.Pod // the version that is written over
+	pending *pending // nil of one that is evicted
+	pod     *v1.Pod  // the version that is written over
 	began   time.Time
 	node    *v1.Node
 	devices string // that it has there; see schedulingv1alpha1.DevicesAnnotation
@@ -33,6 +34,10 @@ type commit struct {
 	bindings  *cluster.Bindings // of its volumes, to be made first; nil: none
 	volumes   *volumeBind       // under way
 	gang      *gangBind         // that it is of: all or none
+
+	evicted *eviction // that the pod is a victim of
+	step    step      // of its end
+	next    *v1.Pod   // version that the step makes
 
 	result Result
 }
@@ -60,12 +65,17 @@ func (q *commits) wake() {
 	}
 }
 
+// add adds independent writes.
+func (q *commits) add(list ...*commit) {
+	q.mu.Lock()
+	q.list = append(q.list, list...)
+	q.mu.Unlock()
+	q.wake()
+}
+
 func (s *Scheduler) send(c *commit) {
 	s.inFlight++
-	s.commits.mu.Lock()
-	s.commits.list = append(s.commits.list, c)
-	s.commits.mu.Unlock()
-	s.commits.wake()
+	s.commits.add(c)
 }
 
 // maxBatch bounds one call of the Committer.
@@ -138,7 +148,17 @@ func (s *Scheduler) write(ctx context.Context, encoder *protobuf.Serializer, bat
 			c.result = Result{Err: fmt.Errorf("committer answered %d of %d writes", len(results), len(writes))}
 		}
 	}
-	s.inbox.put(message{committed: batch})
+	told := batch[:0]
+	for _, c := range batch {
+		if c.evicted != nil {
+			s.stepped(c)
+		} else {
+			told = append(told, c)
+		}
+	}
+	if len(told) > 0 {
+		s.inbox.put(message{committed: told})
+	}
 }
 
 // encode makes the stored form of the pod as upstream's binding and status
@@ -151,8 +171,14 @@ func encode(encoder *protobuf.Serializer, c *commit, now metav1.Time) (Write, er
 	pod := *c.pod
 	pod.TypeMeta = metav1.TypeMeta{Kind: "Pod", APIVersion: "v1"}
 	pod.ResourceVersion, pod.SelfLink = "", ""
+	key := "/registry/pods/" + pod.Namespace + "/" + pod.Name
 	condition := v1.PodCondition{Type: v1.PodScheduled, Status: v1.ConditionTrue}
-	if c.node != nil {
+	if c.evicted != nil {
+		if c.step == stepRemove {
+			return Write{Key: key, Expect: expect}, nil
+		}
+		c.take(&pod, now)
+	} else if c.node != nil {
 		pod.Spec.NodeName = c.node.Name
 		if c.devices != "" {
 			pod.Annotations = maps.Clone(pod.Annotations)
@@ -175,13 +201,15 @@ func encode(encoder *protobuf.Serializer, c *commit, now metav1.Time) (Write, er
 		condition.Status, condition.Reason, condition.Message = v1.ConditionFalse, c.reason, c.text
 		condition.ObservedGeneration = pod.Generation
 	}
-	pod.Status.Conditions = withCondition(pod.Status.Conditions, condition, now)
+	if c.evicted == nil {
+		pod.Status.Conditions = withCondition(pod.Status.Conditions, condition, now)
+	}
 	var out bytes.Buffer
 	out.Grow(pod.Size() + 64)
 	if err := encoder.Encode(&pod, &out); err != nil {
 		return Write{}, fmt.Errorf("encode pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
-	return Write{Key: "/registry/pods/" + pod.Namespace + "/" + pod.Name, Value: out.Bytes(), Expect: expect}, nil
+	return Write{Key: key, Value: out.Bytes(), Expect: expect}, nil
 }
 
 // withCondition returns a copy with the condition in its place. Its transition

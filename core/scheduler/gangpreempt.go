@@ -112,15 +112,7 @@ func (s *Scheduler) preemptForGang(g *gang, list []*pending, needed int, now tim
 			e.victims = append(e.victims, victim)
 		}
 	}
-	s.state.Doom(e.victims, true)
-	s.jobs.put(func(ctx context.Context) {
-		for _, victim := range e.victims {
-			if e.err = s.evictPod(ctx, e, victim); e.err != nil {
-				break
-			}
-		}
-		s.inbox.put(message{call: func() { s.evictedForGang(g, e) }})
-	})
+	s.evict(e, func() { s.evictedForGang(g, e) })
 	return true, ""
 }
 

@@ -70,7 +70,8 @@ func (s *Scheduler) loop(ctx context.Context) {
 	}
 }
 
-// setTimer wakes the loop when the next back-off or wait for volumes ends.
+// setTimer wakes the loop when the next back-off or wait for volumes ends, or the
+// gauges may be set.
 func (s *Scheduler) setTimer(ready clock.Timer) {
 	now := s.clock.Now()
 	least, some := s.untilVolumes(now)
@@ -81,6 +82,11 @@ func (s *Scheduler) setTimer(ready clock.Timer) {
 	}
 	if len(s.queue.deadlines) > 0 {
 		if d := max(s.queue.deadlines[0].deadline.Sub(now), 0); !some || d < least {
+			least, some = d, true
+		}
+	}
+	if s.meters.stale {
+		if d := s.untilGauge(now); !some || d < least {
 			least, some = d, true
 		}
 	}

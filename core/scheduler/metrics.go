@@ -32,6 +32,7 @@ type meters struct {
 	series map[[2]string]series             // by result and profile
 	after  map[int]prometheus.Observer      // of sli, by attempts
 	gauged time.Time
+	stale  bool // something may have changed since
 }
 
 type series struct {
@@ -177,13 +178,23 @@ func (s *Scheduler) gaugeRefusers() {
 	}
 }
 
-// gaugeEvery bounds how often the gauges are set while there is work.
+// gaugeEvery bounds how often the gauges are set: each time looks at every pod
+// that waits.
 const gaugeEvery = time.Second
 
-// gauge sets how many pods wait where.
+// untilGauge is how long the gauges must wait to be set again.
+func (s *Scheduler) untilGauge(now time.Time) time.Duration {
+	since := now.Sub(s.meters.gauged)
+	if since < 0 { // the clock went back
+		return 0
+	}
+	return max(gaugeEvery-since, 0)
+}
+
+// gauge sets how many pods wait where, or leaves it to a later turn of the loop.
 func (s *Scheduler) gauge() {
 	now := s.clock.Now()
-	if now.Sub(s.meters.gauged) < gaugeEvery && s.queue.active.count > 0 {
+	if s.meters.stale = s.untilGauge(now) > 0; s.meters.stale {
 		return
 	}
 	s.meters.gauged = now

@@ -46,13 +46,13 @@ var (
 // Write is one compare-and-set of a stored object.
 type Write struct {
 	Key    string // "/registry/pods/NAMESPACE/NAME"
-	Value  []byte // as upstream stores it
+	Value  []byte // as upstream stores it; nil deletes
 	Expect int64  // the revision that the stored object must have
 }
 
 // Result of one Write.
 type Result struct {
-	Revision int64 // of the object now
+	Revision int64 // of the object now, 0 when it is gone
 	Conflict bool  // it had another revision, or is gone; nothing was written
 	Err      error // anything else that kept it from being written
 }
@@ -80,6 +80,10 @@ type Options struct {
 	Policies policies.Scheduling
 	// Committer writes binds and conditions.
 	Committer Committer
+	// Unjudged says that no audit log, webhook or policy would hear of the status
+	// update and the deletion that end a preempted pod: they are committed like binds
+	// then. Otherwise, and when nil, the Client makes them.
+	Unjudged func() bool
 	// Seed takes part in every tie-break.
 	Seed uint64
 	// Clock defaults to the real one.

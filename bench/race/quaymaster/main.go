@@ -6,11 +6,13 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime/pprof"
+	"strings"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -27,7 +29,7 @@ import (
 const renewEvery = 25 * time.Second
 
 func main() {
-	dir, profile := flag.String("dir", "", "directory of the data"), flag.String("profile", "", "folder for a CPU profile")
+	dir, profile := flag.String("dir", "", "directory of the data"), flag.String("profile", "", "folder for profiles of what is timed: CPU and memory")
 	flag.Parse()
 	if err := run(context.Background(), *dir, *profile); err != nil {
 		fmt.Fprintln(os.Stderr, "quaymaster:", err)
@@ -63,17 +65,6 @@ func run(ctx context.Context, dir, profile string) (err error) {
 	if err := os.WriteFile(file, kubeconfig, 0o600); err != nil {
 		return err
 	}
-	if profile != "" {
-		f, err := os.CreateTemp(profile, "race-*.cpu")
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if err := pprof.StartCPUProfile(f); err != nil {
-			return err
-		}
-		defer pprof.StopCPUProfile()
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan struct{})
@@ -89,6 +80,14 @@ func run(ctx context.Context, dir, profile string) (err error) {
 		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
 			return err
 		}
+		if r.Profile {
+			stop, err := startProfile(profile)
+			if err != nil {
+				return err
+			}
+			defer stop()
+			continue
+		}
 		elapsed, err := answerTo(ctx, e.Client(), r)
 		if a.Seconds = elapsed.Seconds(); err != nil {
 			a.Error = err.Error()
@@ -98,6 +97,28 @@ func run(ctx context.Context, dir, profile string) (err error) {
 		}
 	}
 	return nil
+}
+
+// startProfile takes a CPU profile until the returned function is called, which
+// also writes what the heap holds then.
+func startProfile(folder string) (stop func(), err error) {
+	cpu, err := os.CreateTemp(folder, "race-*.cpu")
+	if err != nil {
+		return nil, err
+	}
+	if err := pprof.StartCPUProfile(cpu); err != nil {
+		return nil, err
+	}
+	return func() {
+		pprof.StopCPUProfile()
+		heap, err := os.Create(strings.TrimSuffix(cpu.Name(), ".cpu") + ".heap")
+		if err == nil {
+			err = errors.Join(pprof.WriteHeapProfile(heap), heap.Close(), cpu.Close())
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "profile:", err)
+		}
+	}, nil
 }
 
 func answerTo(ctx context.Context, client kubernetes.Interface, r work.Request) (time.Duration, error) {

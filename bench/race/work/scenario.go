@@ -44,7 +44,9 @@ func Find(name string) (*Scenario, error) {
 }
 
 // Request is one line to a side that has a Go API; its Answer is one line, too.
+// One that asks for a profile of what comes is not answered.
 type Request struct {
+	Profile                      bool
 	Scenario                     string
 	Nodes, Before, Pods, Clients int
 }

@@ -101,6 +101,42 @@ func BenchmarkVerdict(b *testing.B) {
 	}
 }
 
+// BenchmarkPreempt chooses, for each of many pods, a node of 500 and its victims,
+// and reserves it, as a node for each is reserved in turn.
+func BenchmarkPreempt(b *testing.B) {
+	const nodes = 500
+	s, profile := New(1), DefaultProfile()
+	benchNodes(s, nodes)
+	asks := func(name, cpu string, priority int32) *v1.Pod {
+		pod := benchPod(1)
+		pod.Namespace, pod.Name, pod.Spec.Priority = "default", name, &priority
+		pod.Spec.Containers[0].Resources.Requests[v1.ResourceCPU] = resource.MustParse(cpu)
+		return pod
+	}
+	for i := range 4 * nodes {
+		pod := asks(fmt.Sprintf("low%05d", i), "15", 0)
+		pod.Spec.NodeName = fmt.Sprintf("node%05d", i%nodes)
+		s.SetPod(pod)
+	}
+	pods := make([]*v1.Pod, nodes)
+	for i := range pods {
+		pods[i] = asks(fmt.Sprintf("high%05d", i), "48", 10)
+	}
+	c := s.ClassOf(profile, pods[0])
+	for i := 0; b.Loop(); i++ {
+		if i%nodes == 0 {
+			for _, pod := range pods {
+				s.Withdraw(keyOf(pod))
+			}
+		}
+		choice := s.Preempt(c, s.Verdict(c), uint64(i), nil, time.Time{})
+		if choice == nil || len(choice.Victims) != 3 {
+			b.Fatalf("chosen %+v", choice)
+		}
+		s.Nominate(c, pods[i%nodes], choice.Node.Name)
+	}
+}
+
 // BenchmarkExplain makes the whole matrix of 5,000 nodes for one pod.
 func BenchmarkExplain(b *testing.B) {
 	s := New(1)

@@ -37,17 +37,7 @@ func (s *State) Preempt(c *Class, verdict *Verdict, tie uint64, budgets []*polic
 	if !verdict.Preemptible {
 		return nil
 	}
-	s.meet(c)
-	var rows []int32
-	for row, n := range s.byRow {
-		row := int32(row)
-		if n == nil || c.factor.reason[row] != refusedNot || verdict.policy != nil && verdict.policy(row) != "" {
-			continue
-		}
-		if _, resolvable := s.refusedBeside(c, row); resolvable {
-			rows = append(rows, row)
-		}
-	}
+	rows := s.resolvable(c, verdict)
 	if len(rows) == 0 {
 		return nil
 	}
@@ -71,6 +61,24 @@ func (s *State) Preempt(c *Class, verdict *Verdict, tie uint64, budgets []*polic
 		}
 	}
 	return best
+}
+
+// resolvable lists the rows where evictions may help.
+func (s *State) resolvable(c *Class, verdict *Verdict) (rows []int32) {
+	s.meet(c)
+	if verdict.policy == nil && verdict.at == s.fleet.Generation {
+		return verdict.rows
+	}
+	for row, n := range s.byRow {
+		row := int32(row)
+		if n == nil || c.factor.reason[row] != refusedNot || verdict.policy != nil && verdict.policy(row) != "" {
+			continue
+		}
+		if _, resolvable := s.refusedBeside(c, row); resolvable {
+			rows = append(rows, row)
+		}
+	}
+	return rows
 }
 
 // rank orders candidates, the best first.
@@ -301,15 +309,16 @@ func (s *State) beside(c *Class, row int32, try func()) bool {
 	if len(s.nominees) == 0 || len(n.nominated) == 0 {
 		return false
 	}
-	quiet, pods, ports := s.quiet, n.pods, n.ports
+	quiet, pods, ports := s.quiet, len(n.pods), n.ports
 	s.quiet = true
-	var added []*podEntry
+	var few [4]*podEntry
+	added := few[:0]
 	for _, e := range n.nominated {
 		if e.priority >= c.priority {
 			added = append(added, e)
 			s.account(e, +1)
 			s.uncounted(c, e, +1)
-			n.pods = append(slices.Clip(n.pods), e)
+			n.pods = append(n.pods, e)
 			n.ports += len(e.ports)
 		}
 	}
@@ -320,7 +329,8 @@ func (s *State) beside(c *Class, row int32, try func()) bool {
 		s.account(e, -1)
 		s.uncounted(c, e, -1)
 	}
-	n.pods, n.ports, s.quiet = pods, ports, quiet
+	clear(n.pods[pods:])
+	n.pods, n.ports, s.quiet = n.pods[:pods], ports, quiet
 	return len(added) > 0
 }
 

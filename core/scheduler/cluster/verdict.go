@@ -37,6 +37,8 @@ type Verdict struct {
 
 	refused string // the message without what preemption says
 	policy  func(row int32) string
+	at      uint64  // generation of the state
+	rows    []int32 // where evictions may help; only without a policy
 }
 
 // AwaitsVictims is the message while pods end to make room for this one.
@@ -67,7 +69,7 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 	}
 	filter, preemption := reasons{}, reasons{}
 	var counts [len(refusals)]int
-	v := &Verdict{policy: policy}
+	v := &Verdict{policy: policy, at: s.fleet.Generation}
 	s.resolve(c)
 	for row, n := range s.byRow {
 		if n == nil {
@@ -79,6 +81,9 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 			continue
 		}
 		why, resolvable := s.refusedBeside(c, row)
+		if resolvable && policy == nil {
+			v.rows = append(v.rows, row)
+		}
 		if c.volumes != nil && c.volumes.refuses != "" {
 			resolvable = false // even where another filter refuses first
 		}
@@ -237,9 +242,21 @@ func insufficient(r *requests, pods, maxPods int64, each func(func(name v1.Resou
 	}
 	each(func(name v1.ResourceName, used, allocatable, wanted int64) {
 		if wanted > 0 && wanted > allocatable-used {
-			why = append(why, "Insufficient "+string(name))
+			if one := insufficientOne[name]; why == nil && one != nil {
+				why = one
+			} else {
+				why = append(why, "Insufficient "+string(name))
+			}
 			resolvable = resolvable && wanted <= allocatable
 		}
 	})
 	return why, resolvable && len(why) > 0
+}
+
+// insufficientOne are the reasons of which a node mostly has one: thousands of
+// nodes are refused for each pod that none takes. To append to them copies them.
+var insufficientOne = map[v1.ResourceName][]string{
+	v1.ResourceCPU:              {"Insufficient cpu"},
+	v1.ResourceMemory:           {"Insufficient memory"},
+	v1.ResourceEphemeralStorage: {"Insufficient ephemeral-storage"},
 }
