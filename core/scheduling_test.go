@@ -2,13 +2,16 @@ package core_test
 
 import (
 	"context"
+	"slices"
 	"testing"
 
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/quaymaster/quaymaster/core"
 	"github.com/quaymaster/quaymaster/core/coretest"
@@ -67,4 +70,86 @@ func TestPreemption(t *testing.T) {
 		t.Errorf("the victim is still there: %v, %v", pod, err)
 	}
 	running("kept")
+}
+
+// What judges deletions judges those of preempted pods, and a watch of one that
+// nobody judges hears what upstream's would.
+func TestPreemptionIsJudged(t *testing.T) {
+	e := start(t, core.Options{Nodes: []core.Node{{Name: "only", Capacity: corev1.ResourceList{
+		corev1.ResourceCPU: resource.MustParse("2"), corev1.ResourceMemory: resource.MustParse("4Gi"), corev1.ResourcePods: resource.MustParse("10")}}}})
+	client := e.Client()
+	class := &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: "high"}, Value: 1000}
+	if _, err := client.SchedulingV1().PriorityClasses().Create(t.Context(), class, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	policies := client.AdmissionregistrationV1().ValidatingAdmissionPolicies()
+	fail := admissionregistrationv1.Fail
+	policy := &admissionregistrationv1.ValidatingAdmissionPolicy{ObjectMeta: metav1.ObjectMeta{Name: "kept"}, Spec: admissionregistrationv1.ValidatingAdmissionPolicySpec{
+		FailurePolicy: &fail,
+		MatchConstraints: &admissionregistrationv1.MatchResources{ResourceRules: []admissionregistrationv1.NamedRuleWithOperations{{RuleWithOperations: admissionregistrationv1.RuleWithOperations{
+			Operations: []admissionregistrationv1.OperationType{admissionregistrationv1.Delete},
+			Rule:       admissionregistrationv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods"}}}}}},
+		Validations: []admissionregistrationv1.Validation{{Expression: "false", Message: "pods are kept"}}}}
+	if _, err := policies.Create(t.Context(), policy, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	binding := &admissionregistrationv1.ValidatingAdmissionPolicyBinding{ObjectMeta: metav1.ObjectMeta{Name: "kept"}, Spec: admissionregistrationv1.ValidatingAdmissionPolicyBindingSpec{
+		PolicyName: "kept", ValidationActions: []admissionregistrationv1.ValidationAction{admissionregistrationv1.Deny}}}
+	if _, err := client.AdmissionregistrationV1().ValidatingAdmissionPolicyBindings().Create(t.Context(), binding, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	pods := client.CoreV1().Pods("default")
+	create := func(pod *corev1.Pod) {
+		t.Helper()
+		coretest.Eventually(t, "the admission of "+pod.Name, func(ctx context.Context) (bool, error) {
+			_, err := pods.Create(ctx, pod, metav1.CreateOptions{})
+			return err == nil, nil //nolint:nilerr // the priority class or the service account has not arrived yet
+		})
+	}
+	create(asking("victim", "", "2"))
+	coretest.Eventually(t, "the victim to run, and its deletion to be refused", func(ctx context.Context) (bool, error) {
+		pod, err := pods.Get(ctx, "victim", metav1.GetOptions{})
+		if err != nil || pod.Status.Phase != corev1.PodRunning {
+			return false, err
+		}
+		return apierrors.IsInvalid(pods.Delete(ctx, "victim", metav1.DeleteOptions{DryRun: []string{metav1.DryRunAll}})), nil
+	})
+	create(asking("urgent", "high", "2"))
+	disrupted := func(pod *corev1.Pod) bool {
+		return slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.DisruptionTarget })
+	}
+	var kept *corev1.Pod
+	coretest.Eventually(t, "the victim to be marked", func(ctx context.Context) (_ bool, err error) {
+		kept, err = pods.Get(ctx, "victim", metav1.GetOptions{})
+		return err == nil && disrupted(kept), err
+	})
+	if kept.DeletionTimestamp != nil {
+		t.Error("the victim is deleted, which the policy forbids")
+	}
+	watched, err := pods.Watch(t.Context(), metav1.ListOptions{ResourceVersion: kept.ResourceVersion, FieldSelector: "metadata.name=victim"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watched.Stop()
+	if err := policies.Delete(t.Context(), "kept", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	told := false
+	for event := range watched.ResultChan() {
+		pod, ok := event.Object.(*corev1.Pod)
+		if !ok {
+			t.Fatalf("the watch ended with %v", event.Object)
+		}
+		told = told || event.Type == watch.Modified && pod.DeletionTimestamp != nil && *pod.DeletionGracePeriodSeconds == 0 && disrupted(pod)
+		if event.Type == watch.Deleted {
+			break
+		}
+	}
+	if !told {
+		t.Error("no event told of the deletion before it was done")
+	}
+	coretest.Eventually(t, "the other to run", func(ctx context.Context) (bool, error) {
+		pod, err := pods.Get(ctx, "urgent", metav1.GetOptions{})
+		return err == nil && pod.Status.Phase == corev1.PodRunning, err
+	})
 }

@@ -13,36 +13,52 @@ import (
 
 // Judges says, cheaply, whether a webhook or an admission policy may match an
 // operation on namespaced objects of a kind that is served in one version only.
-// Our own policies and the other plugins are not asked.
+// Our own policies and the other plugins are not asked. While it is not known
+// which there are, it says yes.
 func (s *Server) Judges(gvr schema.GroupVersionResource, subresource string, operation admission.Operation) bool {
 	objects := s.options.Informers.Admissionregistration().V1()
-	for _, bindings := range []cache.SharedIndexInformer{objects.MutatingAdmissionPolicyBindings().Informer(), objects.ValidatingAdmissionPolicyBindings().Informer()} {
-		if !bindings.HasSynced() || len(bindings.GetStore().ListKeys()) > 0 {
-			return true
-		}
-	}
 	attributes := admission.NewAttributesRecord(nil, nil, schema.GroupVersionKind{}, metav1.NamespaceDefault, "", gvr, subresource, operation, nil, false, nil)
-	matches := func(list []admissionregistrationv1.RuleWithOperations) bool {
-		return slices.ContainsFunc(list, func(r admissionregistrationv1.RuleWithOperations) bool {
-			return (&rules.Matcher{Rule: r, Attr: attributes}).Matches()
-		})
+	matches := func(r admissionregistrationv1.RuleWithOperations) bool {
+		return (&rules.Matcher{Rule: r, Attr: attributes}).Matches()
 	}
-	for _, webhooks := range []cache.SharedIndexInformer{objects.MutatingWebhookConfigurations().Informer(), objects.ValidatingWebhookConfigurations().Informer()} {
-		if !webhooks.HasSynced() {
+	for _, informer := range []cache.SharedIndexInformer{
+		objects.MutatingAdmissionPolicies().Informer(), objects.ValidatingAdmissionPolicies().Informer(),
+		objects.MutatingWebhookConfigurations().Informer(), objects.ValidatingWebhookConfigurations().Informer(),
+	} {
+		if !informer.HasSynced() {
 			return true
 		}
-		for _, object := range webhooks.GetStore().List() {
-			switch c := object.(type) {
-			case *admissionregistrationv1.MutatingWebhookConfiguration:
-				if slices.ContainsFunc(c.Webhooks, func(w admissionregistrationv1.MutatingWebhook) bool { return matches(w.Rules) }) {
-					return true
-				}
-			case *admissionregistrationv1.ValidatingWebhookConfiguration:
-				if slices.ContainsFunc(c.Webhooks, func(w admissionregistrationv1.ValidatingWebhook) bool { return matches(w.Rules) }) {
-					return true
-				}
+		for _, object := range informer.GetStore().List() {
+			if slices.ContainsFunc(rulesOf(object), matches) {
+				return true
 			}
 		}
 	}
 	return false
+}
+
+// rulesOf lists the rules of an object that admission obeys.
+func rulesOf(object any) (list []admissionregistrationv1.RuleWithOperations) {
+	named := func(constraints *admissionregistrationv1.MatchResources) {
+		if constraints != nil {
+			for i := range constraints.ResourceRules {
+				list = append(list, constraints.ResourceRules[i].RuleWithOperations)
+			}
+		}
+	}
+	switch object := object.(type) {
+	case *admissionregistrationv1.MutatingWebhookConfiguration:
+		for i := range object.Webhooks {
+			list = append(list, object.Webhooks[i].Rules...)
+		}
+	case *admissionregistrationv1.ValidatingWebhookConfiguration:
+		for i := range object.Webhooks {
+			list = append(list, object.Webhooks[i].Rules...)
+		}
+	case *admissionregistrationv1.MutatingAdmissionPolicy:
+		named(object.Spec.MatchConstraints)
+	case *admissionregistrationv1.ValidatingAdmissionPolicy:
+		named(object.Spec.MatchConstraints)
+	}
+	return list
 }
