@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
 
 	policyadmission "github.com/quaymaster/quaymaster/core/admission"
 	"github.com/quaymaster/quaymaster/core/api"
@@ -192,8 +193,12 @@ func (p *parts) assembleLeader() (err error) {
 	if err = p.assembleControllers(); err != nil {
 		return err
 	}
+	var podGroups cache.SharedIndexInformer
+	if apiserver.SchedulesPodGroups(options.API.Without...) {
+		podGroups = p.informers.Scheduling().V1alpha2().PodGroups().Informer()
+	}
 	if p.scheduler, err = scheduler.New(scheduler.Options{
-		Client: p.client, Informers: p.informers, Profiles: p.informers.Profiles(), Policies: p.policies,
+		Client: p.client, Informers: p.informers, Profiles: p.informers.Profiles(), PodGroups: podGroups, Policies: p.policies,
 		Committer: binder{p.store}, Unjudged: p.unjudged, Metrics: p.metrics, Seed: options.Seed, Clock: options.Clock, Logger: log.With("part", "scheduler"),
 	}); err != nil {
 		return err

@@ -33,12 +33,14 @@ import (
 	"k8s.io/kubernetes/plugin/pkg/admission/network/denyserviceexternalips"
 	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
 	"k8s.io/kubernetes/plugin/pkg/admission/nodetaint"
+	"k8s.io/kubernetes/plugin/pkg/admission/podgroup"
 	"k8s.io/kubernetes/plugin/pkg/admission/podnodeselector"
 	"k8s.io/kubernetes/plugin/pkg/admission/podresize"
 	"k8s.io/kubernetes/plugin/pkg/admission/podtolerationrestriction"
 	"k8s.io/kubernetes/plugin/pkg/admission/podtopologylabels"
 	"k8s.io/kubernetes/plugin/pkg/admission/priority"
 	"k8s.io/kubernetes/plugin/pkg/admission/runtimeclass"
+	"k8s.io/kubernetes/plugin/pkg/admission/scheduling/podgroupprotection"
 	"k8s.io/kubernetes/plugin/pkg/admission/security/podsecurity"
 	"k8s.io/kubernetes/plugin/pkg/admission/serviceaccount"
 	"k8s.io/kubernetes/plugin/pkg/admission/storage/persistentvolume/resize"
@@ -80,6 +82,7 @@ var plugins = []plugin{
 	{extendedresourcetoleration.PluginName, extendedresourcetoleration.Register, byName},
 	{setdefault.PluginName, setdefault.Register, byDefault},
 	{storageobjectinuseprotection.PluginName, storageobjectinuseprotection.Register, byDefault},
+	{podgroupprotection.PluginName, podgroupprotection.Register, byDefault},
 	{gc.PluginName, gc.Register, byName},
 	{resize.PluginName, resize.Register, byDefault},
 	{runtimeclass.PluginName, runtimeclass.Register, byDefault},
@@ -89,6 +92,7 @@ var plugins = []plugin{
 	{defaultingressclass.PluginName, defaultingressclass.Register, byDefault},
 	{denyserviceexternalips.PluginName, denyserviceexternalips.Register, byName},
 	{podtopologylabels.PluginName, podtopologylabels.Register, byDefault},
+	{podgroup.PluginName, podgroup.Register, byDefault}, // both only with the feature gate GenericWorkload
 	{podresize.PluginName, podresize.Register, byDefault},
 	{mutatingpolicy.PluginName, nil, byDefault}, // nil: made late, see late.go
 	{mutatingwebhook.PluginName, nil, byDefault},
@@ -201,7 +205,7 @@ func (s *Server) admissionInitializers() (admission.PluginInitializers, error) {
 		return nil, err
 	}
 	var virtuals []schema.GroupResource // no policy may judge who asks what they may do
-	for _, k := range kinds {
+	for _, k := range allKinds() {
 		if k.scope == virtual && strings.HasPrefix(k.group, "auth") {
 			virtuals = append(virtuals, k.groupResource())
 		}

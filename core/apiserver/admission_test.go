@@ -46,11 +46,11 @@ func (c *cluster) makeNamespace(t *testing.T, name string, labels, annotations m
 }
 
 func TestAdmissionPluginsAreUpstreams(t *testing.T) {
-	// What kube-apiserver 1.36 has by default, without those whose feature gate is off,
-	// and NodeRestriction.
+	// What kube-apiserver 1.36 has by default, without those of what is not served (those of
+	// pod groups do nothing without their feature gate), and NodeRestriction.
 	want := []string{"NamespaceLifecycle", "LimitRanger", "ServiceAccount", "NodeRestriction", "TaintNodesByCondition", "PodSecurity", "Priority",
-		"DefaultTolerationSeconds", "DefaultStorageClass", "StorageObjectInUseProtection", "PersistentVolumeClaimResize", "RuntimeClass",
-		"CertificateApproval", "CertificateSigning", "CertificateSubjectRestriction", "DefaultIngressClass", "PodTopologyLabels", "PodResizeValidator",
+		"DefaultTolerationSeconds", "DefaultStorageClass", "StorageObjectInUseProtection", "PodGroupProtection", "PersistentVolumeClaimResize", "RuntimeClass",
+		"CertificateApproval", "CertificateSigning", "CertificateSubjectRestriction", "DefaultIngressClass", "PodTopologyLabels", "PodGroupWorkloadExists", "PodResizeValidator",
 		"MutatingAdmissionPolicy", "MutatingAdmissionWebhook", "ValidatingAdmissionPolicy", "ValidatingAdmissionWebhook", "ResourceQuota"}
 	if standard, _ := apiserver.AdmissionPlugins(); !slices.Equal(standard, want) {
 		t.Errorf("got  %v\nwant %v", standard, want)

@@ -105,7 +105,7 @@ func established(object any) (any, error) {
 func (c *custom) follow(v3 *handler3.OpenAPIService) error {
 	published := map[string]bool{}
 	builtIn := map[string]bool{}
-	for _, k := range kinds {
+	for _, k := range allKinds() {
 		builtIn[k.group] = true
 	}
 	groups := c.server.generic.DiscoveryGroupManager

@@ -34,6 +34,7 @@ import (
 	rbacvalidation "k8s.io/kubernetes/pkg/registry/rbac/validation"
 	claimstore "k8s.io/kubernetes/pkg/registry/resource/resourceclaim/storage"
 	claimtemplatestore "k8s.io/kubernetes/pkg/registry/resource/resourceclaimtemplate/storage"
+	podgroupstore "k8s.io/kubernetes/pkg/registry/scheduling/podgroup/storage"
 	csidriverstore "k8s.io/kubernetes/pkg/registry/storage/csidriver/storage"
 	csinodestore "k8s.io/kubernetes/pkg/registry/storage/csinode/storage"
 	csistoragecapacitystore "k8s.io/kubernetes/pkg/registry/storage/csistoragecapacity/storage"
@@ -103,6 +104,11 @@ func resourceClaims(r *registries) (map[string]rest.Storage, error) {
 func resourceClaimTemplates(r *registries) (map[string]rest.Storage, error) {
 	template, err := claimtemplatestore.NewREST(r.restOptions, r.client.CoreV1().Namespaces())
 	return map[string]rest.Storage{"": template}, err
+}
+
+func podGroups(r *registries) (map[string]rest.Storage, error) {
+	group, status, err := podgroupstore.NewREST(r.restOptions)
+	return map[string]rest.Storage{"": group, "status": status}, err
 }
 
 // The admission policies refuse an author who may not read their parameters.

@@ -120,7 +120,7 @@ func (s *Server) install() error {
 
 	s.registries = newRegistries(s)
 	for _, name := range s.options.Without {
-		if !slices.ContainsFunc(kinds, func(k kind) bool { return k.name() == name }) {
+		if !slices.ContainsFunc(allKinds(), func(k kind) bool { return k.name() == name }) {
 			return fmt.Errorf("there is no kind %q to leave out; kinds are named as in deployments.apps", name)
 		}
 	}
@@ -164,7 +164,7 @@ func (s *Server) served(resource schema.GroupResource) bool {
 
 // servedKinds is the table without what has been left out, by group.
 func (s *Server) servedKinds() (order []string, groups map[string][]kind) {
-	all, groups := groupKinds()
+	all, groups := groupKinds(allKinds())
 	for _, group := range all {
 		groups[group] = slices.DeleteFunc(groups[group], func(k kind) bool { return !s.served(k.groupResource()) })
 		if len(groups[group]) > 0 {
@@ -185,8 +185,8 @@ func (s *Server) installIssuer() error {
 	return nil
 }
 
-// groupKinds sorts the table into groups, in the order of their first line.
-func groupKinds() (order []string, groups map[string][]kind) {
+// groupKinds sorts kinds into groups, in the order of their first line.
+func groupKinds(kinds []kind) (order []string, groups map[string][]kind) {
 	groups = map[string][]kind{}
 	for _, k := range kinds {
 		if _, ok := groups[k.group]; !ok {

@@ -6,6 +6,8 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/registry/rest"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/component-base/featuregate"
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 
@@ -30,6 +32,7 @@ import (
 	_ "k8s.io/kubernetes/pkg/apis/resource/install"
 	_ "k8s.io/kubernetes/pkg/apis/scheduling/install"
 	_ "k8s.io/kubernetes/pkg/apis/storage/install"
+	"k8s.io/kubernetes/pkg/features"
 	mutatingwebhookstore "k8s.io/kubernetes/pkg/registry/admissionregistration/mutatingwebhookconfiguration/storage"
 	validatingwebhookstore "k8s.io/kubernetes/pkg/registry/admissionregistration/validatingwebhookconfiguration/storage"
 	controllerrevisionstore "k8s.io/kubernetes/pkg/registry/apps/controllerrevision/storage"
@@ -57,6 +60,7 @@ import (
 	deviceclassstore "k8s.io/kubernetes/pkg/registry/resource/deviceclass/storage"
 	resourceslicestore "k8s.io/kubernetes/pkg/registry/resource/resourceslice/storage"
 	priorityclassstore "k8s.io/kubernetes/pkg/registry/scheduling/priorityclass/storage"
+	workloadstore "k8s.io/kubernetes/pkg/registry/scheduling/workload/storage"
 	storageclassstore "k8s.io/kubernetes/pkg/registry/storage/storageclass/storage"
 	volumeattributesclassstore "k8s.io/kubernetes/pkg/registry/storage/volumeattributesclass/storage"
 	"k8s.io/metrics/pkg/apis/metrics"
@@ -201,6 +205,34 @@ var kinds = []kind{
 	{decisionv1alpha1.SchemeGroupVersion.Group, v1alpha1, "Decision", decisionv1alpha1.Resource, virtual, decisions, ""},
 }
 
+// gatedKinds are served while upstream's feature gate for them is on, which
+// is alpha and off by default.
+var gatedKinds = []struct {
+	gate featuregate.Feature
+	kind
+}{
+	{features.GenericWorkload, kind{"scheduling.k8s.io", []string{"v1alpha2"}, "Workload", "workloads", namespaced, one(workloadstore.NewREST), ""}},
+	{features.GenericWorkload, kind{"scheduling.k8s.io", []string{"v1alpha2"}, "PodGroup", "podgroups", namespaced, podGroups, ""}},
+}
+
+// allKinds is the table with the kinds behind gates that are on.
+func allKinds() []kind {
+	list := kinds
+	for _, k := range gatedKinds {
+		if utilfeature.DefaultFeatureGate.Enabled(k.gate) {
+			list = append(slices.Clip(list), k.kind)
+		}
+	}
+	return list
+}
+
+// SchedulesPodGroups says that PodGroups are served and that a scheduler is to
+// honour them.
+func SchedulesPodGroups(without ...string) bool {
+	return utilfeature.DefaultFeatureGate.Enabled(features.GangScheduling) &&
+		slices.ContainsFunc(allKinds(), func(k kind) bool { return k.resource == "podgroups" && !slices.Contains(without, k.name()) })
+}
+
 // own tells Quaymaster's kinds, which live in api.Scheme, from upstream's.
 func (k kind) own() bool { return strings.HasSuffix(k.group, ".quaymaster.dev") }
 
@@ -224,7 +256,7 @@ func (k kind) name() string { return k.groupResource().String() }
 func Resources(without ...string) []informer.Resource {
 	out := make([]informer.Resource, 0, len(kinds))
 	seen := make(map[string]bool, len(kinds))
-	for _, k := range kinds {
+	for _, k := range allKinds() {
 		if k.scope == virtual || seen[k.keys()] || slices.Contains(without, k.name()) {
 			continue
 		}

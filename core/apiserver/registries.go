@@ -30,7 +30,7 @@ type registries struct {
 func newRegistries(s *Server) *registries {
 	r := &registries{Server: s, made: make(map[string]map[string]rest.Storage, len(kinds))}
 	r.restOptions = restOptions{decorator: s.stored.noting(s.options.Storage), encryption: s.options.Encryption, byResource: make(map[schema.GroupResource]kind, len(kinds))}
-	for _, k := range kinds {
+	for _, k := range allKinds() {
 		r.restOptions.byResource[k.groupResource()] = k
 	}
 	return r

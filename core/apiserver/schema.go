@@ -3,6 +3,7 @@ package apiserver
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 
@@ -99,7 +100,11 @@ func (c lazyConverter) TypedToObject(value *typed.TypedValue) (runtime.Object, e
 
 // converters of all groups; each is built when its first object is written.
 var converters = sync.OnceValue(func() map[string]func() managedfields.TypeConverter {
-	_, groups := groupKinds()
+	all := slices.Clone(kinds)
+	for _, k := range gatedKinds { // a process reads its gates once, a test may not
+		all = append(all, k.kind)
+	}
+	_, groups := groupKinds(all)
 	out := make(map[string]func() managedfields.TypeConverter, len(groups))
 	for group, kinds := range groups {
 		out[group] = sync.OnceValue(func() managedfields.TypeConverter {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
@@ -14,7 +15,7 @@ import (
 
 // gang is a group of pods of which at least so many get nodes at once, or none.
 type gang struct {
-	key     types.NamespacedName
+	key     gangKey
 	waiting map[types.NamespacedName]*pending // without a node
 	placed  map[types.NamespacedName]struct{} // with one, or assumed
 	parked  bool                              // too few of its pods had nodes when it was last tried
@@ -25,12 +26,19 @@ type gang struct {
 	evicting bool                               // they are being told to end
 }
 
-const gangTooSmall = "waiting for minCount pods from a gang to appear in scheduling queue"
+// gangKey names a gang: by our label, or by upstream's spec.schedulingGroup.
+type gangKey struct {
+	types.NamespacedName
+	podGroup bool
+}
 
 // gangOf names the gang of a pod.
-func gangOf(pod *v1.Pod) (types.NamespacedName, bool) {
-	name, ok := pod.Labels[schedulingv1alpha1.PodGroupLabel]
-	return types.NamespacedName{Namespace: pod.Namespace, Name: name}, ok && name != ""
+func (s *Scheduler) gangOf(pod *v1.Pod) (gangKey, bool) {
+	if name := cluster.PodGroupOf(pod); name != "" && s.options.PodGroups != nil {
+		return gangKey{types.NamespacedName{Namespace: pod.Namespace, Name: name}, true}, true
+	}
+	name := pod.Labels[schedulingv1alpha1.PodGroupLabel]
+	return gangKey{NamespacedName: types.NamespacedName{Namespace: pod.Namespace, Name: name}}, name != ""
 }
 
 // minCountOf is how many pods the gang needs by this pod's annotation; one that
@@ -43,7 +51,7 @@ func minCountOf(pod *v1.Pod) int {
 	return max(n, 1)
 }
 
-func (s *Scheduler) gang(key types.NamespacedName) *gang {
+func (s *Scheduler) gang(key gangKey) *gang {
 	g := s.gangs[key]
 	if g == nil {
 		g = &gang{key: key, waiting: map[types.NamespacedName]*pending{}, placed: map[types.NamespacedName]struct{}{}}
@@ -61,7 +69,7 @@ func (s *Scheduler) forgetGang(g *gang) {
 
 // gangPod notes a pod of a gang that has a node; gone takes it off.
 func (s *Scheduler) gangPod(pod *v1.Pod, gone bool) {
-	key, ok := gangOf(pod)
+	key, ok := s.gangOf(pod)
 	if !ok {
 		return
 	}
@@ -78,8 +86,13 @@ func (s *Scheduler) gangPod(pod *v1.Pod, gone bool) {
 // to try.
 func (s *Scheduler) count(g *gang) (missing, ready int) {
 	most := 0
+	if g.key.podGroup {
+		most = cluster.MinCountOfGroup(s.podGroup(g.key))
+	}
 	for key, p := range g.waiting {
-		most = max(most, minCountOf(p.pod))
+		if !g.key.podGroup {
+			most = max(most, minCountOf(p.pod))
+		}
 		if _, placed := g.placed[key]; !placed && p.bind != nil {
 			missing--
 		} else if !placed && len(p.pod.Spec.SchedulingGates) == 0 && !s.expired(p) {
@@ -92,10 +105,21 @@ func (s *Scheduler) count(g *gang) (missing, ready int) {
 // admit puts a pod of a gang into the queue, with the others, once there are enough.
 func (s *Scheduler) admit(p *pending) {
 	g := p.gang
-	if missing, ready := s.count(g); missing > ready {
+	if why := s.lacksGroup(g); why != "" {
 		s.releaseGang(g)
 		s.queue.group(p)
-		s.refuse(p, v1.PodReasonUnschedulable, gangTooSmall)
+		s.refuse(p, v1.PodReasonUnschedulable, why)
+		return
+	}
+	missing, ready := s.count(g)
+	if missing > ready {
+		s.releaseGang(g)
+		s.queue.group(p)
+		s.refuse(p, v1.PodReasonUnschedulable, cluster.GangTooSmall)
+		return
+	}
+	if missing <= 0 { // the others wait for nothing that this one brings
+		s.queue.activate(p, queuedAdd)
 		return
 	}
 	for _, other := range g.waiting {
@@ -168,6 +192,7 @@ func (s *Scheduler) decideGang(attempt func(*pending) (cluster.Outcome, *cluster
 		return
 	}
 	g.tries, g.parked, result = 0, false, resultScheduled
+	s.tellGroup(g, metav1.ConditionTrue, "Scheduled", "")
 	s.awaitNone(g)
 	for i, p := range list {
 		if reserved[i] != "" && (p.bind == nil || p.bind.node.Name != reserved[i]) {

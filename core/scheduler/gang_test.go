@@ -64,8 +64,8 @@ func TestGang(t *testing.T) {
 	w.put(nodeResource, testNode("n1", "2", nil))
 	w.put(podResource, inGang(testPod("a", "1"), "g", 3))
 	w.put(podResource, inGang(testPod("b", "1"), "g", 3))
-	w.saying("a", v1.PodReasonUnschedulable, gangTooSmall)
-	w.saying("b", v1.PodReasonUnschedulable, gangTooSmall)
+	w.saying("a", v1.PodReasonUnschedulable, cluster.GangTooSmall)
+	w.saying("b", v1.PodReasonUnschedulable, cluster.GangTooSmall)
 	w.put(podResource, inGang(testPod("c", "1"), "g", 3))
 	w.saying("c", v1.PodReasonUnschedulable, `gang "g": 2 of the 3 pods that must have nodes at once have one: 0/1 nodes are available: 1 Insufficient cpu.`)
 	w.put(podResource, testPod("single", "2")) // the gang holds nothing

@@ -2,23 +2,18 @@ package scheduler
 
 import (
 	"context"
-	"fmt"
-	"strings"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	schedulingv1alpha2 "k8s.io/api/scheduling/v1alpha2"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
 )
 
-// resultWaiting is upstream's word for a pod group whose victims have not ended.
+// resultWaiting is upstream's label for a pod group whose victims have not ended.
 const resultWaiting = "waiting_on_preemption"
-
-const (
-	gangWaits     = "pod group is waiting for preemption to complete" // upstream's text
-	othersMissing = "other pods of its gang have no node"
-)
 
 // parkGang holds a gang that has too few nodes until something may help it, after
 // it has preempted others if that makes room for as many pods as it needs. The
@@ -46,19 +41,10 @@ func (s *Scheduler) parkGang(g *gang, list []*pending, reserved []string, needed
 	for _, p := range list {
 		p.attempts++
 		s.queue.group(p)
-		why, ok := verdicts[p]
-		switch {
-		case waits:
-			why = gangWaits
-		case !ok:
-			why = othersMissing
-		}
-		if helpless != "" {
-			why, _, _ = strings.Cut(why, " "+cluster.NoPreemption) // of the pod alone
-			why += " preemption: " + helpless
-		}
-		s.refuse(p, v1.PodReasonUnschedulable, fmt.Sprintf("gang %q: %d of the %d pods that must have nodes at once have one: %s", g.key.Name, placed, needed, why))
+		s.refuse(p, v1.PodReasonUnschedulable, cluster.GangMessage{Name: g.key.Name, PodGroup: g.key.podGroup, Placed: placed, Needed: needed,
+			Pod: verdicts[p], Waits: waits, Helpless: helpless}.String())
 	}
+	s.tellGroup(g, metav1.ConditionFalse, schedulingv1alpha2.PodGroupReasonUnschedulable, cluster.GroupMessage(waits, helpless))
 	if waits {
 		return resultWaiting
 	}
@@ -75,6 +61,12 @@ func (s *Scheduler) preemptForGang(g *gang, list []*pending, needed int, now tim
 	}
 	s.meters.preemptions.Inc()
 	ask := &cluster.Gang{Members: make([]cluster.Member, len(list)), Needed: needed, Budgets: budgets, Now: now}
+	if s.options.PodGroups != nil {
+		ask.Whole = s.evictedWhole
+		if group := s.podGroup(g.key); group != nil {
+			ask.Priority = group.Spec.Priority
+		}
+	}
 	for i, p := range list {
 		ask.Members[i] = cluster.Member{Profile: p.profile, Pod: p.pod, Tie: p.tie}
 		if p.profile.HasPolicies() {

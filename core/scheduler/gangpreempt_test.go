@@ -51,7 +51,7 @@ func TestGangPreempts(t *testing.T) {
 		w.ending(name)
 	}
 	for _, name := range []string{"a", "b", "c"} {
-		w.saying(name, v1.PodReasonUnschedulable, `gang "g": 0 of the 3 pods that must have nodes at once have one: `+gangWaits)
+		w.saying(name, v1.PodReasonUnschedulable, `gang "g": 0 of the 3 pods that must have nodes at once have one: `+"pod group is waiting for preemption to complete")
 	}
 	nodes := map[string]bool{}
 	eventually(t, "each has a node reserved", func() bool {

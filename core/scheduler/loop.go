@@ -5,6 +5,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	schedulingv1alpha2 "k8s.io/api/scheduling/v1alpha2"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -139,6 +140,8 @@ func (s *Scheduler) applyObject(object metav1.Object) {
 		*storagev1.CSIStorageCapacity, *storagev1.VolumeAttachment:
 		s.state.SetStorage(o)
 		s.checkAllVolumes()
+	case *schedulingv1alpha2.PodGroup:
+		s.applyGroup(o)
 	default:
 		s.state.SetOwner(o)
 	}
@@ -152,6 +155,7 @@ func (s *Scheduler) removeObject(object metav1.Object) {
 		*storagev1.CSIStorageCapacity, *storagev1.VolumeAttachment:
 		s.state.RemoveStorage(o)
 		s.checkAllVolumes()
+	case *schedulingv1alpha2.PodGroup: // asked for when it is read
 	default:
 		s.state.RemoveOwner(o)
 	}
@@ -183,7 +187,7 @@ func (s *Scheduler) applyPod(pod *v1.Pod) {
 		s.queue.sequence++
 		p = &pending{key: key, tie: cluster.Tie(pod), sequence: s.queue.sequence, nominated: pod.Status.NominatedNodeName, since: s.clock.Now()}
 		s.queue.pods[key] = p
-		if name, ok := gangOf(pod); ok { // the label of a pod that has no node yet may change: it stays in its gang
+		if name, ok := s.gangOf(pod); ok && profile.Gangs(pod) { // the label of a pod that has no node yet may change: it stays in its gang
 			p.gang = s.gang(name)
 			p.gang.waiting[key] = p
 		}
@@ -259,6 +263,11 @@ func (s *Scheduler) decide(ctx context.Context, p *pending) {
 		return
 	}
 	if p.gang != nil {
+		if why := s.lacksGroup(p.gang); why != "" {
+			s.queue.group(p)
+			s.refuse(p, v1.PodReasonUnschedulable, why)
+			return
+		}
 		if missing, _ := s.count(p.gang); missing > 0 {
 			s.decideGang(func(p *pending) (cluster.Outcome, *cluster.Verdict, error) { return s.attempt(ctx, p) }, p)
 			return

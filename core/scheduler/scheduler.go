@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -15,7 +16,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
@@ -76,6 +76,9 @@ type Options struct {
 	Informers informers.SharedInformerFactory
 	// Profiles of SchedulerProfile objects; nil serves the default one only.
 	Profiles cache.SharedIndexInformer
+	// PodGroups of upstream's workload API (scheduling.k8s.io/v1alpha2), to which
+	// spec.schedulingGroup leads; nil: pods with that field are as others.
+	PodGroups cache.SharedIndexInformer
 	// Policies that profiles may name; nil has none.
 	Policies policies.Scheduling
 	// Committer writes binds and conditions.
@@ -129,7 +132,7 @@ type Scheduler struct {
 	revision int64
 	inFlight int
 	binding  map[*commit]struct{} // pods whose volumes are being bound
-	gangs    map[types.NamespacedName]*gang
+	gangs    map[gangKey]*gang
 	// preempting are the gangs that wait for victims to end.
 	preempting map[*gang]struct{}
 	auditAt    time.Time // not before, by default
@@ -187,7 +190,7 @@ func New(options Options) (*Scheduler, error) {
 		profiles: map[string]*cluster.Profile{cluster.DefaultSchedulerName: cluster.DefaultProfile()},
 		pinned:   map[string]policies.Pinned{},
 		binding:  map[*commit]struct{}{},
-		gangs:    map[types.NamespacedName]*gang{},
+		gangs:    map[gangKey]*gang{},
 
 		preempting: map[*gang]struct{}{},
 	}
@@ -224,6 +227,9 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	defer cancel()
 
 	informers := watched(s.options.Informers)
+	if s.options.PodGroups != nil { // before pods are known
+		informers = slices.Insert(informers, 0, s.options.PodGroups)
+	}
 	if s.options.Profiles != nil {
 		informers = append(informers, s.options.Profiles)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/restmapper"
@@ -12,9 +13,11 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/controller/disruption"
+	"k8s.io/kubernetes/pkg/controller/scheduling/podgroupprotection"
 	"k8s.io/kubernetes/pkg/controller/ttlafterfinished"
 	"k8s.io/kubernetes/pkg/controller/volume/persistentvolume"
 	"k8s.io/kubernetes/pkg/controller/volume/vacprotection"
+	"k8s.io/kubernetes/pkg/features"
 )
 
 // workloads are the controllers of what workloads use.
@@ -32,6 +35,13 @@ func (o Options) workloads() ([]func(context.Context), error) {
 	attributes, err2 := o.late("volume attributes in use", newAttributesProtection, storage.VolumeAttributesClasses().Informer())
 	ttl, err3 := o.late("end of finished jobs", newTTL, o.Informers.Batch().V1().Jobs().Informer())
 	run := []func(context.Context){binder, attributes, ttl}
+	if utilfeature.DefaultFeatureGate.Enabled(features.GenericWorkload) {
+		groups, err := o.late("pod groups in use", newGroupProtection, o.Informers.Scheduling().V1alpha2().PodGroups().Informer())
+		if err != nil {
+			return nil, err
+		}
+		run = append(run, groups)
+	}
 	if o.Config == nil {
 		return run, errors.Join(err1, err2, err3)
 	}
@@ -80,6 +90,15 @@ func newBinder(ctx context.Context, o Options) (func(context.Context), error) {
 func newAttributesProtection(_ context.Context, o Options) (func(context.Context), error) {
 	core := o.Informers.Core().V1()
 	c, err := vacprotection.NewVACProtectionController(klog.Background(), o.Client, core.PersistentVolumeClaims(), core.PersistentVolumes(), o.Informers.Storage().V1().VolumeAttributesClasses())
+	if err != nil {
+		return nil, err
+	}
+	return with(c.Run), nil
+}
+
+// newGroupProtection makes the controller that lets a PodGroup go when no pod is of it.
+func newGroupProtection(_ context.Context, o Options) (func(context.Context), error) {
+	c, err := podgroupprotection.NewPodGroupProtectionController(klog.Background(), o.Informers.Scheduling().V1alpha2().PodGroups(), o.Informers.Core().V1().Pods(), o.Client)
 	if err != nil {
 		return nil, err
 	}

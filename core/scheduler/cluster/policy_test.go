@@ -159,9 +159,8 @@ func TestUnsupportedNamesTheField(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, change := range map[string]func(*v1.PodSpec){
-		"":                     func(*v1.PodSpec) {},
-		"spec.resourceClaims":  func(s *v1.PodSpec) { s.ResourceClaims = []v1.PodResourceClaim{{Name: "c"}} },
-		"spec.schedulingGroup": func(s *v1.PodSpec) { s.SchedulingGroup = &v1.PodSchedulingGroup{} },
+		"":                    func(*v1.PodSpec) {},
+		"spec.resourceClaims": func(s *v1.PodSpec) { s.ResourceClaims = []v1.PodResourceClaim{{Name: "c"}} },
 	} {
 		pod := benchPod(0)
 		change(&pod.Spec)

@@ -12,11 +12,12 @@ func (p *Profile) Unsupported(pod *v1.Pod) string {
 	if p.filters[dynamicResources] && len(pod.Spec.ResourceClaims) > 0 {
 		return "spec.resourceClaims"
 	}
-	if p.filters[gangScheduling] && pod.Spec.SchedulingGroup != nil {
-		return "spec.schedulingGroup"
-	}
 	return ""
 }
+
+// Gangs says that the profile honours what the pod says of a gang: upstream's
+// groups unless its plugin GangScheduling is disabled, ours always.
+func (p *Profile) Gangs(pod *v1.Pod) bool { return p.filters[gangScheduling] || PodGroupOf(pod) == "" }
 
 // UnsupportedMessage is what a pod with such a field shows.
 func UnsupportedMessage(field string) string {

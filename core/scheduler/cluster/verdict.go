@@ -23,9 +23,6 @@ const (
 	noClaimsState = "not found"
 )
 
-// NoPreemption begins what a verdict's message says of preemption.
-const NoPreemption = noClaims + ", preemption:"
-
 // Verdict says why no node takes the pods of a class.
 type Verdict struct {
 	// Message is upstream's text.
