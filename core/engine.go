@@ -95,10 +95,17 @@ func (e *Engine) run(ctx context.Context) {
 	}()
 }
 
-// Ready is closed when requests are answered, every controller and the
-// scheduler have seen the stored state, and policies are loaded. It stays open
-// when the engine ends before that: see Done.
+// Ready is closed when requests are answered as they will be from then on: the
+// system's own objects exist, policies are loaded, and what authentication, RBAC
+// and admission go by has been read. Over many pods that is before Synced: until
+// the node authorizer knows of a pod it refuses its node what the pod may see. It stays
+// open when the engine ends before that: see Done.
 func (e *Engine) Ready() <-chan struct{} { return e.ready }
+
+// Synced is closed when this engine leads, and every controller, the scheduler,
+// the nodes of this process and the server have been told of all that was stored
+// at the start. None of them acts on less than all of a kind.
+func (e *Engine) Synced() <-chan struct{} { return e.parts.synced }
 
 // Leading is closed when this engine runs the controllers and the scheduler. On
 // the embedded store it does so from its start; of those that share an etcd one

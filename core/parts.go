@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -45,6 +46,7 @@ type parts struct {
 	embedded    *storage.Store // the same, nil on a real etcd
 	workers     chan struct{}  // closed when what uses the server may run
 	leading     chan struct{}  // closed when this engine leads: controllers and scheduler are there
+	synced      chan struct{}  // closed when they, the nodes and the server know what is stored
 	life        context.Context
 	end         context.CancelFunc    // with close: forks end as well
 	awake       chan struct{}         // closed when the informers may run
@@ -54,6 +56,7 @@ type parts struct {
 	client      kubernetes.Interface
 	ours        *api.Client
 	informers   *informer.Factory
+	obeyed      []cache.SharedIndexInformer // what requests depend on
 	wasm        *wasm.Engine
 	policies    *policies.Host
 	server      *apiserver.Server
@@ -75,7 +78,7 @@ func open(options *Options) (_ *parts, err error) {
 
 // openOn does the same on a store that is opened by a function.
 func openOn(options *Options, openStore func(*parts) error) (_ *parts, err error) {
-	p := &parts{options: options, transport: &late{}, metrics: prometheus.NewRegistry(), workers: make(chan struct{}), leading: make(chan struct{}), awake: make(chan struct{})}
+	p := &parts{options: options, transport: &late{}, metrics: prometheus.NewRegistry(), workers: make(chan struct{}), leading: make(chan struct{}), synced: make(chan struct{}), awake: make(chan struct{})}
 	p.wake = sync.OnceFunc(func() { close(p.awake) })
 	p.life, p.end = context.WithCancel(context.Background())
 	defer func() {
@@ -163,6 +166,10 @@ func (p *parts) assemble() (err error) {
 	}); err != nil {
 		return err
 	}
+	// Pods may be many, and of what answers a request only the node authorizer needs
+	// them, which refuses what it does not know of yet.
+	pods := p.informers.Core().V1().Pods().Informer()
+	p.obeyed = slices.DeleteFunc(p.informers.Made(), func(i cache.SharedIndexInformer) bool { return i == pods })
 	p.transport.set(p.server.RESTConfig(nil).Transport)
 	return nil
 }
@@ -322,7 +329,7 @@ func (p *parts) work(ctx, below context.Context, ready func()) error {
 		})
 	}
 	group.Go(func() error {
-		if result := p.informers.WaitForCacheSyncWithContext(ctx); result.Err != nil {
+		if err := informer.WaitTold(ctx, p.obeyed...); err != nil {
 			return nil // the context ended
 		}
 		for _, part := range synced {
@@ -333,6 +340,14 @@ func (p *parts) work(ctx, below context.Context, ready func()) error {
 			}
 		}
 		ready()
+		select {
+		case <-p.leading:
+		case <-ctx.Done():
+			return nil
+		}
+		if informer.WaitTold(ctx, p.informers.Made()...) == nil {
+			close(p.synced)
+		}
 		return nil
 	})
 	return group.Wait()

@@ -19,8 +19,8 @@ import (
 	"github.com/quaymaster/quaymaster/core"
 )
 
-// Start makes an engine, waits until it is ready, and closes it at the end of
-// the test. Whatever fails, in its start, its life or its end, fails the test.
+// Start makes an engine, waits until it is ready, and synced unless it shares an
+// etcd, and closes it at the end of the test. Whatever fails, in its start, its life or its end, fails the test.
 func Start(t testing.TB, options core.Options) *core.Engine {
 	t.Helper()
 	engine, err := core.New(options)
@@ -37,12 +37,19 @@ func Start(t testing.TB, options core.Options) *core.Engine {
 	if err := engine.Start(t.Context()); err != nil {
 		t.Fatalf("start the engine: %v", err)
 	}
-	select {
-	case <-engine.Ready():
-	case <-engine.Done():
-		t.Fatalf("the engine ended before it was ready: %v", engine.Close(t.Context()))
-	case <-time.After(time.Minute):
-		t.Fatal("the engine was not ready within a minute")
+	moments := map[string]<-chan struct{}{"ready": engine.Ready()}
+	if options.Etcd == nil { // of those that share an etcd one leads
+		moments["synced"] = engine.Synced()
+	}
+	deadline := time.After(time.Minute)
+	for what, moment := range moments {
+		select {
+		case <-moment:
+		case <-engine.Done():
+			t.Fatalf("the engine ended before it was %s: %v", what, engine.Close(t.Context()))
+		case <-deadline:
+			t.Fatalf("the engine was not %s within a minute", what)
+		}
 	}
 	return engine
 }

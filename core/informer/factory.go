@@ -1,12 +1,14 @@
-// Package informer feeds client-go informers from committed store events: each
-// value is decoded once, to its v1 type, and the object is shared by everyone in
-// the process. No HTTP, no second copy. It works on any etcd client, be it the
+// Package informer has client-go's shared informers over committed store events:
+// each value is decoded once, to its v1 type, and the object is shared by everyone in
+// the process. No HTTP, no second copy, one step to all handlers. It works on any etcd client, be it the
 // embedded store or a real etcd.
 package informer
 
 import (
+	"context"
 	"fmt"
 	"reflect"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/client/v3/kubernetes"
@@ -62,6 +64,9 @@ type Factory struct {
 	etcd         *kubernetes.Client
 	byType       map[reflect.Type]Resource
 	byResource   map[schema.GroupVersionResource]Resource
+
+	mu   sync.Mutex
+	made []*shared
 }
 
 var _ informers.SharedInformerFactory = (*Factory)(nil)
@@ -93,11 +98,37 @@ func (f *Factory) InformerFor(object runtime.Object, newFunc internalinterfaces.
 		return f.SharedInformerFactory.InformerFor(object, newFunc)
 	}
 	return f.SharedInformerFactory.InformerFor(object, func(clientset.Interface, time.Duration) cache.SharedIndexInformer {
-		return cache.NewSharedIndexInformerWithOptions(f.feed(r, object), object, cache.SharedIndexInformerOptions{
-			Indexers:          cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc},
-			ObjectDescription: r.GroupVersionResource.String(),
-		})
+		made := newShared(f.feed(r, object), object, r.GroupVersionResource.String())
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.made = append(f.made, made)
+		return made
 	})
+}
+
+// Made are the informers that were asked for until now.
+func (f *Factory) Made() []cache.SharedIndexInformer {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	made := make([]cache.SharedIndexInformer, len(f.made))
+	for i, informer := range f.made {
+		made[i] = informer
+	}
+	return made
+}
+
+// WaitTold waits until informers of a factory have their first list and all who
+// handle their events by then have been told of it. It fails when the context ends.
+func WaitTold(ctx context.Context, informers ...cache.SharedIndexInformer) error {
+	for _, informer := range informers {
+		if !cache.WaitFor(ctx, "", informer.HasSyncedChecker()) {
+			return context.Cause(ctx)
+		}
+		if s, ok := informer.(*shared); ok && !cache.WaitFor(ctx, "", s.registrations()...) {
+			return context.Cause(ctx)
+		}
+	}
+	return nil
 }
 
 // ForResource is the untyped way to an informer.

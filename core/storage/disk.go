@@ -36,10 +36,11 @@ var (
 const hasLease byte = 1
 
 // disk is Badger with a log whose every batch is flushed, and the journal before
-// it. Badger's memory is bound by the options: two tables of 16 MiB in writing, no
-// block cache. Eight of them are merged at a time, for copying tables is most of what
-// a write costs. Larger ones to copy into would save a sixth more, but Badger makes
-// a dozen at once, each in twice its size of memory that it keeps.
+// it. Badger's memory is bound by the options: two tables of 8 MiB in writing, no
+// block cache, and eight builders of tables that it keeps for ten seconds and more, each
+// with one and a half times a table. Sixteen tables are merged at a time, for copying
+// tables is most of what a write costs. Larger ones to copy into would save a sixth
+// more, but Badger makes a dozen at once, each in twice its size of memory.
 type disk struct {
 	db      *badger.DB
 	logger  *badgerLogger
@@ -47,7 +48,7 @@ type disk struct {
 	memory  []byte // store's
 }
 
-const memTable = 16 << 20
+const memTable = 8 << 20
 
 // Limits of a batch; Badger allows 15 % of a table. Only
 // what is longer than inline, Badger's most, goes to the value log: garbage
@@ -71,9 +72,9 @@ func openDisk(dir string, logFile int64, key []byte, logger *slog.Logger) (*disk
 		WithIndexCacheSize(0).
 		WithMemTableSize(memTable).
 		WithNumMemtables(2).
-		WithNumLevelZeroTables(8).
-		WithNumLevelZeroTablesStall(16).
-		WithBaseLevelSize(4 * memTable).
+		WithNumLevelZeroTables(16).
+		WithNumLevelZeroTablesStall(32).
+		WithBaseLevelSize(8 * memTable).
 		WithNumCompactors(2).
 		WithValueThreshold(inline).
 		WithValueLogFileSize(logFile)
