@@ -2,6 +2,7 @@ package rego
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/rego"
+	"github.com/open-policy-agent/opa/v1/topdown"
 	"github.com/open-policy-agent/opa/v1/types"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -83,8 +85,8 @@ func askedIn(ctx context.Context) *asked {
 }
 
 // reader is the implementation of readName for a policy that may read those.
-func reader(granted []string) func(*rego.Rego) {
-	return rego.Function3(readFunction, func(bctx rego.BuiltinContext, a, b, c *ast.Term) (*ast.Term, error) {
+func reader(granted []string) rego.Builtin3 {
+	return func(bctx rego.BuiltinContext, a, b, c *ast.Term) (*ast.Term, error) {
 		var args [3]string
 		for i, term := range []*ast.Term{a, b, c} {
 			s, ok := term.Value.(ast.String)
@@ -116,7 +118,24 @@ func reader(granted []string) func(*rego.Rego) {
 			return fail(fmt.Errorf("%w: encode %s %s/%s: %w", policies.ErrRead, args[0], args[1], args[2], err))
 		}
 		return ast.NewTerm(value), nil
-	})
+	}
+}
+
+// builtinOf is f for queries that are made without package rego.
+func builtinOf(f rego.Builtin3) *topdown.Builtin {
+	return &topdown.Builtin{Decl: readBuiltin[readName], Func: func(bctx topdown.BuiltinContext, args []*ast.Term, iter func(*ast.Term) error) error {
+		value, err := f(bctx, args[0], args[1], args[2])
+		var halt *rego.HaltError
+		switch {
+		case errors.As(err, &halt):
+			return topdown.Halt{Err: err}
+		case err != nil:
+			return err
+		case value == nil:
+			return nil
+		}
+		return iter(value)
+	}}
 }
 
 // usage is what the modules of a unit look at.

@@ -32,6 +32,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/rego"
 	"github.com/open-policy-agent/opa/v1/storage/inmem"
+	"github.com/open-policy-agent/opa/v1/topdown"
 	"github.com/open-policy-agent/opa/v1/util"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/lru"
@@ -121,7 +122,8 @@ func (p *program) prepare(ctx context.Context, l policies.Load) error {
 	if l.Grants != nil {
 		granted = append([]string{}, l.Grants.Reads...)
 	}
-	p.options = []func(*rego.Rego){rego.Store(p.store), rego.Capabilities(capabilitiesFor(l.Grants)), rego.StrictBuiltinErrors(false), reader(granted)}
+	p.options = []func(*rego.Rego){rego.Store(p.store), rego.Capabilities(capabilitiesFor(l.Grants)), rego.StrictBuiltinErrors(false), rego.Function3(readFunction, reader(granted))}
+	p.builtins = map[string]*topdown.Builtin{readName: builtinOf(reader(granted))}
 	p.unsafe = unsafeFor(l.Grants)
 	p.queries = map[string]*query{}
 	for _, name := range p.unit.names {
@@ -130,6 +132,10 @@ func (p *program) prepare(ctx context.Context, l policies.Load) error {
 		if q.whole, err = r.PrepareForEval(ctx); err != nil {
 			return policies.LoadErrorf(policies.StepCompile, "%s: %w", name, oneLine(err))
 		}
+		if q.each, err = newEach(compiler, q.ref, 0); err != nil {
+			return policies.LoadErrorf(policies.StepCompile, "%s: %w", name, oneLine(err))
+		}
+		q.making.Store(int64(makingGuess))
 		p.queries[name] = q
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	corev1 "k8s.io/api/core/v1"
@@ -23,14 +24,15 @@ const shapesKept = 64
 type nodeInput struct {
 	node *corev1.Node
 	term *ast.Term
-	only ast.Value // {"node": term}
+	only *ast.Term // {"node": term}
 }
 
 // shape is what is known for all pods that look the same to the policy.
 type shape struct {
 	mu       sync.Mutex
-	partials map[string]*partial // by rule; nil where there is none to be had
-	answers  map[string][]cell   // by rule and row
+	partials map[string]*partial      // by rule; nil where there is none to be had
+	spent    map[string]time.Duration // by rule, on asking the whole of it
+	answers  map[string][]cell        // by rule and row
 }
 
 // cell is the answer of a rule about one version of a node.
@@ -56,7 +58,7 @@ func (p *program) inputs(nodes []*corev1.Node) ([]nodeInput, error) {
 				return nil, fmt.Errorf("encode node %s: %w", node.Name, err)
 			}
 			term := ast.NewTerm(v)
-			p.nodes[i] = nodeInput{node, term, ast.NewObject([2]*ast.Term{nodeKey, term})}
+			p.nodes[i] = nodeInput{node, term, ast.NewTerm(ast.NewObject([2]*ast.Term{nodeKey, term}))}
 		}
 	}
 	return slices.Clone(p.nodes), nil
@@ -110,7 +112,7 @@ func (p *program) shapeOf(pod *ast.Term) *shape {
 	if s, ok := p.shapes.Get(key); ok {
 		return s.(*shape)
 	}
-	s := &shape{partials: map[string]*partial{}, answers: map[string][]cell{}}
+	s := &shape{partials: map[string]*partial{}, spent: map[string]time.Duration{}, answers: map[string][]cell{}}
 	p.shapes.Add(key, s)
 	return s
 }
@@ -145,18 +147,8 @@ func (s *session) eachNode(ctx context.Context, rule string, c policies.Cycle, p
 			missing = append(missing, row)
 		}
 	}
-	if !s.plain && len(missing) >= partialFrom {
-		if err := s.partialOf(ctx, rule, known, podTerm, c, nodes, fleet, missing); err != nil {
-			return err
-		}
-	}
-	prepared := known.partials[rule]
-	for _, row := range missing {
-		value, err := s.one(ctx, prepared, rule, c, podTerm, nodes, fleet, row)
-		if err != nil {
-			return err
-		}
-		answers[row] = cell{nodes[row].node, value}
+	if err := s.answer(ctx, rule, c, podTerm, known, missing, nodes, fleet); err != nil {
+		return err
 	}
 	for row := range nodes {
 		if nodes[row].node == nil || !want(row) {
@@ -169,26 +161,95 @@ func (s *session) eachNode(ctx context.Context, rule string, c policies.Cycle, p
 	return nil
 }
 
-// one evaluates a rule about one node: what was left for the pod, or all of it
-// when prepared is nil.
-func (s *session) one(ctx context.Context, prepared *partial, rule string, c policies.Cycle, pod *ast.Term, nodes []nodeInput, fleet *abi.Fleet, row int) (any, error) {
-	node := &nodes[row]
-	if prepared != nil && !prepared.whole {
-		input := node.only
-		if s.usage.requested {
-			input = ast.NewObject([2]*ast.Term{nodeKey, node.term}, [2]*ast.Term{requestedKey, requested(fleet, row)})
+// asking is about the nodes of one call.
+type asking struct {
+	*session
+	rule    string
+	cycle   policies.Cycle
+	pod     *ast.Term
+	nodes   []nodeInput
+	fleet   *abi.Fleet
+	answers []cell
+}
+
+// answer fills the rows of known.answers.
+func (s *session) answer(ctx context.Context, rule string, c policies.Cycle, pod *ast.Term, known *shape, rows []int, nodes []nodeInput, fleet *abi.Fleet) error {
+	a := &asking{s, rule, c, pod, nodes, fleet, known.answers[rule]}
+	if _, tried := known.partials[rule]; !tried && len(rows) >= partialFrom {
+		first := sample{rows: rows[:partialFrom], rest: len(rows) - partialFrom}
+		rows = rows[partialFrom:]
+		var err error
+		if first.took, err = a.timed(ctx, nil, first.rows); err != nil {
+			return err
 		}
-		return s.evaluate(ctx, &prepared.PreparedEvalQuery, rule, c, input)
+		if err := s.partialOf(ctx, rule, known, pod, c, a, first); err != nil {
+			return err
+		}
 	}
-	terms := [][2]*ast.Term{{podKey, pod}, {nodeKey, node.term}, {parametersKey, ast.NewTerm(s.parameters)}}
-	if s.usage.requested {
-		terms = append(terms, [2]*ast.Term{requestedKey, requested(fleet, row)})
+	left := known.partials[rule]
+	began := time.Now()
+	if err := a.ask(ctx, left, rows); err != nil {
+		return err
 	}
-	query := &s.queries[rule].whole
-	if prepared != nil {
-		query = &prepared.PreparedEvalQuery
+	if left == nil {
+		known.spent[rule] += time.Since(began)
 	}
-	return s.evaluate(ctx, query, rule, c, ast.NewObject(terms...))
+	return nil
+}
+
+// timed asks about rows in two halves and returns what a row took in the faster.
+func (a *asking) timed(ctx context.Context, left *partial, rows []int) (least time.Duration, err error) {
+	half := len(rows) / 2
+	for i, part := range [][]int{rows[:half], rows[half:]} {
+		began := time.Now()
+		if err := a.ask(ctx, left, part); err != nil {
+			return 0, err
+		}
+		if took := time.Since(began) / time.Duration(len(part)); i == 0 || took < least {
+			least = took
+		}
+	}
+	return least, nil
+}
+
+// ask about rows what was left for the pod, or the whole rule when left is nil.
+func (a *asking) ask(ctx context.Context, left *partial, rows []int) error {
+	inputs := make([]*ast.Term, len(rows))
+	for i, row := range rows {
+		inputs[i] = a.input(row, left == nil || left.whole)
+		a.answers[row] = cell{}
+	}
+	e := a.queries[a.rule].each
+	if left != nil {
+		e = left.each
+	}
+	if err := a.session.ask(ctx, e, a.rule, a.cycle, inputs, func(i int, value any) error {
+		a.answers[rows[i]].value = value
+		return nil
+	}); err != nil {
+		return err
+	}
+	for _, row := range rows {
+		a.answers[row].node = a.nodes[row].node // from now on it is remembered
+	}
+	return nil
+}
+
+// input about a row; whole: with the pod and the parameters.
+func (a *asking) input(row int, whole bool) *ast.Term {
+	node := &a.nodes[row]
+	if !whole && !a.usage.requested {
+		return node.only
+	}
+	terms := make([][2]*ast.Term, 0, 4)
+	terms = append(terms, [2]*ast.Term{nodeKey, node.term})
+	if whole {
+		terms = append(terms, [2]*ast.Term{podKey, a.pod}, [2]*ast.Term{parametersKey, ast.NewTerm(a.parameters)})
+	}
+	if a.usage.requested {
+		terms = append(terms, [2]*ast.Term{requestedKey, requested(a.fleet, row)})
+	}
+	return ast.NewTerm(ast.NewObject(terms...))
 }
 
 // allNodes returns the value of a rule about all nodes, an object by name.

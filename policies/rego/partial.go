@@ -11,15 +11,23 @@ import (
 	"github.com/open-policy-agent/opa/v1/rego"
 
 	"github.com/quaymaster/quaymaster/policies"
-	"github.com/quaymaster/quaymaster/policies/abi"
 )
 
 // partialFrom is how many nodes must be asked about before a rule is partially
-// evaluated for the pod: that takes as long as a few tens of evaluations.
+// evaluated for the pod; the first so many are the sample that decides.
 const partialFrom = 32
 
 // maxLosses in a row, and no partial evaluation of the rule is tried again.
 const maxLosses = 3
+
+// What partial evaluation may take and leave. Where a rule for the node comes of
+// each way to combine conditions of the pod's, it has no end.
+const (
+	makingGuess = 4 * time.Millisecond // before it was measured
+	makingMost  = 100 * time.Millisecond
+	makingShare = 4   // of the deadline, if that is less
+	maxLeft     = 512 // rules and queries
+)
 
 // What partial evaluation calls its results, and what is made of them.
 const (
@@ -29,7 +37,7 @@ const (
 
 // partial is what is left of a rule once the pod is known.
 type partial struct {
-	rego.PreparedEvalQuery
+	*each
 	// whole: it has to be given the pod and the parameters all the same.
 	whole bool
 }
@@ -37,59 +45,50 @@ type partial struct {
 // errNothingGained: OPA leaves rules with "else" as they are, for one.
 var errNothingGained = errors.New("partial evaluation leaves the rule as it is")
 
-// partialOf makes what is left of a rule for the pod's shape, when that pays: it
-// is tried on the first nodes beside the whole rule, and kept when it takes less
-// time. A rule for which it took more for each of the first shapes is not tried
-// again. Both give the same answers.
-func (s *session) partialOf(ctx context.Context, rule string, known *shape, pod *ast.Term, c policies.Cycle, nodes []nodeInput, fleet *abi.Fleet, rows []int) error {
+// sample is what the first nodes told of a rule.
+type sample struct {
+	rows []int
+	took time.Duration // the whole rule, by row
+	rest int           // rows to ask about after them
+}
+
+// partialOf makes what is left of a rule for the pod's shape, when that pays:
+// when making it is likely to take less time than it saves on the rest of the
+// nodes, or less than the whole rule has already taken for such pods. What was made
+// is kept when it takes less time on the sample. A rule for which it took more for
+// each of the first shapes is not tried again. Both give the same answers.
+func (s *session) partialOf(ctx context.Context, rule string, known *shape, pod *ast.Term, c policies.Cycle, a *asking, first sample) error {
 	q := s.queries[rule]
-	if _, tried := known.partials[rule]; tried || q.losses.Load() >= maxLosses {
+	if _, tried := known.partials[rule]; tried || s.plain || q.losses.Load() >= maxLosses {
 		return nil
 	}
-	prepared, err := s.partially(ctx, q, pod)
+	// of what the whole rule takes, a third was seen to be left and less
+	gain := time.Duration(first.rest) * first.took * 2 / 3
+	if making := time.Duration(q.making.Load()); !s.always && max(gain, known.spent[rule]) < making {
+		return nil
+	}
+	bounded, cancel := context.WithTimeout(ctx, min(makingMost, s.fleetDeadline/makingShare))
+	defer cancel()
+	began := time.Now()
+	prepared, err := s.partially(bounded, q, pod)
 	if ctx.Err() != nil {
 		return nil // who called is told
 	}
+	q.making.Store(int64(time.Since(began)))
 	known.partials[rule] = nil
-	if err != nil {
-		if !errors.Is(err, errNothingGained) {
-			return nil // of this pod
-		}
+	switch {
+	case errors.Is(err, errNothingGained):
 		q.losses.Store(maxLosses)
 		return nil
+	case err != nil: // of this pod
+		q.losses.Add(1)
+		return nil
 	}
-	rows = rows[:partialFrom]
-	least := func(f func() error) (best time.Duration, err error) {
-		for i := range 3 {
-			began := time.Now()
-			if err := f(); err != nil {
-				return 0, err
-			}
-			if took := time.Since(began); i == 0 || took < best {
-				best = took
-			}
-		}
-		return best, nil
-	}
-	each := func(prepared *partial) func() error {
-		return func() error {
-			for _, row := range rows {
-				if _, err := s.one(ctx, prepared, rule, c, pod, nodes, fleet, row); err != nil {
-					return err
-				}
-			}
-			return nil
-		}
-	}
-	whole, err := least(each(nil))
+	took, err := a.timed(ctx, prepared, first.rows)
 	if err != nil {
 		return err
 	}
-	took, err := least(each(prepared))
-	if err != nil {
-		return err
-	}
-	if s.always || took < whole {
+	if s.always || took < first.took {
 		known.partials[rule] = prepared
 		q.losses.Store(0)
 	} else {
@@ -120,6 +119,13 @@ func (p *program) partially(ctx context.Context, q *query, pod *ast.Term) (*part
 	if err != nil {
 		return nil, fmt.Errorf("partial evaluation: %w", err)
 	}
+	size := len(left.Queries)
+	for _, support := range left.Support {
+		size += len(support.Rules)
+	}
+	if size > maxLeft {
+		return nil, fmt.Errorf("partial evaluation leaves %d rules", size)
+	}
 	main := &ast.Module{Package: &ast.Package{Path: ast.Ref{ast.DefaultRootDocument, ast.StringTerm(partialPackage)}}}
 	main.SetRegoVersion(ast.RegoV1)
 	for _, body := range left.Queries {
@@ -129,7 +135,12 @@ func (p *program) partially(ctx context.Context, q *query, pod *ast.Term) (*part
 		head := ast.NewHead(ast.Var("result"), nil, answer)
 		main.Rules = append(main.Rules, &ast.Rule{Head: head, Body: body, Module: main})
 	}
-	modules := map[string]*ast.Module{partialPackage: main}
+	modules := map[string]*ast.Module{}
+	entry, ok := onlyRule(left.Queries, answer)
+	if !ok {
+		entry = main.Package.Path.Append(ast.StringTerm("result"))
+		modules[partialPackage] = main
+	}
 	functions, input := needs(main)
 	for i, support := range left.Support {
 		modules[fmt.Sprintf("%s%d", partialNamespace, i)] = support
@@ -141,16 +152,36 @@ func (p *program) partially(ctx context.Context, q *query, pod *ast.Term) (*part
 			modules[name] = module.Copy()
 		}
 	}
+	calls, err := functionsOf(modules)
+	if err != nil {
+		return nil, err
+	}
 	compiler := ast.NewCompiler().WithCapabilities(q.compiler.Capabilities()).WithUnsafeBuiltins(p.unsafe).WithBuiltins(readBuiltin)
 	if compiler.Compile(modules); compiler.Failed() {
 		return nil, fmt.Errorf("compile what partial evaluation left: %w", oneLine(compiler.Errors))
 	}
-	result := main.Package.Path.Append(ast.StringTerm("result"))
-	prepared, err := rego.New(append(p.options, rego.Compiler(compiler), rego.ParsedQuery(ast.NewBody(ast.NewExpr(ast.NewTerm(result)))))...).PrepareForEval(ctx)
+	if calls > 0 {
+		entry = rowsPath(entry)
+	}
+	prepared, err := newEach(compiler, entry, calls)
 	if err != nil {
 		return nil, err
 	}
 	return &partial{prepared, functions || input}, nil
+}
+
+// onlyRule returns what the answer is, when it is what one rule says.
+func onlyRule(queries []ast.Body, answer *ast.Term) (ast.Ref, bool) {
+	if len(queries) != 1 || len(queries[0]) != 1 || !queries[0][0].IsEquality() || len(queries[0][0].With) > 0 {
+		return nil, false
+	}
+	a, b := queries[0][0].Operand(0), queries[0][0].Operand(1)
+	if a.Equal(answer) {
+		a, b = b, a
+	}
+	ref, ok := a.Value.(ast.Ref)
+	return ref, ok && b.Equal(answer) && ref.IsGround() && len(ref) > 2 &&
+		ref[0].Equal(ast.DefaultRootDocument) && ref[1].Equal(ast.StringTerm(partialNamespace))
 }
 
 // unchanged says that a body asks for the rule itself.

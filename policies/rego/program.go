@@ -37,10 +37,11 @@ type program struct {
 	store                   storage.Store // of the bundle's data
 
 	// of modules
-	usage   *usage
-	options []func(*rego.Rego)
-	unsafe  map[string]struct{}
-	queries map[string]*query
+	usage    *usage
+	options  []func(*rego.Rego)
+	builtins map[string]*topdown.Builtin
+	unsafe   map[string]struct{}
+	queries  map[string]*query
 	// no partial evaluation, or always: to compare with
 	plain, always bool
 
@@ -59,7 +60,9 @@ type query struct {
 	ref      ast.Ref
 	compiler *ast.Compiler
 	whole    rego.PreparedEvalQuery
+	each     *each
 	losses   atomic.Int32 // of partial evaluation against it, in a row
+	making   atomic.Int64 // nanoseconds that the last partial evaluation took
 }
 
 // Points implements policies.Program.
@@ -100,6 +103,8 @@ type session struct {
 	pod      *corev1.Pod // that podValue is of
 	podValue *ast.Term
 	shared   []rego.EvalOption // of all evaluations of the call under way
+	txn      storage.Transaction
+	stop     topdown.Cancel
 }
 
 // Close implements policies.Session.
@@ -117,26 +122,29 @@ func (s *session) eval(ctx context.Context, rule string, c policies.Cycle, input
 	if s.module != nil {
 		return s.evalCompiled(ctx, rule, input)
 	}
-	return s.evaluate(ctx, &s.queries[rule].whole, rule, c, input)
-}
-
-func (s *session) evaluate(ctx context.Context, q *rego.PreparedEvalQuery, rule string, c policies.Cycle, input ast.Value) (any, error) {
 	options := append(s.shared[:len(s.shared):len(s.shared)], rego.EvalParsedInput(input), rego.EvalTime(c.Time), rego.EvalSeed(newSeed(c.Seed)))
-	results, err := q.Eval(ctx, options...)
+	results, err := s.queries[rule].whole.Eval(ctx, options...)
 	if err != nil {
-		failed := askedIn(ctx).failed
-		switch {
-		case failed != nil:
-			return nil, fmt.Errorf("%s: %w", rule, failed)
-		case topdown.IsCancel(err) || errors.Is(err, context.DeadlineExceeded):
-			return nil, fmt.Errorf("%s: %w", rule, policies.ErrDeadline)
-		}
-		return nil, fmt.Errorf("%s: %w: %w", rule, policies.ErrTrap, oneLine(err))
+		return nil, s.failed(ctx, rule, err)
 	}
 	if len(results) == 0 || len(results[0].Expressions) == 0 {
 		return nil, nil
 	}
 	return results[0].Expressions[0].Value, nil
+}
+
+// failed says what the error of an evaluation means.
+func (s *session) failed(ctx context.Context, rule string, err error) error {
+	failed := askedIn(ctx).failed
+	switch {
+	case failed != nil:
+		return fmt.Errorf("%s: %w", rule, failed)
+	case topdown.IsCancel(err) || errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("%s: %w", rule, policies.ErrDeadline)
+	case errors.Is(err, policies.ErrResult):
+		return err
+	}
+	return fmt.Errorf("%s: %w: %w", rule, policies.ErrTrap, oneLine(err))
 }
 
 // timed bounds f by the deadline; when the caller's context ended, that is the error.
@@ -172,10 +180,11 @@ func (s *session) share(ctx context.Context) (done func(), err error) {
 	}
 	stop := topdown.NewCancel()
 	cancelled := context.AfterFunc(ctx, stop.Cancel)
+	s.txn, s.stop = txn, stop
 	s.shared = []rego.EvalOption{rego.EvalTransaction(txn), rego.EvalExternalCancel(stop), rego.EvalMetrics(metrics.NoOp())}
 	return func() {
 		cancelled()
-		s.shared = nil
+		s.shared, s.txn, s.stop = nil, nil, nil
 		s.store.Abort(ctx, txn)
 	}, nil
 }
