@@ -20,6 +20,7 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/agent/cgroup"
 	"github.com/quaymaster/quaymaster/runtime/agent/eviction"
 	"github.com/quaymaster/quaymaster/runtime/agent/remote"
+	"github.com/quaymaster/quaymaster/runtime/cni/gate"
 	"github.com/quaymaster/quaymaster/runtime/cri"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd"
 	"github.com/quaymaster/quaymaster/runtime/plugin"
@@ -57,7 +58,7 @@ certificate that it was given. The container runtime is a process of its own.`,
 	f.StringVar(&flags.name, "name", strings.ToLower(hostname), "name of the node")
 	f.StringVar(&flags.data, "data", "", "directory of certificates, logs, volumes and images (default: quaymaster-NAME)")
 	f.StringVar(&flags.listen, "listen", "127.0.0.1:0", "address of the kubelet API, which the server must reach; port 0 picks a free one")
-	f.StringVar(&flags.runtime, "runtime", "auto", "containerd; cri: another CRI runtime, at --runtime-address; wasm: WebAssembly programs; sim: pods that only seem to run; auto: the first of these that is there; or the absolute path of a backend's program")
+	f.StringVar(&flags.runtime, "runtime", "auto", "containerd; cri: another CRI runtime, at --runtime-address; oci: runc alone, without a daemon; wasm: WebAssembly programs; sim: pods that only seem to run; auto: the first of these that is there; or the absolute path of a backend's program")
 	f.StringVar(&flags.runtimeChecksum, "runtime-checksum", "", "checksum that the program at --runtime must have, sha256:HEX")
 	f.StringVar(&flags.address, "runtime-address", "", "socket of the container runtime, unix:///PATH (default for containerd: "+containerd.DefaultAddress+")")
 	f.StringVar(&flags.manifests, "manifests", "", "directory of static pods: manifests that run without the server")
@@ -144,6 +145,17 @@ func (f *agentFlags) run(cmd *cobra.Command) (err error) {
 	if checksum != nil && !filepath.IsAbs(runtime.name) {
 		return errors.New("--runtime-checksum is for --runtime with the path of a program")
 	}
+	if runtime.name == runtimeOCI {
+		if withNetwork {
+			socketDir, err := networkSocketDir(dir)
+			if err != nil {
+				return err
+			}
+			runtime.command = append(runtime.command, "--network", gate.Socket(socketDir))
+		} else {
+			fmt.Fprintln(cmd.OutOrStdout(), "network: none; pods have a loopback interface only: say --pod-cidr, or --network cni")
+		}
+	}
 	events := make(chan remote.Event, 100)
 	supervisor, err := plugin.Start(plugin.Options{
 		Command: runtime.command, Checksum: checksum, Patient: true, Logger: log.With("part", "backend"),
@@ -172,8 +184,10 @@ func (f *agentFlags) run(cmd *cobra.Command) (err error) {
 				log.Error("the network's socket", "err", err)
 			}
 		}()
-		if err := f.installRelay(executable, dir); err != nil {
-			return fmt.Errorf("--network: %w", err)
+		if runtime.name != runtimeOCI { // which calls the gate itself
+			if err := f.installRelay(executable, dir); err != nil {
+				return fmt.Errorf("--network: %w", err)
+			}
 		}
 		backend = n.gate.Backend(backend)
 	}

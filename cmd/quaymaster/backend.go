@@ -2,10 +2,13 @@ package main
 
 import (
 	"log/slog"
+	"os"
 
 	"github.com/spf13/cobra"
 
+	"github.com/quaymaster/quaymaster/runtime/cni/gate"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd"
+	"github.com/quaymaster/quaymaster/runtime/cri/oci"
 	"github.com/quaymaster/quaymaster/runtime/cri/sim"
 	"github.com/quaymaster/quaymaster/runtime/cri/socket"
 	"github.com/quaymaster/quaymaster/runtime/cri/wasm"
@@ -58,6 +61,7 @@ func newBackend() *cobra.Command {
 				return backend.ServeRuntime(b)
 			},
 		},
+		newOCIBackend(),
 		&cobra.Command{
 			Use:    "wasm DIR SHIM…",
 			Hidden: true,
@@ -78,5 +82,40 @@ func newBackend() *cobra.Command {
 			RunE:   func(_ *cobra.Command, args []string) error { return wasm.RunShim(args[0]) },
 		},
 	)
+	return command
+}
+
+// newOCIBackend is the process of the backend over runc. Its shims and pods' first processes are
+// this program too: package early.
+func newOCIBackend() *cobra.Command {
+	var opts oci.Options
+	var socket string
+	command := &cobra.Command{
+		Use:    "oci DIR",
+		Hidden: true,
+		Args:   cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			executable, err := os.Executable()
+			if err != nil {
+				return err
+			}
+			opts.Dir, opts.Shim, opts.Logger = args[0], []string{executable, "backend"}, backend.Logger(slog.LevelInfo)
+			if socket != "" {
+				client, conn, err := gate.Dial(socket)
+				if err != nil {
+					return err
+				}
+				defer conn.Close()
+				opts.Network = client
+			}
+			b, err := oci.New(opts)
+			if err != nil {
+				return err
+			}
+			defer b.Close()
+			return backend.ServeRuntime(b)
+		},
+	}
+	command.Flags().StringVar(&socket, "network", "", "socket of the node's network")
 	return command
 }

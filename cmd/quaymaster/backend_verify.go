@@ -37,7 +37,7 @@ func newBackendVerify() *cobra.Command {
 		Use:   "verify NAME|PATH [ARGUMENT…]",
 		Short: "Check that a backend does what an agent expects",
 		Long: `Verify starts a backend as an agent does, in a process of its own, and asks it for
-all that an agent will. NAME is one of ours: sim, wasm, containerd, cri or network;
+all that an agent will. NAME is one of ours: sim, wasm, oci, containerd, cri or network;
 PATH is anybody's program. A network is verified in network namespaces that are made
 for it and needs root; a container runtime needs images.`,
 		Example: `  quaymaster backend verify wasm
@@ -95,7 +95,7 @@ func (f *verifyFlags) verify(cmd *cobra.Command, args []string) (err error) {
 		if err := wasmTarget(&target, dir); err != nil {
 			return err
 		}
-	case runtimeContainerd, runtimeCRI:
+	case runtimeContainerd, runtimeCRI, runtimeOCI:
 		r, err := chooseRuntime(cmd.Context(), executable, name, f.address, dir)
 		if err != nil {
 			return err
@@ -103,7 +103,7 @@ func (f *verifyFlags) verify(cmd *cobra.Command, args []string) (err error) {
 		opts.Command = r.command
 	default:
 		if !strings.Contains(name, string(filepath.Separator)) {
-			return fmt.Errorf("no backend of ours is called %q: say containerd, cri, network, sim, wasm or the path of a program", name)
+			return fmt.Errorf("no backend of ours is called %q: say containerd, cri, network, oci, sim, wasm or the path of a program", name)
 		}
 		switch f.kind {
 		case "network":

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	_ "github.com/quaymaster/quaymaster/cmd/quaymaster/early" // a container's shim goes no further
 	"github.com/quaymaster/quaymaster/runtime/cni"
 	"github.com/quaymaster/quaymaster/runtime/cni/gate"
 )

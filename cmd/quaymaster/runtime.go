@@ -14,6 +14,7 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/agent"
 	"github.com/quaymaster/quaymaster/runtime/cri"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd"
+	"github.com/quaymaster/quaymaster/runtime/cri/oci"
 	"github.com/quaymaster/quaymaster/runtime/cri/socket"
 )
 
@@ -22,6 +23,7 @@ const (
 	runtimeAuto       = "auto"
 	runtimeContainerd = "containerd"
 	runtimeCRI        = "cri"
+	runtimeOCI        = "oci"
 	runtimeWasm       = "wasm"
 	runtimeSim        = "sim"
 )
@@ -65,6 +67,11 @@ func chooseRuntime(ctx context.Context, executable, name, address, dir string) (
 			return r, fmt.Errorf("--runtime-address: %w", err)
 		}
 		r.containers, r.command = true, []string{executable, "backend", name, address}
+	case runtimeOCI:
+		if err := oci.Missing(""); err != nil {
+			return r, fmt.Errorf("--runtime %s: %w", name, err)
+		}
+		r.containers, r.command = true, []string{executable, "backend", name, ociDir(dir)}
 	case runtimeWasm:
 		r.command = []string{executable, "backend", "wasm", filepath.Join(dir, "wasm"), "--", executable, "backend", "wasm-shim"}
 		r.labels = map[string]string{corev1.LabelArchStable: "wasm", corev1.LabelOSStable: "wasi"}
@@ -72,14 +79,17 @@ func chooseRuntime(ctx context.Context, executable, name, address, dir string) (
 		r.command, r.capacity = []string{executable, "backend", "sim"}, agent.DefaultCapacity()
 	default:
 		if !filepath.IsAbs(name) {
-			return r, fmt.Errorf("--runtime %q: it is auto, containerd, cri, wasm, sim or the absolute path of a backend's program", name)
+			return r, fmt.Errorf("--runtime %q: it is auto, containerd, cri, oci, wasm, sim or the absolute path of a backend's program", name)
 		}
 		r.containers, r.command = true, []string{name}
 	}
 	return r, nil
 }
 
-// detectRuntime takes the first container runtime that answers, or WebAssembly.
+// ociDir is where the oci backend of a node keeps its images and containers.
+func ociDir(data string) string { return filepath.Join(data, "oci") }
+
+// detectRuntime takes the first container runtime that answers, else runc, else WebAssembly.
 func detectRuntime(ctx context.Context) (name, address, taken string) {
 	var missed []string
 	for _, s := range sockets {
@@ -93,7 +103,11 @@ func detectRuntime(ctx context.Context) (name, address, taken string) {
 		}
 		return s.runtime, s.address, fmt.Sprintf("%s at %s", version, s.address)
 	}
-	return runtimeWasm, "", "WebAssembly only: there is no containerd or other CRI runtime" + strings.Join(missed, "")
+	none := "there is no containerd or other CRI runtime" + strings.Join(missed, "")
+	if err := oci.Missing(""); err != nil {
+		return runtimeWasm, "", fmt.Sprintf("WebAssembly only: %s; %v", none, err)
+	}
+	return runtimeOCI, "", "runc, without a daemon: " + none
 }
 
 func runtimeVersion(ctx context.Context, address string) (string, error) {

@@ -56,8 +56,12 @@ type Manager struct {
 // controllers are those that limits of pods need; a runtime makes groups of the others itself.
 var controllers = []string{"cpu", "memory", "pids"}
 
-// New finds out the version and makes the groups for the three classes.
-func New(opts Options) (*Manager, error) {
+// Open finds out the version and makes nothing: for who only reads. An empty mount is /sys/fs/cgroup.
+func Open(mount string) (*Manager, error) {
+	return open(Options{Mount: mount})
+}
+
+func open(opts Options) (*Manager, error) {
 	if opts.Mount == "" {
 		opts.Mount = "/sys/fs/cgroup"
 	}
@@ -85,6 +89,15 @@ func New(opts Options) (*Manager, error) {
 				m.mounts = append(m.mounts, path)
 			}
 		}
+	}
+	return m, nil
+}
+
+// New is Open, and makes the groups for the three classes.
+func New(opts Options) (*Manager, error) {
+	m, err := open(opts)
+	if err != nil {
+		return nil, err
 	}
 	for _, class := range []string{"", "burstable", "besteffort"} {
 		if err := m.make(filepath.Join(m.pods(), class)); err != nil {

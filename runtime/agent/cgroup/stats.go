@@ -31,6 +31,14 @@ func (m *Manager) Usage(path string) (Usage, error) {
 	return m.usage1(path)
 }
 
+// OOMFile is the file whose line "oom_kill N" says how many processes of a group the kernel ended for lack of memory.
+func (m *Manager) OOMFile(path string) string {
+	if m.unified {
+		return filepath.Join(m.opts.Mount, path, "memory.events")
+	}
+	return filepath.Join(m.opts.Mount, "memory", path, "memory.oom_control")
+}
+
 func (m *Manager) usage1(path string) (u Usage, err error) {
 	at := func(controller, file string) string { return filepath.Join(m.opts.Mount, controller, path, file) }
 	if u.Memory, err = number(at("memory", "memory.usage_in_bytes")); err != nil {

@@ -1,5 +1,6 @@
 // Package e2e tests the agent on real containers: an API server, an agent in
-// this process, and a containerd of the test's own.
+// this process, and a containerd of the test's own or, with QUAYMASTER_E2E_RUNTIME=oci,
+// runc alone.
 package e2e
 
 import (
@@ -27,22 +28,23 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/agent"
 	"github.com/quaymaster/quaymaster/runtime/agent/cgroup"
 	"github.com/quaymaster/quaymaster/runtime/agent/remote"
+	"github.com/quaymaster/quaymaster/runtime/cri"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd/containerdtest"
 	"github.com/quaymaster/quaymaster/runtime/plugin"
-	"github.com/quaymaster/quaymaster/sdk/backend"
 )
 
-// backendEnv makes the test binary the process of a backend: it holds containerd's address.
+// backendEnv makes the test binary the process of a backend: it holds containerd's address, or the folder of the one
+// without a daemon.
 const backendEnv = "QUAYMASTER_TEST_BACKEND"
 
+// onOCI tells whether the nodes are to have no daemon.
+func onOCI() bool { return os.Getenv("QUAYMASTER_E2E_RUNTIME") == "oci" }
+
 func TestMain(m *testing.M) {
+	becomeShim()
 	if address := os.Getenv(backendEnv); address != "" {
-		b, err := containerd.New(containerd.Options{Address: address, Logger: backend.Logger(slog.LevelInfo)})
-		if err == nil {
-			err = backend.ServeRuntime(b)
-		}
-		if err != nil {
+		if err := serve(address); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -56,7 +58,7 @@ func TestMain(m *testing.M) {
 type node struct {
 	t       testing.TB
 	daemon  *containerdtest.Daemon
-	backend *containerd.Backend // to look at what the agent does, which has a process of its own for it
+	backend cri.Backend // to look at what the agent does, which has a process of its own for it
 	process *plugin.Supervisor
 	engine  *core.Engine
 	client  kubernetes.Interface
@@ -73,22 +75,34 @@ func newNode(t testing.TB, change ...func(*agent.Containers)) *node {
 	if testing.Short() {
 		t.Skip("a whole node with its containers takes long: not with -short")
 	}
-	d := containerdtest.Start(t)
-	d.Network(d.Bridge("10.88.0.0/24"))
-	n := &node{t: t, daemon: d, dir: filepath.Join(d.Dir, "agent"), root: fmt.Sprintf("/qmtest%d", time.Now().UnixNano())}
-	var err error
-	if n.backend, err = containerd.New(containerd.Options{Address: d.Address()}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = n.backend.Close() })
+	n := &node{t: t, root: fmt.Sprintf("/qmtest%d", time.Now().UnixNano())}
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n.process, err = plugin.Start(plugin.Options{Command: []string{exe}, Env: []string{backendEnv + "=" + d.Address()}}); err != nil {
+	opts := plugin.Options{Command: []string{exe}}
+	if onOCI() {
+		n.daemon = containerdtest.Bare(t)
+		opts.Env = []string{backendEnv + "=" + filepath.Join(n.daemon.Dir, "oci")}
+	} else {
+		n.daemon = containerdtest.Start(t)
+		n.daemon.Network(n.daemon.Bridge("10.88.0.0/24"))
+		opts.Env = []string{backendEnv + "=" + n.daemon.Address()}
+	}
+	n.dir = filepath.Join(n.daemon.Dir, "agent")
+	if n.process, err = plugin.Start(opts); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = n.process.Close() })
+	n.backend = n.process.Backend()
+	if !onOCI() {
+		b, err := containerd.New(containerd.Options{Address: n.daemon.Address()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = b.Close() })
+		n.backend = b
+	}
 	n.engine = coretest.Start(t, core.Options{DataDir: t.TempDir(), Listen: "127.0.0.1:0"})
 	n.client = n.engine.Client()
 	if n.cgroups, err = cgroup.New(cgroup.Options{Root: n.root, PodPIDs: 500}); err != nil {
@@ -314,7 +328,13 @@ func (n *node) left() string {
 			out = append(out, dir+"/"+e.Name())
 		}
 	}
+	for _, what := range []string{"oci-shim", "oci-pause"} {
+		for _, pid := range containerdtest.Commands(what) {
+			out = append(out, fmt.Sprintf("%s %d", what, pid))
+		}
+	}
 	out = append(out, containerdtest.Mounts(n.dir)...)
+	out = append(out, containerdtest.Mounts(filepath.Join(n.daemon.Dir, "oci"))...)
 	addresses, _ := filepath.Glob(filepath.Join(n.daemon.Dir, "ipam", "test", "10.*"))
 	return strings.Join(append(out, addresses...), "\n")
 }

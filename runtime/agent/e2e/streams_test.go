@@ -172,6 +172,9 @@ func TestStreams(t *testing.T) {
 		n := n.in(t)
 		n.create(n.podOf("talks", "for i in 1 2 3 4 5; do echo line $i; done; sleep 1; echo end"))
 		n.phase("talks", v1.PodRunning)
+		for !strings.Contains(n.log("talks", "c"), "line 5") { // the deadline is the tests'
+			time.Sleep(10 * time.Millisecond)
+		}
 		r, err := client.CoreV1().Pods("default").GetLogs("talks", &v1.PodLogOptions{Follow: true, TailLines: ptr(int64(2))}).Stream(t.Context())
 		if err != nil {
 			t.Fatal(err)

@@ -50,6 +50,8 @@ type Sandbox struct {
 	IPs       []string                     `json:"ips,omitempty"`
 
 	containers []*Container
+	disk       sync.Mutex // one save at a time, the newest last; taken before the service's lock
+	gone       bool       // removed: nothing is to be saved any more; guarded by disk
 }
 
 // Container is one container, in whatever state.
@@ -152,6 +154,31 @@ func (s *Service) Exited(c *Container, at time.Time, code int32, reason, message
 	_ = s.saveContainer(c)
 }
 
+// SandboxLost makes a sandbox unready that can hold no container any more.
+func (s *Service) SandboxLost(id string) {
+	s.mu.Lock()
+	sb := s.sandboxes[id]
+	lost := sb != nil && sb.Ready
+	if lost {
+		sb.Ready = false
+	}
+	s.mu.Unlock()
+	if lost {
+		_ = s.saveSandbox(sb) // found again when the state is loaded
+	}
+}
+
+// Find returns a container and its state. The error's code is NotFound.
+func (s *Service) Find(id string) (*Container, runtimeapi.ContainerState, error) {
+	c, err := s.container(id)
+	if err != nil {
+		return nil, 0, err
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return c, c.State, nil
+}
+
 // saveContainer hands the container as it is now to the driver.
 func (s *Service) saveContainer(c *Container) error {
 	c.disk.Lock()
@@ -197,11 +224,15 @@ func snapshot(c *Container) *Container {
 }
 
 func (s *Service) saveSandbox(sb *Sandbox) error {
+	sb.disk.Lock()
+	defer sb.disk.Unlock()
+	if sb.gone {
+		return nil
+	}
 	s.mu.RLock()
-	c := *sb
+	saved := &Sandbox{ID: sb.ID, Config: sb.Config, Handler: sb.Handler, Ready: sb.Ready, CreatedAt: sb.CreatedAt, IPs: sb.IPs}
 	s.mu.RUnlock()
-	c.containers = nil
-	return s.opts.Driver.Saved(&c, nil)
+	return s.opts.Driver.Saved(saved, nil)
 }
 
 // watcher is one reader of events; its channel never blocks a writer: a reader

@@ -138,8 +138,11 @@ func (s *Service) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodS
 			return nil, err
 		}
 	}
-	gone := &Sandbox{ID: sb.ID} // no configuration: removed
-	if err := s.opts.Driver.Saved(gone, nil); err != nil {
+	sb.disk.Lock()
+	err := s.opts.Driver.Saved(&Sandbox{ID: sb.ID}, nil) // no configuration: removed
+	sb.gone = err == nil
+	sb.disk.Unlock()
+	if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()

@@ -30,6 +30,7 @@ import (
 
 	"github.com/quaymaster/quaymaster/runtime/cri"
 	"github.com/quaymaster/quaymaster/runtime/cri/base"
+	"github.com/quaymaster/quaymaster/runtime/cri/logfile"
 )
 
 // AnnotationPrefix begins all annotations that this backend knows.
@@ -209,12 +210,12 @@ func (d *driver) exited(c *base.Container, code int32) {
 }
 
 func (d *driver) log(c *base.Container, text string) error {
-	f, err := cri.OpenLog(c.LogPath, d.opts.Clock)
+	f, err := logfile.Open(c.LogPath, d.opts.Clock.Now)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	_, err = f.Stream(runtimeapi.Stdout).Write([]byte(strings.TrimSuffix(text, "\n") + "\n"))
+	_, err = f.Stream(logfile.Stdout).Write([]byte(strings.TrimSuffix(text, "\n") + "\n"))
 	return err
 }
 

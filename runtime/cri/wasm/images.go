@@ -21,6 +21,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/quaymaster/quaymaster/runtime/cri/base"
 )
 
 // The media types of the CNCF's Wasm artifact and of the OCI image around it.
@@ -174,19 +176,10 @@ func (i *Images) change(fn func(*index)) error {
 	return writeWhole(filepath.Join(i.dir, "index.json"), data)
 }
 
-// FullName adds what an image's name leaves out: hello becomes docker.io/library/hello:latest.
-func FullName(name string) (string, error) {
-	named, err := reference.ParseNormalizedNamed(name)
-	if err != nil {
-		return "", fmt.Errorf("image name %q: %w", name, err)
-	}
-	return reference.TagNameOnly(named).String(), nil
-}
-
 // Import stores a WebAssembly module as an image under a name, in the place of an
 // earlier one, and returns it.
 func (i *Images) Import(name string, module io.Reader) (*Image, error) {
-	full, err := FullName(name)
+	full, err := base.ImageName(name)
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +226,7 @@ func (i *Images) Import(name string, module io.Reader) (*Image, error) {
 
 // nameOf returns an entry's full name, "" where it has none.
 func nameOf(d descriptor) string {
-	full, err := FullName(d.Annotations[refName])
+	full, err := base.ImageName(d.Annotations[refName])
 	if err != nil {
 		return ""
 	}
@@ -282,7 +275,7 @@ func (i *Images) Find(name string) (*Image, error) {
 	}
 	full := ""
 	if !sha256Digest.MatchString(name) {
-		if full, err = FullName(name); err != nil {
+		if full, err = base.ImageName(name); err != nil {
 			return nil, status.Error(codes.InvalidArgument, err.Error())
 		}
 	}
@@ -308,7 +301,7 @@ func (i *Images) Find(name string) (*Image, error) {
 // Remove forgets the image and deletes what no other image uses. One that is
 // not there is no error.
 func (i *Images) Remove(name string) error {
-	full, _ := FullName(name)
+	full, _ := base.ImageName(name)
 	return i.change(func(idx *index) {
 		keep := map[string]bool{}
 		var gone []descriptor
@@ -368,7 +361,7 @@ func (b *Backend) ListImages(_ context.Context, r *runtimeapi.ListImagesRequest)
 	}
 	out := &runtimeapi.ListImagesResponse{}
 	want := r.GetFilter().GetImage().GetImage()
-	full, _ := FullName(want)
+	full, _ := base.ImageName(want)
 	for _, i := range list {
 		if want == "" || want == i.Digest || full == i.Name {
 			out.Images = append(out.Images, criImage(i))

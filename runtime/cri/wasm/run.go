@@ -17,10 +17,9 @@ import (
 	"github.com/tetratelabs/wazero/experimental/sysfs"
 	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 	"github.com/tetratelabs/wazero/sys"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/utils/clock"
 
-	"github.com/quaymaster/quaymaster/runtime/cri"
+	"github.com/quaymaster/quaymaster/runtime/cri/logfile"
 )
 
 // pageSize is WebAssembly's, in bytes; a module has at most 65,536 of them.
@@ -106,12 +105,12 @@ func check(ctx context.Context, s *runSpec, cache wazero.CompilationCache, cance
 
 // run runs a program to its end or the context's.
 func run(ctx context.Context, s *runSpec, cache wazero.CompilationCache, cancellable bool, c clock.Clock) result {
-	log, err := cri.OpenLog(s.Log, clock.RealClock{})
+	log, err := logfile.Open(s.Log, time.Now)
 	if err != nil {
 		return result{Code: 128, Reason: "StartError", Message: err.Error()}
 	}
 	defer log.Close()
-	stdout, stderr := log.Stream(runtimeapi.Stdout), log.Stream(runtimeapi.Stderr)
+	stdout, stderr := log.Stream(logfile.Stdout), log.Stream(logfile.Stderr)
 	defer func() { _, _ = stdout.Close(), stderr.Close() }()
 
 	background := context.Background()

@@ -17,6 +17,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/quaymaster/quaymaster/runtime/cri/base"
+	"github.com/quaymaster/quaymaster/runtime/cri/process"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -24,50 +25,19 @@ import (
 // run.json what to run, shim.json which process runs it (written by that
 // process, which is the only one then), exit.json how it ended.
 
-// identity names a process beyond doubt: an ID is given again, but not with the
-// same start time.
-type identity struct {
-	PID   int    `json:"pid"`
-	Start string `json:"start"` // in the kernel's clock ticks since boot
-}
-
-// startTime returns field 22 of /proc/PID/stat; "" where there is no such process, or it is a zombie.
-func startTime(pid int) string {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return ""
-	}
-	_, rest, ok := strings.Cut(string(data), ") ") // the name before it may hold anything
-	fields := strings.Fields(rest)
-	if !ok || len(fields) < 20 || fields[0] == "Z" {
-		return ""
-	}
-	return fields[19]
-}
-
-func (i identity) alive() bool {
-	switch {
-	case i.PID <= 0:
-		return false
-	case i.Start == "": // no /proc here
-		return syscall.Kill(i.PID, 0) == nil
-	}
-	return startTime(i.PID) == i.Start
-}
-
 // RunShim runs the container of a folder in this process and returns when it
 // has ended, its result being in the folder: the body of the command in Options.Shim.
 // It prints a line when the folder says that the container is this process's.
 func RunShim(dir string) error {
-	me := identity{PID: os.Getpid(), Start: startTime(os.Getpid())}
+	me := process.Self()
 	s := &runSpec{}
-	if err := readJSON(filepath.Join(dir, "run.json"), s); err != nil {
+	if err := process.ReadFile(filepath.Join(dir, "run.json"), s); err != nil {
 		return fmt.Errorf("run a wasm container: %w", err)
 	}
 	// A link is made whole or not at all, and once only.
 	own := filepath.Join(dir, "shim.json")
 	tmp := own + "." + strconv.Itoa(me.PID)
-	if err := writeJSON(tmp, me); err != nil {
+	if err := process.WriteFile(tmp, me); err != nil {
 		return err
 	}
 	err := os.Link(tmp, own)
@@ -84,12 +54,12 @@ func RunShim(dir string) error {
 	defer cache.Close(ctx)
 	res := run(ctx, s, cache, false, clock.RealClock{})
 	res.Finished = time.Now()
-	return writeJSON(filepath.Join(dir, "exit.json"), res)
+	return process.WriteFile(filepath.Join(dir, "exit.json"), res)
 }
 
 // shim is a container that is a process.
 type shim struct {
-	id identity
+	id process.Identity
 
 	mu    sync.Mutex
 	timer clock.Timer
@@ -110,9 +80,7 @@ func (s *shim) stop(c clock.WithDelayedExecution, grace time.Duration) {
 }
 
 func (s *shim) kill() {
-	if s.id.alive() {
-		_ = syscall.Kill(s.id.PID, syscall.SIGKILL) // it may be gone meanwhile
-	}
+	_ = s.id.Signal(syscall.SIGKILL) // it is of our own user: nothing can be wrong
 }
 
 // startShim starts a container's process: in a session of its own, with nothing
@@ -139,7 +107,7 @@ func (d *driver) startShim(c *base.Container, dir string) error {
 		return fmt.Errorf("start the container's process: %w", err)
 	}
 	_, _ = told.Read(make([]byte, 1)) // or it ended, as its end will tell
-	r := &shim{id: identity{PID: cmd.Process.Pid, Start: startTime(cmd.Process.Pid)}}
+	r := &shim{id: process.Of(cmd.Process.Pid)}
 	c.Run = r
 	go func() {
 		_ = cmd.Wait() // the file tells more
@@ -163,7 +131,7 @@ func (d *driver) shimEnded(c *base.Container, r *shim, dir string) {
 		r.mu.Unlock()
 	}
 	var res result
-	if err := readJSON(filepath.Join(dir, "exit.json"), &res); err != nil {
+	if err := process.ReadFile(filepath.Join(dir, "exit.json"), &res); err != nil {
 		res = ended(exitKilled, "")
 		if text, _ := os.ReadFile(filepath.Join(dir, "shim.log")); len(text) > 0 {
 			res.Message = strings.TrimSpace(string(text[max(0, len(text)-1024):]))
@@ -174,16 +142,16 @@ func (d *driver) shimEnded(c *base.Container, r *shim, dir string) {
 
 // adopt finds the process of a container that an earlier backend started.
 func (d *driver) adopt(c *base.Container) {
-	dir := d.containerDir(c.ID)
-	var id identity
-	err := readJSON(filepath.Join(dir, "shim.json"), &id)
+	dir := d.folder.Container(c.ID)
+	var id process.Identity
+	err := process.ReadFile(filepath.Join(dir, "shim.json"), &id)
 	switch {
 	case errors.Is(err, os.ErrNotExist) && c.State == runtimeapi.ContainerState_CONTAINER_CREATED:
 		return
 	case err != nil: // it was a goroutine
 		d.service.Exited(c, time.Time{}, exitUnknown, "ContainerStatusUnknown", "the process that ran the container ended")
 		return
-	case !id.alive():
+	case !id.Alive():
 		d.shimEnded(c, nil, dir)
 		return
 	}
@@ -191,7 +159,7 @@ func (d *driver) adopt(c *base.Container) {
 	c.Run = r
 	c.State = runtimeapi.ContainerState_CONTAINER_RUNNING
 	go func() {
-		waitGone(id)
+		id.Wait()
 		d.shimEnded(c, r, dir)
 	}()
 }
@@ -204,18 +172,14 @@ func Reap(dir string) error {
 		return err
 	}
 	for _, name := range names {
-		var id identity
-		if err := readJSON(name, &id); err != nil || !id.alive() {
+		var id process.Identity
+		if err := process.ReadFile(name, &id); err != nil || !id.Alive() {
 			continue
 		}
-		if err := syscall.Kill(id.PID, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		if err := id.Signal(syscall.SIGKILL); err != nil {
 			return fmt.Errorf("end the container in %s: %w", filepath.Dir(name), err)
 		}
-		waitGone(id)
+		id.Wait()
 	}
 	return nil
 }
-
-// pollGone is how often a process that is not our child is looked at where the
-// kernel does not tell.
-const pollGone = 200 * time.Millisecond

@@ -15,7 +15,6 @@ package wasm
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,7 +23,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/tetratelabs/wazero"
@@ -35,6 +33,7 @@ import (
 
 	"github.com/quaymaster/quaymaster/runtime/cri"
 	"github.com/quaymaster/quaymaster/runtime/cri/base"
+	"github.com/quaymaster/quaymaster/runtime/cri/process"
 )
 
 // Exit codes of containers that did not end by themselves: those of a process
@@ -46,7 +45,7 @@ const (
 )
 
 // ErrInUse says that another backend works in the folder.
-var ErrInUse = errors.New("another wasm backend uses this folder")
+var ErrInUse = base.ErrInUse
 
 // Options of New. Dir is needed.
 type Options struct {
@@ -66,7 +65,6 @@ type Backend struct {
 	runtimeapi.UnimplementedImageServiceServer
 	images *Images
 	d      *driver
-	lock   *os.File
 }
 
 var _ cri.Backend = (*Backend)(nil)
@@ -82,55 +80,30 @@ func New(opts Options) (*Backend, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	dir, err := filepath.Abs(opts.Dir)
+	folder, err := base.OpenFolder(opts.Dir)
 	if err != nil {
 		return nil, err
 	}
+	dir := folder.Dir
 	opts.Dir = dir
-	for _, sub := range []string{"sandboxes", "containers", "cache"} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
-			return nil, fmt.Errorf("open the wasm backend's folder: %w", err)
-		}
-	}
-	lock, err := takeLock(filepath.Join(dir, "lock"))
-	if err != nil {
-		return nil, err
-	}
 	images, err := OpenImages(filepath.Join(dir, "images"))
 	if err != nil {
-		_ = lock.Close()
+		_ = folder.Close()
 		return nil, err
 	}
 	cache, err := wazero.NewCompilationCacheWithDir(filepath.Join(dir, "cache"))
 	if err != nil {
-		_ = lock.Close()
+		_ = folder.Close()
 		return nil, fmt.Errorf("open the cache of compiled modules: %w", err)
 	}
-	d := &driver{opts: opts, images: images, cache: cache}
+	d := &driver{opts: opts, folder: folder, images: images, cache: cache}
 	d.service = base.New(base.Options{Name: "wasm", Version: "wazero", Driver: d, Clock: opts.Clock})
-	b := &Backend{Service: d.service, images: images, d: d, lock: lock}
+	b := &Backend{Service: d.service, images: images, d: d}
 	if err := d.restore(); err != nil {
 		_ = b.Close()
 		return nil, err
 	}
 	return b, nil
-}
-
-// takeLock waits a moment for a backend that is about to end.
-func takeLock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open the wasm backend's lock: %w", err)
-	}
-	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err == nil {
-			return f, nil
-		}
-		if time.Now().After(deadline) {
-			_ = f.Close()
-			return nil, fmt.Errorf("%s: %w", filepath.Dir(path), ErrInUse)
-		}
-	}
 }
 
 // Images returns the backend's image store.
@@ -148,12 +121,13 @@ func (b *Backend) Close() error {
 		}
 	}
 	b.d.wg.Wait()
-	return errors.Join(b.d.cache.Close(context.Background()), b.lock.Close())
+	return errors.Join(b.d.cache.Close(context.Background()), b.d.folder.Close())
 }
 
 // driver runs containers for the bookkeeping in package base.
 type driver struct {
 	opts    Options
+	folder  *base.Folder
 	service *base.Service
 	images  *Images
 	cache   wazero.CompilationCache
@@ -166,77 +140,14 @@ type driver struct {
 func (d *driver) SandboxUp(context.Context, *base.Sandbox) ([]string, error) { return nil, nil }
 func (d *driver) SandboxDown(context.Context, *base.Sandbox) error           { return nil }
 
-func (d *driver) containerDir(id string) string { return filepath.Join(d.opts.Dir, "containers", id) }
-
-// Saved writes a sandbox or container to disk, or removes a sandbox without
-// configuration.
-func (d *driver) Saved(s *base.Sandbox, c *base.Container) error {
-	if s != nil {
-		name := filepath.Join(d.opts.Dir, "sandboxes", s.ID+".json")
-		if s.Config == nil {
-			if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
-				return err
-			}
-			return nil
-		}
-		return writeJSON(name, s)
-	}
-	dir := d.containerDir(c.ID)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	return writeJSON(filepath.Join(dir, "container.json"), c)
-}
-
-// writeJSON replaces a file as a whole; it is for its owner only, as a
-// container's environment may hold secrets.
-func writeJSON(name string, v any) error {
-	data, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	tmp := name + ".tmp"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, name)
-}
-
-func readJSON(name string, v any) error {
-	data, err := os.ReadFile(name)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	return nil
-}
+// Saved implements base.Driver.
+func (d *driver) Saved(s *base.Sandbox, c *base.Container) error { return d.folder.Saved(s, c) }
 
 // restore reads the state and finds out what became of running containers.
 func (d *driver) restore() error {
-	var sandboxes []*base.Sandbox
-	var containers []*base.Container
-	names, err := filepath.Glob(filepath.Join(d.opts.Dir, "sandboxes", "*.json"))
+	sandboxes, containers, err := d.folder.Load()
 	if err != nil {
 		return err
-	}
-	for _, name := range names {
-		s := &base.Sandbox{}
-		if err := readJSON(name, s); err != nil {
-			return fmt.Errorf("read a sandbox's state: %w", err)
-		}
-		sandboxes = append(sandboxes, s)
-	}
-	if names, err = filepath.Glob(filepath.Join(d.opts.Dir, "containers", "*", "container.json")); err != nil {
-		return err
-	}
-	for _, name := range names {
-		c := &base.Container{}
-		if err := readJSON(name, c); err != nil {
-			return fmt.Errorf("read a container's state: %w", err)
-		}
-		containers = append(containers, c)
 	}
 	d.service.Restore(sandboxes, containers)
 	for _, c := range containers {
@@ -258,12 +169,12 @@ func (d *driver) Create(ctx context.Context, c *base.Container) (string, string,
 	if err != nil {
 		return "", "", err
 	}
-	dir := d.containerDir(c.ID)
+	dir := d.folder.Container(c.ID)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", "", err
 	}
 	if err = check(ctx, s, d.cache, d.opts.Shim == nil); err == nil {
-		err = writeJSON(filepath.Join(dir, "run.json"), s)
+		err = process.WriteFile(filepath.Join(dir, "run.json"), s)
 	}
 	if err != nil {
 		_ = os.RemoveAll(dir)
@@ -310,7 +221,7 @@ func (d *driver) spec(c *base.Container, image *Image) (*runSpec, error) {
 
 // Remove drops the container's folder.
 func (d *driver) Remove(_ context.Context, c *base.Container) error {
-	return os.RemoveAll(d.containerDir(c.ID))
+	return os.RemoveAll(d.folder.Container(c.ID))
 }
 
 // inProcess is a container that is a goroutine.
@@ -323,12 +234,12 @@ type inProcess struct {
 
 // Start runs the container.
 func (d *driver) Start(_ context.Context, c *base.Container) error {
-	dir := d.containerDir(c.ID)
+	dir := d.folder.Container(c.ID)
 	if d.opts.Shim != nil {
 		return d.startShim(c, dir)
 	}
 	s := &runSpec{}
-	if err := readJSON(filepath.Join(dir, "run.json"), s); err != nil {
+	if err := process.ReadFile(filepath.Join(dir, "run.json"), s); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(context.Background()) // a container outlives the call that starts it

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -177,15 +178,7 @@ const Pause = "registry.k8s.io/pause:3.10.1"
 // that cannot be, the test is skipped with the reason, or fails where Required is set.
 func Start(t testing.TB) *Daemon {
 	t.Helper()
-	if why := Missing(); why != "" {
-		if os.Getenv(Required) != "" {
-			t.Fatal(why)
-		}
-		t.Skip(why)
-	}
-	if !IsInside() {
-		t.Fatal("TestMain must call containerdtest.Main")
-	}
+	Need(t)
 	dir, err := os.MkdirTemp("", "ctd") // a short path: a socket's has 107 bytes
 	if err != nil {
 		t.Fatal(err)
@@ -198,6 +191,34 @@ func Start(t testing.TB) *Daemon {
 	d.Run()
 	d.images()
 	return d
+}
+
+// Bare is what a test has of a Daemon without one: the folder and the registry.
+func Bare(t testing.TB) *Daemon {
+	t.Helper()
+	Need(t)
+	dir, err := os.MkdirTemp("", "qm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &Daemon{Dir: dir, t: t}
+	t.Cleanup(d.remove)
+	d.registry()
+	return d
+}
+
+// Need skips a test that cannot start containers here, with the reason, or fails it where Required is set.
+func Need(t testing.TB) {
+	t.Helper()
+	if why := Missing(); why != "" {
+		if os.Getenv(Required) != "" {
+			t.Fatal(why)
+		}
+		t.Skip(why)
+	}
+	if !IsInside() {
+		t.Fatal("TestMain must call containerdtest.Main")
+	}
 }
 
 // Launch starts a containerd for a program that runs Inside, with everything in dir, which takes all
@@ -375,11 +396,20 @@ func (d *Daemon) Stop() error {
 
 // Processes returns the processes of a program in this namespace that have not ended.
 func Processes(program string) []int {
+	return processes(func(args []string) bool { return strings.Contains(args[0], program) })
+}
+
+// Commands returns the processes that have an argument, like a subcommand.
+func Commands(argument string) []int {
+	return processes(func(args []string) bool { return slices.Contains(args[1:], argument) })
+}
+
+func processes(match func(args []string) bool) []int {
 	var out []int
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
 		cmdline, err := os.ReadFile(dir + "/cmdline") // empty for a zombie
-		if err != nil || !strings.Contains(strings.SplitN(string(cmdline), "\x00", 2)[0], program) {
+		if err != nil || !match(strings.Split(string(cmdline), "\x00")) {
 			continue
 		}
 		var pid int

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -131,24 +132,42 @@ func (d *Daemon) images() {
 		d.t.Fatalf("make the sandbox image: %v", err)
 	}
 	d.importImage(pause, Pause)
-	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
-	d.t.Cleanup(server.Close)
-	d.Registry = strings.TrimPrefix(server.URL, "http://")
+	d.registry()
+}
+
+func (d *Daemon) registry() {
+	d.t.Helper()
+	d.Registry = Registry(d.t)
 	d.Busybox, d.None = d.Registry+"/busybox:1", d.Registry+"/none:1"
+}
+
+// Registry starts one that has busybox:1, an image with a shell, and returns its address. It ends with the test.
+func Registry(t testing.TB) string {
+	t.Helper()
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(server.Close)
+	address := strings.TrimPrefix(server.URL, "http://")
 	files, err := Busybox()
 	if err != nil {
-		d.t.Fatalf("find busybox: %v", err)
+		t.Fatalf("find busybox: %v", err)
 	}
 	busybox, err := Image(v1.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}}, files...)
 	if err != nil {
-		d.t.Fatalf("make the busybox image: %v", err)
+		t.Fatalf("make the busybox image: %v", err)
 	}
-	ref, err := name.ParseReference(d.Busybox, name.Insecure)
+	Push(t, busybox, address+"/busybox:1")
+	return address
+}
+
+// Push stores an image in a registry.
+func Push(t testing.TB, img v1.Image, as string) {
+	t.Helper()
+	ref, err := name.ParseReference(as, name.Insecure)
 	if err != nil {
-		d.t.Fatal(err)
+		t.Fatal(err)
 	}
-	if err := remote.Write(ref, busybox); err != nil {
-		d.t.Fatalf("push busybox: %v", err)
+	if err := remote.Write(ref, img); err != nil {
+		t.Fatalf("push %s: %v", as, err)
 	}
 }
 

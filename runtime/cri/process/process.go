@@ -1,0 +1,95 @@
+// Package process is what backends know of processes that outlive them: which
+// one it was, whether it still is, and when it is gone; and the small files by
+// which they tell each other. It imports nothing outside the standard library but
+// the system's calls: the small process beside each container has it.
+package process
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Identity names a process beyond doubt: an ID is given again, but not with the
+// same start time.
+type Identity struct {
+	PID   int    `json:"pid"`
+	Start string `json:"start"` // in the kernel's clock ticks since boot
+}
+
+// Of is the identity of the process that has an ID now.
+func Of(pid int) Identity { return Identity{PID: pid, Start: startTime(pid)} }
+
+// Self is the identity of this process.
+func Self() Identity { return Of(os.Getpid()) }
+
+// startTime returns field 22 of /proc/PID/stat; "" where there is no such process, or it is a zombie.
+func startTime(pid int) string {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return ""
+	}
+	_, rest, ok := strings.Cut(string(data), ") ") // the name before it may hold anything
+	fields := strings.Fields(rest)
+	if !ok || len(fields) < 20 || fields[0] == "Z" {
+		return ""
+	}
+	return fields[19]
+}
+
+// Alive tells whether the process has not ended.
+func (i Identity) Alive() bool {
+	switch {
+	case i.PID <= 0:
+		return false
+	case i.Start == "": // no /proc here
+		return syscall.Kill(i.PID, 0) == nil
+	}
+	return startTime(i.PID) == i.Start
+}
+
+// Signal sends one to the process; one that is gone is no error.
+func (i Identity) Signal(s syscall.Signal) error {
+	if !i.Alive() {
+		return nil
+	}
+	if err := syscall.Kill(i.PID, s); err != nil && err != syscall.ESRCH {
+		return fmt.Errorf("send %s to process %d: %w", s, i.PID, err)
+	}
+	return nil
+}
+
+// poll is how often a process that is not our child is looked at where the
+// kernel does not tell.
+const poll = 200 * time.Millisecond
+
+// WriteFile replaces a file of JSON as a whole; it is for its owner only, as a
+// container's environment may hold secrets.
+func WriteFile(name string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	tmp := name + ".tmp"
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, name)
+}
+
+// ReadFile reads a file of JSON. The error is os.ErrNotExist where there is none.
+func ReadFile(name string, v any) error {
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("%s: %w", filepath.Base(name), err)
+	}
+	return nil
+}
