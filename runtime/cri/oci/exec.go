@@ -65,10 +65,11 @@ func (d *driver) executable(ctx context.Context, c *base.Container, command []st
 	cmd = exec.CommandContext(ctx, d.opts.Runtime, "--root", d.state(), "--log", filepath.Join(tmp, "log"), "exec", "--process", file, "--pid-file", pidFile, c.ID)
 	cmd.WaitDelay = lastOutput
 	cmd.Cancel = func() error {
-		// What runs in the container first: it would outlive runc.
+		// Only what runs in the container: runc reaps it and ends by itself. A process that nobody reaps would keep the
+		// container's namespace, and so its end, waiting.
 		if data, err := os.ReadFile(pidFile); err == nil {
 			if pid, err := strconv.Atoi(string(data)); err == nil {
-				_ = process.Of(pid).Signal(syscall.SIGKILL)
+				return process.Of(pid).Signal(syscall.SIGKILL)
 			}
 		}
 		return cmd.Process.Kill()

@@ -1,0 +1,580 @@
+package oci_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/remotecommand"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/quaymaster/quaymaster/runtime/cri/containerd/containerdtest"
+	"github.com/quaymaster/quaymaster/runtime/cri/oci"
+)
+
+// pod is one with one container.
+type pod struct {
+	*node
+	sandbox, id, dir string
+	config           *runtimeapi.PodSandboxConfig
+}
+
+var pods int
+
+// newPod makes one; its container, of busybox unless it says otherwise, is not started.
+func (n *node) newPod(script string, change ...func(*runtimeapi.PodSandboxConfig, *runtimeapi.ContainerConfig)) (*pod, error) {
+	n.t.Helper()
+	ctx := n.t.Context()
+	pods++
+	name := fmt.Sprintf("p%d", pods)
+	p := &pod{node: n, dir: n.t.TempDir()}
+	namespaces := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
+	p.config = &runtimeapi.PodSandboxConfig{
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "ns", Uid: name}, LogDirectory: p.dir, Hostname: name,
+		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: namespaces}},
+	}
+	c := &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: n.registry + "/busybox:1"}, LogPath: "0.log",
+		Command: []string{"sh", "-c", "exec 2>&1\n" + script}, // one stream, for its order
+		Linux: &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{}, SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+			NamespaceOptions: namespaces,
+		}},
+	}
+	for _, f := range change {
+		f(p.config, c)
+	}
+	if _, err := n.b.PullImage(ctx, &runtimeapi.PullImageRequest{Image: c.Image}); err != nil {
+		return nil, err
+	}
+	box, err := n.b.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: p.config})
+	if err != nil {
+		return nil, err
+	}
+	p.sandbox = box.PodSandboxId
+	made, err := n.b.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.sandbox, Config: c, SandboxConfig: p.config})
+	if err != nil {
+		return nil, err
+	}
+	p.id = made.ContainerId
+	return p, nil
+}
+
+func (n *node) run(script string, change ...func(*runtimeapi.PodSandboxConfig, *runtimeapi.ContainerConfig)) *pod {
+	n.t.Helper()
+	p, err := n.newPod(script, change...)
+	if err == nil {
+		_, err = n.b.StartContainer(n.t.Context(), &runtimeapi.StartContainerRequest{ContainerId: p.id})
+	}
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return p
+}
+
+func (p *pod) status() *runtimeapi.ContainerStatus {
+	p.t.Helper()
+	r, err := p.b.ContainerStatus(p.t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: p.id})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return r.Status
+}
+
+func (p *pod) until(what string, cond func() bool) {
+	p.t.Helper()
+	for deadline := time.Now().Add(2 * time.Minute); !cond(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			p.t.Fatalf("%s: not yet; %v\n%s", what, p.status(), p.text())
+		}
+	}
+}
+
+func (p *pod) ended() *runtimeapi.ContainerStatus {
+	p.t.Helper()
+	p.until("end", func() bool { return p.status().State == runtimeapi.ContainerState_CONTAINER_EXITED })
+	return p.status()
+}
+
+// text returns what the container wrote, without the log's columns.
+func (p *pod) text() string {
+	data, _ := os.ReadFile(filepath.Join(p.dir, "0.log"))
+	var out strings.Builder
+	for line := range strings.Lines(string(data)) {
+		if fields := strings.SplitN(line, " ", 4); len(fields) == 4 {
+			out.WriteString(fields[3])
+		}
+	}
+	return out.String()
+}
+
+const forever = "trap 'exit 7' TERM; echo up; while true; do sleep 0.1; done"
+
+func TestWhatContainersAre(t *testing.T) {
+	n := start(t)
+	profile := filepath.Join(n.dir, "no-mkdir.json")
+	if err := os.WriteFile(profile, []byte(`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mounted := t.TempDir()
+	if err := os.WriteFile(filepath.Join(mounted, "note"), []byte("a note\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	type config = runtimeapi.ContainerConfig
+	type box = runtimeapi.PodSandboxConfig
+	for name, test := range map[string]struct {
+		script string
+		change func(*box, *config)
+		want   string
+		code   int32
+		reason string
+	}{
+		"environment": {"echo $COLOUR $PATH; pwd; hostname", func(b *box, c *config) {
+			b.Hostname, c.WorkingDir, c.Envs = "here", "/tmp", []*runtimeapi.KeyValue{{Key: "COLOUR", Value: []byte("blue")}}
+		}, "blue /bin\n/tmp\nhere\n", 0, "Completed"},
+		"user": {"id", func(_ *box, c *config) {
+			s := c.Linux.SecurityContext
+			s.RunAsUser, s.RunAsGroup, s.SupplementalGroups = &runtimeapi.Int64Value{Value: 65534}, &runtimeapi.Int64Value{Value: 20}, []int64{7}
+		}, "uid=65534(nobody) gid=20 groups=7,20\n", 0, "Completed"},
+		"no such user": {"", func(_ *box, c *config) { c.Linux.SecurityContext.RunAsUsername = "stranger" }, "", 0, `user "stranger"`},
+		"capabilities": {"grep CapEff /proc/self/status", func(_ *box, c *config) {
+			c.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"ALL"}, AddCapabilities: []string{"NET_BIND_SERVICE"}}
+		}, "CapEff:\t0000000000000400\n", 0, "Completed"},
+		"unknown capability": {"", func(_ *box, c *config) {
+			c.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"FLY"}}
+		}, "", 0, `unknown capability "CAP_FLY"`},
+		"read-only root": {"touch /x || echo no", func(_ *box, c *config) { c.Linux.SecurityContext.ReadonlyRootfs = true }, "touch: /x: Read-only file system\nno\n", 0, "Completed"},
+		"seccomp": {"mkdir /tmp/x || echo no", func(_ *box, c *config) {
+			c.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: profile}
+		}, "mkdir: can't create directory '/tmp/x': Operation not permitted\nno\n", 0, "Completed"},
+		"no seccomp profile": {"", func(_ *box, c *config) {
+			c.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/none"}
+		}, "", 0, "cannot load seccomp profile"},
+		"default seccomp": {"grep Seccomp: /proc/self/status", func(_ *box, c *config) {
+			c.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
+		}, "Seccomp:\t2\n", 0, "Completed"},
+		"sysctl": {"cat /proc/sys/net/ipv4/ip_unprivileged_port_start", func(b *box, _ *config) {
+			b.Linux.Sysctls = map[string]string{"net.ipv4.ip_unprivileged_port_start": "80"}
+		}, "80\n", 0, "Completed"},
+		"sysctl of the node": {"", func(b *box, _ *config) { b.Linux.Sysctls = map[string]string{"vm.swappiness": "1"} }, "", 0, `sysctl "vm.swappiness" is not of a namespace`},
+		"mounts": {"cat /m/note; echo x > /m/new || echo no; touch /shm 2>/dev/null; ls /dev/shm", func(_ *box, c *config) {
+			c.Mounts = []*runtimeapi.Mount{{HostPath: mounted, ContainerPath: "/m", Readonly: true}}
+		}, "a note\nsh: can't create /m/new: Read-only file system\nno\n", 0, "Completed"},
+		"name servers": {"cat /etc/resolv.conf", func(b *box, _ *config) {
+			b.DnsConfig = &runtimeapi.DNSConfig{Servers: []string{"10.0.0.10"}, Searches: []string{"svc"}, Options: []string{"ndots:5"}}
+		}, "search svc\nnameserver 10.0.0.10\noptions ndots:5\n", 0, "Completed"},
+		"shared processes": {"tr '\\0' ' ' < /proc/1/cmdline | grep -o oci-pause", func(b *box, c *config) {
+			b.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+		}, "oci-pause\n", 0, "Completed"},
+		"own processes": {"echo $$", nil, "1\n", 0, "Completed"},
+		"interfaces":    {"ls /sys/class/net", nil, "lo\n", 0, "Completed"},
+		"exit code":     {"exit 42", nil, "", 42, "Error"},
+		"signal":        {"kill -ABRT $$; sleep 5", func(b *box, _ *config) { b.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD }, "", 134, "Error"},
+		"memory": {"tail /dev/zero", func(_ *box, c *config) {
+			c.Linux.Resources.MemoryLimitInBytes = 16 << 20
+		}, "", 137, "OOMKilled"},
+		"no such program": {"", func(_ *box, c *config) { c.Command = []string{"/none"} }, "", 0, "no such file or directory"},
+		"handler":         {"", func(b *box, c *config) { c.Mounts = []*runtimeapi.Mount{{HostPath: "/tmp", ContainerPath: "m"}} }, "", 0, "is not absolute"},
+		"propagation": {"", func(_ *box, c *config) {
+			c.Mounts = []*runtimeapi.Mount{{HostPath: mounted, ContainerPath: "/m", Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL}}
+		}, "", 0, "is mounted on a file system that is not shared"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := *n
+			n.t = t
+			var change []func(*box, *config)
+			if test.change != nil {
+				change = append(change, test.change)
+			}
+			p, err := n.newPod(test.script, change...)
+			if err == nil {
+				_, err = n.b.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: p.id})
+			}
+			if err != nil {
+				if !strings.Contains(err.Error(), test.reason) {
+					t.Errorf("want an error with %q, have %v", test.reason, err)
+				}
+				return
+			}
+			st := p.ended()
+			if got := p.text(); st.ExitCode != test.code || st.Reason != test.reason || got != test.want && st.Reason != "OOMKilled" {
+				t.Errorf("exit code %d, reason %s (%s), want %d, %s; it wrote\n%q\nwant\n%q", st.ExitCode, st.Reason, st.Message, test.code, test.reason, got, test.want)
+			}
+		})
+	}
+}
+
+// TestNextBackend ends a backend and opens another: containers go on, and what became of them meanwhile is found.
+func TestNextBackend(t *testing.T) {
+	n := start(t)
+	share := func(b *runtimeapi.PodSandboxConfig, _ *runtimeapi.ContainerConfig) {
+		b.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	}
+	long, short, killed, shared := n.run(forever), n.run("while [ ! -e /tmp/go ]; do sleep 0.02; done; exit 9"), n.run(forever), n.run(forever, share)
+	idle, err := n.newPod("true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []*pod{long, killed, shared} {
+		p.until("output", func() bool { return strings.Contains(p.text(), "up") })
+	}
+	release := filepath.Join(n.dir, "containers", short.id, "rootfs", "tmp", "go")
+	if err := n.b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(release, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	shims := containerdtest.Commands(filepath.Join(n.dir, "containers", killed.id))
+	if len(shims) != 1 {
+		t.Fatalf("shims of a container: %v", shims)
+	}
+	if err := syscall.Kill(shims[0], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	n.open()
+	if st := short.ended(); st.ExitCode != 9 {
+		t.Errorf("ended meanwhile: %v", st)
+	}
+	if st := killed.ended(); st.ExitCode != 137 || !strings.Contains(st.Message, "shim was killed") {
+		t.Errorf("without its shim: %v", st)
+	}
+	if st := idle.status(); st.State != runtimeapi.ContainerState_CONTAINER_CREATED {
+		t.Errorf("not started: %v", st)
+	}
+	if st := long.status(); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("runs on: %v", st)
+	}
+	if _, err := n.b.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: long.id, Timeout: 60}); err != nil {
+		t.Fatal(err)
+	}
+	if st := long.ended(); st.ExitCode != 7 {
+		t.Errorf("stopped by its signal: %v", st)
+	}
+	for _, pause := range containerdtest.Commands("oci-pause") {
+		if err := syscall.Kill(pause, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shared.until("the sandbox to be lost", func() bool {
+		r, err := n.b.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: shared.sandbox})
+		return err == nil && r.Status.State == runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+	})
+	if st := shared.ended(); st.ExitCode != 137 {
+		t.Errorf("with its pod's processes: %v", st)
+	}
+}
+
+func TestLogIsReopened(t *testing.T) {
+	n := start(t)
+	p := n.run(forever)
+	p.until("output", func() bool { return p.text() == "up\n" })
+	log := filepath.Join(p.dir, "0.log")
+	if err := os.Rename(log, log+".1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.b.ReopenContainerLog(t.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: p.id}); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(log); err != nil || info.Size() != 0 {
+		t.Errorf("the new log: %v, %v", info, err)
+	}
+}
+
+func TestExec(t *testing.T) {
+	n := start(t)
+	p := n.run(forever)
+	exec := func(timeout int64, command ...string) (*runtimeapi.ExecSyncResponse, error) {
+		return n.b.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: p.id, Cmd: command, Timeout: timeout})
+	}
+	r, err := exec(60, "sh", "-c", "echo out; echo err >&2; exit 3")
+	if err != nil || string(r.Stdout) != "out\n" || string(r.Stderr) != "err\n" || r.ExitCode != 3 {
+		t.Errorf("%v, %v", r, err)
+	}
+	if _, err := exec(60, "/none"); err == nil || !strings.Contains(err.Error(), "no such file") {
+		t.Errorf("no such program: %v", err)
+	}
+	if _, err := exec(1, "sleep", "98765"); status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("too long: %v", err)
+	}
+	if left := containerdtest.Commands("98765"); len(left) > 0 {
+		t.Errorf("it runs on: %v", left)
+	}
+	stream := func(command string, tty bool, in string) (string, string, error) {
+		r, err := n.b.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: p.id, Cmd: []string{"sh", "-c", command}, Stdin: in != "", Stdout: true, Stderr: !tty, Tty: tty})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return copyStreams(t, r.Url, in, tty)
+	}
+	if out, errs, err := stream("cat; echo err >&2; exit 4", false, "in\n"); out != "in\n" || errs != "err\n" || err == nil || !strings.Contains(err.Error(), "exit code 4") {
+		t.Errorf("streams: %q, %q, %v", out, errs, err)
+	}
+	if out, _, err := stream("tty; stty size", true, ""); !strings.Contains(out, "/dev/pts/") || err != nil {
+		t.Errorf("terminal: %q, %v", out, err)
+	}
+	p.remove()
+	if _, err := exec(60, "true"); status.Code(err) != codes.NotFound {
+		t.Errorf("in no container: %v", err)
+	}
+}
+
+func (p *pod) remove() {
+	p.t.Helper()
+	if _, err := p.b.RemoveContainer(p.t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: p.id}); err != nil {
+		p.t.Error(err)
+	}
+}
+
+// copyStreams is what a client does with an address of Exec or Attach.
+func copyStreams(t *testing.T, address, in string, tty bool) (stdout, stderr string, err error) {
+	t.Helper()
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := remotecommand.NewSPDYExecutor(&rest.Config{Host: u.Scheme + "://" + u.Host}, http.MethodPost, u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out, errs bytes.Buffer
+	opts := remotecommand.StreamOptions{Stdout: &out, Tty: tty}
+	if in != "" {
+		opts.Stdin = strings.NewReader(in)
+	}
+	if !tty {
+		opts.Stderr = &errs
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	err = e.StreamWithContext(ctx, opts)
+	return out.String(), errs.String(), err
+}
+
+func TestAttach(t *testing.T) {
+	n := start(t)
+	for name, tty := range map[string]bool{"pipes": false, "terminal": true} {
+		t.Run(name, func(t *testing.T) {
+			n := *n
+			n.t = t
+			p := n.run("echo up; read line; echo got $line; exit 5", func(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) {
+				c.Stdin, c.StdinOnce, c.Tty = true, true, tty
+			})
+			r, err := n.b.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: p.id, Stdin: true, Stdout: true, Stderr: !tty, Tty: tty})
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, _, err := copyStreams(t, r.Url, "hello\n", tty)
+			if !strings.Contains(out, "got hello") || err != nil {
+				t.Errorf("%q, %v", out, err)
+			}
+			if st := p.ended(); st.ExitCode != 5 || !strings.Contains(p.text(), "got hello") {
+				t.Errorf("%v, log %q", st, p.text())
+			}
+		})
+	}
+}
+
+// layer makes one of entries as they are.
+func layer(t *testing.T, entries ...tar.Header) v1.Layer {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, h := range entries {
+		text := []byte(nil)
+		if h.Typeflag == 0 {
+			h.Typeflag, text = tar.TypeReg, []byte("of "+h.Name+"\n")
+		}
+		if h.Mode == 0 {
+			h.Mode = 0o755
+		}
+		h.Size = int64(len(text))
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// image pushes busybox with more layers over it.
+func (n *node) image(name string, layers ...v1.Layer) string {
+	n.t.Helper()
+	files, err := containerdtest.Busybox()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	img, err := containerdtest.Image(v1.Config{Env: []string{"PATH=/bin"}, Volumes: map[string]struct{}{"/volume": {}}}, files...)
+	if err == nil {
+		img, err = mutate.AppendLayers(img, layers...)
+	}
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	as := n.registry + "/" + name + ":1"
+	containerdtest.Push(n.t, img, as)
+	return as
+}
+
+func TestLayers(t *testing.T) {
+	for name, copies := range map[string]bool{"overlay": false, "copy": true} {
+		t.Run(name, func(t *testing.T) {
+			n := start(t, func(o *oci.Options) { o.Copy = copies })
+			outside := filepath.Join(n.dir, "outside")
+			if err := os.Mkdir(outside, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			dir := func(name string) tar.Header { return tar.Header{Name: name, Typeflag: tar.TypeDir} }
+			link := func(name, to string) tar.Header {
+				return tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: to}
+			}
+			image := n.image("layers",
+				layer(t, dir("d"), tar.Header{Name: "d/a"}, tar.Header{Name: "d/b"}, dir("o"), tar.Header{Name: "o/old"}, dir("volume"), tar.Header{Name: "volume/seed"}),
+				layer(t, tar.Header{Name: "d/.wh.a"}, tar.Header{Name: "o/.wh..wh..opq"}, tar.Header{Name: "o/new"}),
+				// Ways out: by a link to a folder, by a name, by a hard link.
+				layer(t, link("way", outside), tar.Header{Name: "way/1"}, tar.Header{Name: "../../../../../../.." + outside + "/2"}, link("up", "../../../../../../../.."+outside), tar.Header{Name: "up/3"}),
+			)
+			p := n.run("ls /d /o /volume; cat /d/b; echo x > /volume/mine", func(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) {
+				c.Image.Image = image
+			})
+			if st := p.ended(); st.ExitCode != 0 || p.text() != "/d:\nb\n\n/o:\nnew\n\n/volume:\nseed\nof d/b\n" {
+				t.Errorf("%v\n%q", st, p.text())
+			}
+			if left, err := os.ReadDir(outside); err != nil || len(left) > 0 {
+				t.Errorf("written outside of the image: %v, %v", left, err)
+			}
+			layers := func() int {
+				out, _ := filepath.Glob(filepath.Join(n.dir, "layers", "*"))
+				return len(out)
+			}
+			before := layers()
+			if _, err := n.b.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: image}}); err != nil {
+				t.Fatal(err)
+			}
+			if layers() != before { // a container is made of them
+				t.Errorf("%d layers of %d are left", layers(), before)
+			}
+			p.remove()
+			if _, err := n.b.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: image}}); err != nil {
+				t.Fatal(err)
+			}
+			if layers() != 0 {
+				t.Errorf("%d layers are left of no image", layers())
+			}
+			blobs, _ := filepath.Glob(filepath.Join(n.dir, "images", "blobs", "sha256", "*"))
+			if len(blobs) > 0 {
+				t.Errorf("blobs are left of no image: %v", blobs)
+			}
+		})
+	}
+}
+
+func TestDamagedImage(t *testing.T) {
+	n := start(t)
+	image := n.image("damaged", layer(t, tar.Header{Name: "x"}))
+	pull := func() error {
+		_, err := n.b.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: image}})
+		return err
+	}
+	if err := pull(); err != nil {
+		t.Fatal(err)
+	}
+	found, err := n.b.Images().Find(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob := filepath.Join(n.dir, "images", "blobs", "sha256", strings.TrimPrefix(found.ID, "sha256:"))
+	data, err := os.ReadFile(blob)
+	if err == nil {
+		err = os.WriteFile(blob, bytes.Replace(data, []byte("PATH=/bin"), []byte("PATH=/tmp"), 1), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.b.Images().Find(image); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "damaged") {
+		t.Errorf("a damaged configuration: %v", err)
+	}
+	st, err := n.b.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: image}})
+	if err != nil || st.Image != nil {
+		t.Errorf("a damaged image is there: %v, %v", st, err)
+	}
+	if _, err := n.b.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: image}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := pull(); err != nil {
+		t.Errorf("pulled again: %v", err)
+	}
+}
+
+// TestSecretPull pulls from a registry that asks who one is.
+func TestSecretPull(t *testing.T) {
+	n := start(t)
+	var plain http.Handler = registry.New()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, password, _ := r.BasicAuth(); r.Method == http.MethodGet && (user != "me" || password != "hush") {
+			w.Header().Set("WWW-Authenticate", `Basic realm="here"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		plain.ServeHTTP(w, r)
+	}))
+	t.Cleanup(server.Close)
+	n.registry = strings.TrimPrefix(server.URL, "http://")
+	files, err := containerdtest.Busybox()
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := containerdtest.Image(v1.Config{}, files...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := plain
+	direct := httptest.NewServer(open)
+	t.Cleanup(direct.Close)
+	containerdtest.Push(t, img, strings.TrimPrefix(direct.URL, "http://")+"/private:1")
+	for name, test := range map[string]struct {
+		auth *runtimeapi.AuthConfig
+		want codes.Code
+	}{
+		"nobody":   {nil, codes.PermissionDenied},
+		"stranger": {&runtimeapi.AuthConfig{Username: "you", Password: "x"}, codes.PermissionDenied},
+		"nonsense": {&runtimeapi.AuthConfig{Auth: "%"}, codes.InvalidArgument},
+		"name":     {&runtimeapi.AuthConfig{Username: "me", Password: "hush"}, codes.OK},
+		"base64":   {&runtimeapi.AuthConfig{Auth: base64.StdEncoding.EncodeToString([]byte("me:hush"))}, codes.OK},
+	} {
+		_, err := n.b.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: n.registry + "/private:1"}, Auth: test.auth})
+		if status.Code(err) != test.want {
+			t.Errorf("%s: %v, want code %s", name, err, test.want)
+		}
+		if err != nil && strings.Contains(err.Error(), "hush") {
+			t.Errorf("%s: the error tells the password: %v", name, err)
+		}
+	}
+}
