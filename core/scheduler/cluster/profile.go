@@ -61,10 +61,11 @@ type Profile struct {
 	Scores  []PolicyScore
 	// BindTimeout is how long claims may take to be bound.
 	BindTimeout time.Duration
-	// FairShare orders pods of one priority by their namespaces' shares, divided
-	// by Weights.
-	FairShare bool
-	Weights   map[string]int32
+	// FairShare orders pods of one priority by the shares of their queues, divided
+	// by Weights. QueueLabel names queues, see State.QueueOf.
+	FairShare  bool
+	QueueLabel string
+	Weights    map[string]int32
 	// Deadline is how old a pod may become without a node; 0: any age.
 	Deadline time.Duration
 
@@ -222,7 +223,7 @@ func (p *Profile) configure(spec *schedulingv1alpha1.SchedulerProfileSpec) {
 		p.minCandidatesPercent = int(pointer.Deref(a.MinCandidateNodesPercentage, minCandidatesPercent))
 	}
 	if q := spec.Queue; q != nil {
-		p.FairShare, p.Weights = q.Order == schedulingv1alpha1.FairShareOrder, q.Weights
+		p.FairShare, p.QueueLabel, p.Weights = q.Order == schedulingv1alpha1.FairShareOrder, q.Label, q.Weights
 		p.Deadline = time.Duration(pointer.Deref(q.DeadlineSeconds, 0)) * time.Second
 	}
 }

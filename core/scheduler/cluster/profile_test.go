@@ -114,6 +114,8 @@ func TestProfileErrors(t *testing.T) {
 		`queue: {order: Lottery}`:                    `spec.queue.order: Unsupported value`,
 		`queue: {weights: {a: 1}}`:                   `only with the order FairShare`,
 		`queue: {order: FairShare, weights: {a: 0}}`: `spec.queue.weights[a]`,
+		`queue: {label: team}`:                       `spec.queue.label: Forbidden: only with the order FairShare`,
+		`queue: {order: FairShare, label: "a b"}`:    `spec.queue.label: Invalid value: "a b"`,
 		`queue: {deadlineSeconds: 0}`:                `must be at least 1`,
 	} {
 		if _, err := NewProfile("x", specOf(t, spec)); err == nil || !strings.Contains(err.Error(), want) {

@@ -265,7 +265,7 @@ func (s *State) SetPod(pod *v1.Pod) {
 		if e.node.name == pod.Spec.NodeName && e.pod.UID == pod.UID {
 			regroup := s.related && ((e.pod.DeletionTimestamp == nil) != (pod.DeletionTimestamp == nil) || !maps.Equal(e.pod.Labels, pod.Labels))
 			if e.pod.Generation == pod.Generation && len(pod.Status.ContainerStatuses) == 0 && !regroup {
-				e.pod = pod // the spec is the same, and no container reports anything else
+				s.relabelled(e, pod) // the spec is the same, and no container reports anything else
 				return
 			}
 			r := s.requestsOf(pod)
@@ -281,7 +281,7 @@ func (s *State) SetPod(pod *v1.Pod) {
 				s.account(e, +1)
 				s.rowFreed(e.node.row)
 			}
-			if e.pod = pod; regroup {
+			if s.relabelled(e, pod); regroup {
 				s.resettle(e)
 			}
 			return
@@ -410,7 +410,7 @@ func (s *State) account(e *podEntry, sign int64) {
 		s.use(e, sign)
 	}
 	if s.shares != nil && !s.quiet {
-		s.shares.add(e, sign)
+		s.shares.add(s, e, sign)
 	}
 	s.changed(row)
 }

@@ -295,18 +295,21 @@ func (s *State) Epoch() uint64 { return s.epoch }
 
 // SetNamespace makes a namespace's labels known.
 func (s *State) SetNamespace(name string, set map[string]string) {
-	if old, known := s.namespaces[name]; known && maps.Equal(old, set) {
+	old, known := s.namespaces[name]
+	if known && maps.Equal(old, set) {
 		return
 	}
 	s.namespaces[name] = set
 	s.renamed()
+	s.requeue(old, set)
 }
 
 // RemoveNamespace forgets a namespace.
 func (s *State) RemoveNamespace(name string) {
-	if _, known := s.namespaces[name]; known {
+	if old, known := s.namespaces[name]; known {
 		delete(s.namespaces, name)
 		s.renamed()
+		s.requeue(old, nil)
 	}
 }
 

@@ -187,10 +187,14 @@ const (
 // Queue says in which order the profile's pods have their turn.
 type Queue struct {
 	// Order is Priority (first come, first served within a priority) or FairShare
-	// (within a priority, the namespace first whose pods have the smallest
+	// (within a priority, the queue first whose pods have the smallest
 	// dominant share of the cluster, divided by its weight). Default: Priority.
 	Order string `json:"order,omitempty"`
-	// Weights of namespaces in FairShare, 1 to 1000. Default 1.
+	// Label whose value is the name of a pod's queue in FairShare: that of the
+	// pod's namespace, else of the pod, else the queue has the namespace's name.
+	// Default: none, each namespace is a queue.
+	Label string `json:"label,omitempty"`
+	// Weights of queues in FairShare, 1 to 1000. Default 1.
 	Weights map[string]int32 `json:"weights,omitempty"`
 	// DeadlineSeconds from a pod's creation until it must have a node; later it is
 	// not tried any more. Default: none.

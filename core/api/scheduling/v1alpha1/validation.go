@@ -270,7 +270,13 @@ func (q *Queue) validate(path *field.Path) (all field.ErrorList) {
 		if len(q.Weights) > 0 {
 			all = append(all, field.Forbidden(path.Child("weights"), "only with the order FairShare"))
 		}
+		if q.Label != "" {
+			all = append(all, field.Forbidden(path.Child("label"), "only with the order FairShare"))
+		}
 	case FairShareOrder:
+		if q.Label != "" {
+			all = append(all, metav1validation.ValidateLabelName(q.Label, path.Child("label"))...)
+		}
 		for namespace, weight := range q.Weights {
 			all = append(all, inRange(path.Child("weights").Key(namespace), int64(weight), 1, maxNamespaceWeight)...)
 		}
