@@ -158,7 +158,10 @@ func (p *parts) assemble() (err error) {
 		},
 		Paths:   map[string]http.Handler{BackupPath: http.HandlerFunc(p.backup), HistoryPath: http.HandlerFunc(p.history), RotateKeyPath: http.HandlerFunc(p.rotateKey)},
 		Metrics: p.metrics,
-		Audit:   options.API.Audit, AuthenticationConfig: options.API.AuthenticationConfig, Without: options.API.Without,
+		Components: map[string]func() error{
+			"controller-manager": p.works, "scheduler": p.works,
+		},
+		Audit: options.API.Audit, AuthenticationConfig: options.API.AuthenticationConfig, Without: options.API.Without,
 		EnableAdmission: options.API.EnableAdmission, DisableAdmission: options.API.DisableAdmission,
 		Version: options.Version,
 		Clock:   options.Clock,
@@ -237,6 +240,9 @@ func (p *parts) assembleControllers() (err error) {
 		served = append(served, kind)
 	}
 	p.kinds = kinds.NewDynamic(served, definitions, meta)
+	if services := p.server.APIServices(); services != nil {
+		p.kinds.Elsewhere(services, p.client.Discovery())
+	}
 	if p.controllers, err = controllers.New(controllers.Options{
 		Client: p.client, Informers: p.informers, Kinds: p.kinds, Metadata: meta,
 		Pods: p.podControl(), Clock: options.Clock, Logger: log.With("part", "controllers"),
@@ -361,6 +367,16 @@ func (p *parts) workLeader(ctx context.Context, group *errgroup.Group) {
 	}
 	for _, part := range run {
 		group.Go(func() error { return part(ctx) })
+	}
+}
+
+// works tells whether what uses the server runs here, or waits for its turn to lead.
+func (p *parts) works() error {
+	select {
+	case <-p.workers:
+		return nil
+	default:
+		return errors.New("it has not been started in this fork")
 	}
 }
 

@@ -136,6 +136,15 @@ func (a *aggregator) informer() apiserviceinformers.APIServiceInformer {
 	return a.APIRegistrationInformers.Apiregistration().V1().APIServices()
 }
 
+// APIServices is the informer of the APIServices, nil where they are left out.
+// The server starts and ends it.
+func (s *Server) APIServices() cache.SharedIndexInformer {
+	if s.aggregator == nil {
+		return nil
+	}
+	return s.aggregator.informer().Informer()
+}
+
 // groupPlace is the priority of a group among others and of a version in its group, in discovery.
 type groupPlace struct{ group, version int32 }
 

@@ -23,6 +23,7 @@ import (
 	apiregistration "k8s.io/kube-aggregator/pkg/client/clientset_generated/clientset/typed/apiregistration/v1"
 
 	"github.com/quaymaster/quaymaster/core/apiserver"
+	"github.com/quaymaster/quaymaster/core/coretest/extension"
 )
 
 var flunderResource = schema.GroupVersionResource{Group: "wardle.example.com", Version: "v1alpha1", Resource: "flunders"}
@@ -58,31 +59,35 @@ func available(t *testing.T, services apiregistration.APIServiceInterface, name,
 func TestAggregation(t *testing.T) {
 	c := start(t, func(o *apiserver.Options) { o.Listener, o.Dir = listen(t), t.TempDir() })
 	services := apiServices(t, c)
-	e := startExtension(t, c, "extensions", "sample")
+	admin, err := c.Kubeconfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := extension.Start(t, admin, "extensions", "sample")
 	const name = "v1alpha1.wardle.example.com"
 	apply(t, c, fmt.Sprintf(`
 {apiVersion: v1, kind: Namespace, metadata: {name: extensions}}
 ---
 {apiVersion: apiregistration.k8s.io/v1, kind: APIService, metadata: {name: %s}, spec: {group: wardle.example.com, version: v1alpha1,
   groupPriorityMinimum: 2000, versionPriority: 200, caBundle: %s, service: {namespace: extensions, name: sample, port: %d}}}`,
-		name, base64.StdEncoding.EncodeToString(e.ca), e.port))
+		name, base64.StdEncoding.EncodeToString(e.CA), e.Port))
 	available(t, services, name, "False", "ServiceNotFound")
-	admin, err := dynamic.NewForConfig(c.https(t))
+	flunders, err := dynamic.NewForConfig(c.https(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := admin.Resource(flunderResource).Namespace("default").List(t.Context(), metav1.ListOptions{}); !apierrors.IsServiceUnavailable(err) {
+	if _, err := flunders.Resource(flunderResource).Namespace("default").List(t.Context(), metav1.ListOptions{}); !apierrors.IsServiceUnavailable(err) {
 		t.Errorf("before there is a service: %v", err)
 	}
 	apply(t, c, `{apiVersion: v1, kind: Service, metadata: {name: sample, namespace: extensions}, spec: {type: ExternalName, externalName: localhost}}`)
 	available(t, services, name, "True", "Passed")
 	eventually(t, "the way to the server", func() error { // follows the condition
-		_, err := admin.Resource(flunderResource).Namespace("default").List(t.Context(), metav1.ListOptions{})
+		_, err := flunders.Resource(flunderResource).Namespace("default").List(t.Context(), metav1.ListOptions{})
 		return err
 	})
 
 	t.Run("objects", func(t *testing.T) {
-		resource := admin.Resource(flunderResource).Namespace("default")
+		resource := flunders.Resource(flunderResource).Namespace("default")
 		w, err := resource.Watch(t.Context(), metav1.ListOptions{})
 		if err != nil {
 			t.Fatal(err)
@@ -111,7 +116,7 @@ func TestAggregation(t *testing.T) {
 		eventually(t, "OpenAPI", func() error { return documented(t, c, true) })
 	})
 
-	e.stop()
+	e.Stop()
 	// Upstream looks every half minute, and after each change.
 	if _, err := services.Patch(t.Context(), name, types.MergePatchType, []byte(`{"metadata":{"labels":{"look":"now"}}}`), metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
@@ -121,7 +126,7 @@ func TestAggregation(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the end of the group", func() error {
-		_, err := admin.Resource(flunderResource).Namespace("default").List(t.Context(), metav1.ListOptions{})
+		_, err := flunders.Resource(flunderResource).Namespace("default").List(t.Context(), metav1.ListOptions{})
 		if !apierrors.IsNotFound(err) {
 			return fmt.Errorf("list: %w", err)
 		}

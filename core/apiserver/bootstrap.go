@@ -31,18 +31,13 @@ func (s *Server) bootstrap(ctx context.Context) error {
 	if err := s.restoreServices(ctx); err != nil {
 		return err
 	}
-	// Admission is left out: its plugins wait for informers, which nothing here needs.
-	d := &Direct{server: s, user: &user.DefaultInfo{Name: user.APIServerUser, Groups: []string{user.SystemPrivilegedGroup}}, unchecked: true}
-	var objects []object
-	for _, name := range systemNamespaces {
-		objects = append(objects, object{corev1.SchemeGroupVersion.WithResource("namespaces"), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}})
+	d := s.bootstrapper()
+	if err := s.ensureNamespaces(ctx, d); err != nil {
+		return fmt.Errorf("make the system's own namespaces: %w", err)
 	}
 	for _, class := range schedulingapi.SystemPriorityClasses() {
-		objects = append(objects, object{schedulingv1.SchemeGroupVersion.WithResource("priorityclasses"), class})
-	}
-	for _, o := range objects {
-		if err := o.ensure(ctx, d); err != nil {
-			return fmt.Errorf("make the system's own objects: %w", err)
+		if err := (object{schedulingv1.SchemeGroupVersion.WithResource("priorityclasses"), class}).ensure(ctx, d); err != nil {
+			return fmt.Errorf("make the system's own priority classes: %w", err)
 		}
 	}
 	if err := s.ensureRoles(ctx, d); err != nil {
@@ -62,7 +57,7 @@ func (s *Server) bootstrap(ctx context.Context) error {
 	if err := s.ensureKubernetesService(ctx, d); err != nil {
 		return fmt.Errorf("make the service kubernetes: %w", err)
 	}
-	if err := s.ensureKubernetesEndpoints(ctx, d); err != nil {
+	if err := s.ensureKubernetesEndpoints(ctx, d, object.replace); err != nil {
 		return fmt.Errorf("make the endpoints of the service kubernetes: %w", err)
 	}
 	if s.aggregator != nil {
@@ -71,6 +66,12 @@ func (s *Server) bootstrap(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// bootstrapper makes what every cluster has. Admission is left out: its plugins
+// wait for informers, which nothing here needs.
+func (s *Server) bootstrapper() *Direct {
+	return &Direct{server: s, user: &user.DefaultInfo{Name: user.APIServerUser, Groups: []string{user.SystemPrivilegedGroup}}, unchecked: true}
 }
 
 // object is something that has to exist.

@@ -35,8 +35,9 @@ func (s *Server) published() net.IP {
 }
 
 // ensureKubernetesEndpoints says where the service kubernetes leads: in
-// Endpoints and in a slice, both of which no controller keeps.
-func (s *Server) ensureKubernetesEndpoints(ctx context.Context, d *Direct) error {
+// Endpoints and in a slice, both of which no controller keeps. The way makes
+// each anew where it is not right, or only where there is none.
+func (s *Server) ensureKubernetesEndpoints(ctx context.Context, d *Direct, way func(object, context.Context, *Direct, func(present runtime.Object) bool) error) error {
 	ip := s.published()
 	if ip == nil {
 		return nil
@@ -59,17 +60,22 @@ func (s *Server) ensureKubernetesEndpoints(ctx context.Context, d *Direct) error
 		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{ip.String()}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}}},
 		Ports:       []discoveryv1.EndpointPort{{Name: &portName, Port: &port, Protocol: &protocol}},
 	}
-	err := object{corev1.SchemeGroupVersion.WithResource("endpoints"), endpoints}.replace(ctx, d, func(present runtime.Object) bool {
+	err := way(object{corev1.SchemeGroupVersion.WithResource("endpoints"), endpoints}, ctx, d, func(present runtime.Object) bool {
 		old, ok := present.(*corev1.Endpoints)
 		return ok && equality.Semantic.DeepEqual(old.Subsets, endpoints.Subsets)
 	})
 	if err != nil {
 		return err
 	}
-	return object{discoveryv1.SchemeGroupVersion.WithResource("endpointslices"), slice}.replace(ctx, d, func(present runtime.Object) bool {
+	return way(object{discoveryv1.SchemeGroupVersion.WithResource("endpointslices"), slice}, ctx, d, func(present runtime.Object) bool {
 		old, ok := present.(*discoveryv1.EndpointSlice)
 		return ok && old.AddressType == slice.AddressType && equality.Semantic.DeepEqual(old.Endpoints, slice.Endpoints) && equality.Semantic.DeepEqual(old.Ports, slice.Ports)
 	})
+}
+
+// ensureOnly is replace for servers that are not alone: what another has written is left.
+func (o object) ensureOnly(ctx context.Context, d *Direct, _ func(runtime.Object) bool) error {
+	return o.ensure(ctx, d)
 }
 
 // replace makes the object anew unless the present one is right: one of an

@@ -90,6 +90,7 @@ func (s *Server) install() error {
 	config.BuildHandlerChainFunc = s.filters
 	config.AuditBackend, config.AuditPolicyRuleEvaluator = s.auditBackend, s.auditRules
 	config.LongRunningFunc = s.longRunning
+	config.RequestTimeout = s.options.RequestTimeout
 	config.MaxRequestsInFlight, config.MaxMutatingRequestsInFlight = maxReading, maxWriting
 	config.EnableProfiling = false
 	config.EnableMetrics = false // see installMetrics
@@ -114,7 +115,7 @@ func (s *Server) install() error {
 	inFront := *config // the aggregator adds the check of the informers itself
 	config.ReadyzChecks = append(slices.Clone(config.ReadyzChecks), informersSynced)
 	s.requestInfo = config.RequestInfoResolver
-	if s.generic, err = completed.New("quaymaster", s.custom.GenericAPIServer); err != nil {
+	if s.generic, err = completed.New("quaymaster", withoutProtobuf{s.custom.GenericAPIServer, s.custom}); err != nil {
 		return err
 	}
 

@@ -127,6 +127,7 @@ var kinds = []kind{
 	{"", v1, "PersistentVolumeClaim", "persistentvolumeclaims", namespaced, two(pvcstore.NewREST), ""},
 	{"", v1, "PodTemplate", "podtemplates", namespaced, one(podtemplatestore.NewREST), ""},
 	{"", v1, "ReplicationController", "replicationcontrollers", namespaced, replicationControllers, "controllers"},
+	{"", v1, "ComponentStatus", "componentstatuses", virtual, componentStatuses, ""},
 
 	{"events.k8s.io", v1, "Event", "events", namespaced, events, ""},
 

@@ -1,7 +1,6 @@
 package apiserver
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -19,12 +18,23 @@ import (
 // newHTTPServer serves the listener with TLS 1.2 or newer, HTTP/2 and HTTP/1.1.
 // Client certificates are asked for and judged by the authentication.
 func (s *Server) newHTTPServer() *http.Server {
+	const (
+		streams = 100       // of a connection, and four times as many that wait: what clients assume
+		frame   = 256 << 10 // bytes; nearly all objects fit
+	)
 	return &http.Server{
-		Handler:           s.endWatches(s.front.Handler),
+		Handler:           s.forPort(s.front.Handler),
 		MaxHeaderBytes:    1 << 20,
 		IdleTimeout:       90 * time.Second,
-		ReadHeaderTimeout: 32 * time.Second,
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // handshakes that failed
+		ReadHeaderTimeout: min(32*time.Second, s.options.RequestTimeout),
+		ReadTimeout:       s.options.RequestTimeout,
+		WriteTimeout:      s.options.RequestTimeout + answering,
+		HTTP2: &http.HTTP2Config{ // upstream's, but for the timeout
+			MaxConcurrentStreams: streams, MaxReadFrameSize: frame,
+			MaxReceiveBufferPerStream: frame, MaxReceiveBufferPerConnection: streams * frame,
+			WriteByteTimeout: s.options.StallTimeout,
+		},
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // handshakes that failed
 		TLSConfig: &tls.Config{
 			MinVersion: tls.VersionTLS12,
 			ClientAuth: tls.RequestClientCert,
@@ -34,21 +44,6 @@ func (s *Server) newHTTPServer() *http.Server {
 			},
 		},
 	}
-}
-
-// endWatches ends long-running requests when the server closes: others finish.
-func (s *Server) endWatches(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		info, err := s.requestInfo.NewRequestInfo(r)
-		if err != nil || !s.longRunning(r, info) {
-			next.ServeHTTP(w, r)
-			return
-		}
-		ctx, cancel := context.WithCancel(r.Context())
-		defer cancel()
-		defer context.AfterFunc(s.closing, cancel)()
-		next.ServeHTTP(w, r.WithContext(ctx))
-	})
 }
 
 // Kubeconfig returns a configuration file for an administrator with a client

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -82,8 +83,18 @@ type Options struct {
 	// Metrics of the engine, served at /metrics after those that upstream's
 	// libraries keep for the whole process. May be nil.
 	Metrics prometheus.Gatherer
+	// Components are asked how they are for the (deprecated) ComponentStatuses, by
+	// name, such as "scheduler": nil is well. The store is one, as "etcd-0".
+	Components map[string]func() error
 	// Version is appended to the Kubernetes version as build metadata: "v1.36.3+quaymaster-VERSION".
 	Version string
+	// RequestTimeout bounds requests that are neither watches nor streams, the body
+	// on its way here and the answer on its way back included; 0 is upstream's
+	// default, one minute. Clients of this process are bound by it as well.
+	RequestTimeout time.Duration
+	// StallTimeout is how long the client of a watch or a stream may leave 64 KiB
+	// unread before it is cut off; 0 is one minute. It is for the port only.
+	StallTimeout time.Duration
 	// Clock for certificates and tokens; the real one by default.
 	Clock clock.PassiveClock
 	// Logger may be nil.
@@ -154,6 +165,8 @@ func New(options Options) (*Server, error) {
 	if options.Clock == nil {
 		options.Clock = clock.RealClock{}
 	}
+	options.RequestTimeout = cmp.Or(options.RequestTimeout, defaultRequestTimeout)
+	options.StallTimeout = cmp.Or(options.StallTimeout, defaultStallTimeout)
 	s := &Server{
 		options: options,
 		log:     options.Logger,
@@ -287,6 +300,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	close(s.ready)
+	working.Go(func() { s.keep(hooks) })
 
 	select {
 	case <-ctx.Done():

@@ -35,6 +35,8 @@ func (s *source) Kinds() []kinds.Kind {
 	return s.served
 }
 
+func (s *source) Incomplete() error { return nil }
+
 func (s *source) Changed() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -13,9 +13,9 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// Dynamic is a Source of kinds that are always served and of those that
-// established CustomResourceDefinitions define. It has an informer of each of
-// the latter, of metadata only.
+// Dynamic is a Source of kinds that are always served, of those that established
+// CustomResourceDefinitions define and of those of servers elsewhere. It has an
+// informer of each of the latter two, of metadata only.
 type Dynamic struct {
 	always      []Kind
 	definitions cache.SharedIndexInformer
@@ -26,6 +26,8 @@ type Dynamic struct {
 	running sync.WaitGroup
 	custom  map[string]defined // by the definition's name
 	changed chan struct{}
+
+	elsewhere *elsewhere // nil: there are no other servers
 }
 
 // defined is a kind with the end of its informer.
@@ -47,6 +49,11 @@ func (d *Dynamic) Kinds() []Kind {
 	out := slices.Clone(d.always)
 	for _, k := range d.custom {
 		out = append(out, k.Kind)
+	}
+	if d.elsewhere != nil {
+		for _, k := range d.elsewhere.kinds {
+			out = append(out, k.Kind)
+		}
 	}
 	return out
 }
@@ -71,6 +78,9 @@ func (d *Dynamic) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("follow the definitions of kinds: %w", err)
 	}
+	if d.elsewhere != nil {
+		err = d.follow(ctx)
+	}
 	<-ctx.Done()
 	d.mu.Lock()
 	d.ctx = nil
@@ -79,7 +89,7 @@ func (d *Dynamic) Run(ctx context.Context) error {
 	if err := d.definitions.RemoveEventHandler(registration); err != nil {
 		return fmt.Errorf("leave the definitions of kinds: %w", err)
 	}
-	return nil
+	return err
 }
 
 func (d *Dynamic) take(object any) {
@@ -99,13 +109,18 @@ func (d *Dynamic) take(object any) {
 		delete(d.custom, definition.Name)
 	}
 	if served {
-		ctx, stop := context.WithCancel(d.ctx)
-		kind.Informer = metadatainformer.NewFilteredMetadataInformer(d.client, kind.GroupVersionResource, "", 0,
-			cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}, nil).Informer()
-		d.running.Go(func() { kind.Informer.RunWithContext(ctx) })
-		d.custom[definition.Name] = defined{kind, stop}
+		d.custom[definition.Name] = d.start(kind)
 	}
 	d.tell()
+}
+
+// start runs an informer of the kind, with the lock held and within Run.
+func (d *Dynamic) start(kind Kind) defined {
+	ctx, stop := context.WithCancel(d.ctx)
+	kind.Informer = metadatainformer.NewFilteredMetadataInformer(d.client, kind.GroupVersionResource, "", 0,
+		cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}, nil).Informer()
+	d.running.Go(func() { kind.Informer.RunWithContext(ctx) })
+	return defined{kind, stop}
 }
 
 func (d *Dynamic) drop(object any) {

@@ -25,6 +25,9 @@ func (k Kind) GroupKind() schema.GroupKind { return schema.GroupKind{Group: k.Gr
 type Source interface {
 	// Kinds returns the kinds served now, each under one version.
 	Kinds() []Kind
+	// Incomplete tells that other kinds may be served, and why they are not known;
+	// nil when Kinds has all.
+	Incomplete() error
 	// Changed returns a channel that is closed when Kinds has something else to
 	// say than before the call; nil if it never will.
 	Changed() <-chan struct{}
@@ -35,6 +38,9 @@ type Static []Kind
 
 // Kinds returns s.
 func (s Static) Kinds() []Kind { return s }
+
+// Incomplete returns nil.
+func (s Static) Incomplete() error { return nil }
 
 // Changed returns nil.
 func (s Static) Changed() <-chan struct{} { return nil }

@@ -135,12 +135,14 @@ func (c *Controller) sync(ctx context.Context, name string) (time.Duration, erro
 			return 0, ignoreGone(err)
 		}
 	}
-	c.wait(name, true) // before the look, or the last end could go unheeded
+	c.wait(name, true)               // before the look, or the last end could go unheeded
+	unknown := c.source.Incomplete() // before the kinds, or those that are found meanwhile could be missed
 	served := c.source.Kinds()
 	if err := c.watch(served); err != nil {
 		return 0, err
 	}
 	r := c.empty(ctx, name, served)
+	r.Unknown = unknown
 	if conditions, changed := Conditions(ns.Status.Conditions, r, c.env.Clock.Now()); changed && !r.Empty() {
 		next := ns.DeepCopy()
 		next.Status.Conditions = conditions
@@ -150,6 +152,9 @@ func (c *Controller) sync(ctx context.Context, name string) (time.Duration, erro
 	}
 	if len(r.Errors) > 0 {
 		return 0, fmt.Errorf("empty namespace %s: %w", name, r.Errors[0])
+	}
+	if r.Unknown != nil {
+		return 0, fmt.Errorf("empty namespace %s: %w", name, r.Unknown)
 	}
 	if !r.Empty() {
 		return Wait(r, c.longestGrace(name), since), nil

@@ -3,6 +3,7 @@
 package namespace
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/discovery"
 )
 
 // Remains is what was left in a namespace after a round of deletions.
@@ -19,10 +21,11 @@ type Remains struct {
 	Objects    map[schema.GroupVersionResource]int
 	Finalizers map[string]int // objects that wait for a finalizer
 	Errors     []error
+	Unknown    error // kinds that may have objects here cannot be asked for
 }
 
 // Empty reports that nothing is left and nothing went wrong.
-func (r Remains) Empty() bool { return len(r.Objects) == 0 && len(r.Errors) == 0 }
+func (r Remains) Empty() bool { return len(r.Objects) == 0 && len(r.Errors) == 0 && r.Unknown == nil }
 
 var fine = []corev1.NamespaceCondition{
 	{Type: corev1.NamespaceDeletionDiscoveryFailure, Reason: "ResourcesDiscovered", Message: "All resources successfully discovered"},
@@ -36,6 +39,14 @@ var fine = []corev1.NamespaceCondition{
 // before, and whether they differ.
 func Conditions(before []corev1.NamespaceCondition, r Remains, now time.Time) ([]corev1.NamespaceCondition, bool) {
 	bad := map[corev1.NamespaceConditionType]corev1.NamespaceCondition{}
+	if r.Unknown != nil {
+		message := r.Unknown.Error()
+		var failed *discovery.ErrGroupDiscoveryFailed
+		if errors.As(r.Unknown, &failed) {
+			message = fmt.Sprintf("Discovery failed for some groups, %d failing: %v", len(failed.Groups), failed)
+		}
+		bad[corev1.NamespaceDeletionDiscoveryFailure] = corev1.NamespaceCondition{Reason: "DiscoveryFailed", Message: message}
+	}
 	if len(r.Errors) > 0 {
 		messages := make([]string, len(r.Errors))
 		for i, err := range r.Errors {

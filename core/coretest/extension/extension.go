@@ -1,4 +1,6 @@
-package apiserver_test
+// Package extension runs upstream's sample of an extension server, for tests of
+// what is served by other servers under the API.
+package extension
 
 import (
 	"context"
@@ -16,7 +18,7 @@ import (
 	genericoptions "k8s.io/apiserver/pkg/server/options"
 	"k8s.io/apiserver/pkg/storage/storagebackend"
 	utilcompatibility "k8s.io/apiserver/pkg/util/compatibility"
-	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
 	certutil "k8s.io/client-go/util/cert"
 	"k8s.io/sample-apiserver/pkg/apis/wardle/v1alpha1"
 	sample "k8s.io/sample-apiserver/pkg/apiserver"
@@ -25,11 +27,12 @@ import (
 	"github.com/quaymaster/quaymaster/core/storage"
 )
 
-// extension is upstream's sample of an extension server, on the loopback.
-type extension struct {
-	port int32
-	ca   []byte // PEM
-	stop func()
+// Server is the sample, on the loopback: it serves flunders and fischers in the
+// group wardle.example.com, version v1alpha1.
+type Server struct {
+	Port int32
+	CA   []byte // PEM
+	Stop func() // ends it and waits; the end of the test does so as well
 }
 
 // flunders keeps the sample's objects in a store of its own.
@@ -41,14 +44,10 @@ func (f flunders) GetRESTOptions(resource schema.GroupResource, _ runtime.Object
 	return generic.RESTOptions{StorageConfig: config.ForResource(resource), Decorator: f.decorator, DeleteCollectionWorkers: 1, ResourcePrefix: resource.Resource}, nil
 }
 
-// startExtension runs the sample for the service of the name: it learns whom to
-// believe from the cluster, and asks it what the user may.
-func startExtension(t *testing.T, c *cluster, namespace, service string) *extension {
+// Start runs the sample for the service of the name: it learns whom to believe
+// from the cluster of the administrator's kubeconfig, and asks it what the user may.
+func Start(t *testing.T, admin []byte, namespace, service string) *Server {
 	t.Helper()
-	admin, err := c.Kubeconfig()
-	if err != nil {
-		t.Fatal(err)
-	}
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
 	if err := os.WriteFile(kubeconfig, admin, 0o600); err != nil {
 		t.Fatal(err)
@@ -78,7 +77,9 @@ func startExtension(t *testing.T, c *cluster, namespace, service string) *extens
 		}
 	}
 	serving.ServerCert = files
-	serving.Listener = listen(t)
+	if serving.Listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
 	if err := serving.ApplyTo(&config.SecureServing, &config.LoopbackClientConfig); err != nil {
 		t.Fatal(err)
 	}
@@ -91,10 +92,8 @@ func startExtension(t *testing.T, c *cluster, namespace, service string) *extens
 		t.Fatal(err)
 	}
 	config.SharedInformerFactory = nil
-	if config.ClientConfig = c.https(t); config.ClientConfig != nil {
-		if _, err := kubernetes.NewForConfig(config.ClientConfig); err != nil {
-			t.Fatal(err)
-		}
+	if config.ClientConfig, err = clientcmd.RESTConfigFromKubeConfig(admin); err != nil {
+		t.Fatal(err)
 	}
 	server, err := (&sample.Config{GenericConfig: config}).Complete().New()
 	if err != nil {
@@ -111,9 +110,9 @@ func startExtension(t *testing.T, c *cluster, namespace, service string) *extens
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &extension{port: int32(number), ca: cert}
+	e := &Server{Port: int32(number), CA: cert}
 	stopped := false
-	e.stop = func() {
+	e.Stop = func() {
 		if stopped {
 			return
 		}
@@ -126,6 +125,6 @@ func startExtension(t *testing.T, c *cluster, namespace, service string) *extens
 			t.Errorf("the extension server's store: %v", err)
 		}
 	}
-	t.Cleanup(e.stop)
+	t.Cleanup(e.Stop)
 	return e
 }
