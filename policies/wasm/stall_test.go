@@ -75,6 +75,7 @@ func hostile() []struct {
 		{"touches", conditional(cat(grown(4000), touches(8192, all), trap))},
 		// each of 2²¹ lines of 64 bytes holds the address of another, in an order that no cache foresees; from one to the next
 		{"chases", conditional(cat(grown(4000), lines, loop([]byte{0x20, 3}, repeat(512, 0x28, 2, 0), []byte{0x21, 3})))},
+		{"recursion", conditional([]byte{0x20, 0, 0x20, 1, 0x20, 2, 0x10, 2, 0x1a})},
 		{"tables", withTable(loop(i32const(0), []byte{0xd0, 0x70}, i32const(100_000), []byte{0xfc, 17, 0}))},
 		{"imports", misbehaving(cat([]byte{0x03, 0x40, 0x10, 5, 0x1a, 0x0c, 0, 0x0b}))},
 	}
