@@ -1,6 +1,7 @@
 package abi
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"reflect"
@@ -196,6 +197,63 @@ func TestPodRecord(t *testing.T) {
 	}
 }
 
+// A change of one node writes the header and that row's cells and lists, and not a
+// byte more: what lies elsewhere in the guest's memory stays, whatever it is.
+func TestSnapshotWritesOnlyTheRow(t *testing.T) {
+	columns, err := ParseColumns(allColumns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(5, 6))
+	nodes := make([]*corev1.Node, 100)
+	for i := range nodes {
+		nodes[i] = randomNode(r, i)
+	}
+	f := FleetOf(nodes)
+	var changed []int32
+	f.Changes = func(uint64) ([]int32, bool) { return changed, true }
+	s := NewSnapshot(columns, f)
+	mem := make([]byte, s.Size())
+	if !s.Write(mem, f) {
+		t.Fatal("no room")
+	}
+	for row := range int32(100) {
+		n := randomNode(r, 1000+int(row))
+		f.Nodes[row], f.Labels.Values[row], f.Taints.Values[row] = n, nil, nil
+		f.set(int(row), n)
+		f.Generation++
+		changed = []int32{row}
+		poisoned := bytes.Repeat([]byte{0xee}, len(mem))
+		if !s.Write(poisoned, f) {
+			t.Fatal("no room")
+		}
+		may := make([]bool, len(mem))
+		allow := func(from, size uint32) {
+			for i := from; i < from+size; i++ {
+				may[i] = true
+			}
+		}
+		allow(0, headerSize+uint32(len(columns))*descriptorSize)
+		for i, c := range columns {
+			width := uint32(c.element)
+			if c.lists != nil {
+				width = 8
+				span := poisoned[s.offsets[i]+uint32(row)*8:]
+				allow(le.Uint32(span), 4*le.Uint32(span[4:]))
+			}
+			allow(s.offsets[i]+uint32(row)*width, width)
+		}
+		for i, b := range poisoned {
+			if may[i] {
+				mem[i] = b
+			} else if b != 0xee {
+				t.Fatalf("row %d: byte %d of %d was written", row, i, len(mem))
+			}
+		}
+	}
+	check(t, mem, f)
+}
+
 func BenchmarkSnapshot(b *testing.B) {
 	columns, err := ParseColumns(allColumns)
 	if err != nil {
@@ -210,6 +268,7 @@ func BenchmarkSnapshot(b *testing.B) {
 	s := NewSnapshot(columns, f)
 	mem := make([]byte, s.Size())
 	b.Run("whole", func(b *testing.B) {
+		b.SetBytes(int64(s.Size()))
 		for b.Loop() {
 			s.fleet = nil
 			s.Write(mem, f)

@@ -83,6 +83,8 @@ func TestRefused(t *testing.T) {
 		{"not valid", with(func(m *module) { m.funcs[2].code = []byte{0x6a} }), "Compile", nil},
 		{"local that only the rewriting adds", with(func(m *module) { m.funcs[2].code = []byte{0x20, 5} }), "Rewrite", []string{"local 5 does not exist"}},
 		{"global that only the rewriting adds", with(func(m *module) { m.funcs[2].code = []byte{0x23, 1, 0xa7} }), "Rewrite", []string{"global 1 does not exist"}},
+		// the compiler would take fd 80 for an instruction, and what follows for a store into the fuel counter
+		{"a vector instruction in more bytes than it needs", with(func(m *module) { m.funcs[2].code = []byte{0x00, 0xfd, 0x80, 0, 0, 0x24, 0} }), "Rewrite", []string{"vector instruction 0x80 0x0 is not supported"}},
 		{"threads", with(func(m *module) { m.funcs[2].code = []byte{0xfe, 3, 0, 0x41, 0} }), "Rewrite", []string{"0xfe is not supported"}},
 		{"too many locals", with(func(m *module) { m.funcs[2].locals = 1 << 20 }), "Rewrite", []string{"more than 5000 locals"}},
 		{"trap", filterGuest(trap).bytes(), "SelfTest", []string{"filter_batch: trapped: unreachable"}},

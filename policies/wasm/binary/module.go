@@ -259,7 +259,7 @@ func (m *Module) constant(r *reader) (refs []span) {
 			m.funcType(r, int(r.u32()))
 			refs = append(refs, span{from, r.at})
 		case 0xfd:
-			if sub := r.u32(); sub != 12 {
+			if sub := r.vector(); sub != 12 {
 				r.fail("instruction 0xfd %d in a constant", sub)
 			}
 			r.bytes(16)

@@ -64,6 +64,20 @@ func (r *reader) unsigned(bits int) (v uint64) {
 	}
 }
 
+// vector reads the number of a vector instruction, below 256. The compiler takes
+// its first byte alone, and what follows for instructions, which in a number of
+// two bytes is the 1 of a nop: written in more bytes than it needs, a number would
+// make the two read different instructions.
+func (r *reader) vector() byte {
+	sub := r.byte()
+	if sub >= 0x80 {
+		if high := r.byte(); high != 1 {
+			r.fail("vector instruction %#x %#x is not supported", sub, high)
+		}
+	}
+	return sub
+}
+
 // leb skips a signed LEB128 number of at most that many bits.
 func (r *reader) leb(bits int) {
 	for shift := 0; ; shift += 7 {

@@ -197,7 +197,7 @@ func (s *scan) misc(start int) {
 }
 
 func (s *scan) simd() {
-	switch sub := s.u32(); {
+	switch sub := s.vector(); {
 	case sub <= 11, sub == 92, sub == 93: // loads and stores
 		s.memarg()
 	case sub == 12, sub == 13: // v128.const, i8x16.shuffle
@@ -207,8 +207,5 @@ func (s *scan) simd() {
 	case sub >= 84 && sub <= 91: // loads and stores of lanes
 		s.memarg()
 		s.byte()
-	case sub <= 255:
-	default:
-		s.fail("instruction 0xfd %d is not supported", sub)
 	}
 }
