@@ -7,8 +7,6 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -157,73 +155,6 @@ func TestImports(t *testing.T) {
 	}
 	if _, err := s.Filter(context.Background(), policies.Cycle{Time: time.Unix(0, 8)}, pod("1"), fleet(2), verdicts); err == nil {
 		t.Error("the clock is not the cycle's")
-	}
-}
-
-// Two versions of a real guest are swapped while others decide: no call is
-// lost, none mixes versions, and what was replaced is closed.
-func TestHammerSwapsOfRealGuests(t *testing.T) {
-	e := wasm.New(wasm.Options{})
-	defer e.Close()
-	h := policies.NewHost(policies.Options{Engines: map[policyv1alpha1.EngineType]policies.Engine{policyv1alpha1.EngineWasm: e}})
-	defer h.Close()
-	versions := [][]byte{guest(t, preferV1), guest(t, preferV2)}
-	spec := &policyv1alpha1.PolicySpec{Engine: policyv1alpha1.EngineWasm}
-	spec.Config = rawJSON(`{"key":"disktype","value":"ssd"}`)
-	apply := func(source []byte) error {
-		_, err := h.Apply(context.Background(), "p", spec, source, "")
-		return err
-	}
-	if err := apply(versions[0]); err != nil {
-		t.Fatal(err)
-	}
-	stop := make(chan struct{})
-	var workers sync.WaitGroup
-	var decisions atomic.Int64
-	want := map[string][]int64{policies.Digest(versions[0]): {100, 0, 0}, policies.Digest(versions[1]): {0, 100, 100}}
-	for range 3 {
-		workers.Go(func() {
-			f := fleet(3)
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				p, err := h.Pin("p")
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				verdicts, scores := make([]uint8, 3), make([]int64, 3)
-				_, err1 := p.Filter(context.Background(), policies.Cycle{}, pod("1"), f, verdicts)
-				_, err2 := p.Score(context.Background(), policies.Cycle{}, pod("1"), f, verdicts, scores)
-				if digest := p.Provenance().Digest; err1 != nil || err2 != nil || !slices.Equal(scores, want[digest]) {
-					t.Errorf("scores %v of %s, %v, %v", scores, digest, err1, err2)
-				}
-				p.Release()
-				decisions.Add(1)
-			}
-		})
-	}
-	broken := versions[1][:1000]
-	for i := range 30 {
-		if err := apply(versions[(i+1)%2]); err != nil {
-			t.Error(err)
-		}
-		if err := apply(broken); err == nil {
-			t.Error("a truncated module was put in force")
-		}
-		before := decisions.Load()
-		deadline := time.Now().Add(time.Minute)
-		for decisions.Load() < before+20 && time.Now().Before(deadline) && !t.Failed() {
-			time.Sleep(100 * time.Microsecond)
-		}
-	}
-	close(stop)
-	workers.Wait()
-	if n := decisions.Load(); n < 600 {
-		t.Errorf("%d decisions during 30 swaps", n)
 	}
 }
 

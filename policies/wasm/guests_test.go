@@ -194,4 +194,5 @@ func BenchmarkGuests(b *testing.B) {
 	}
 }
 
-func rawJSON(s string) *runtime.RawExtension { return &runtime.RawExtension{Raw: []byte(s)} }
+func rawJSON(s string) *runtime.RawExtension    { return &runtime.RawExtension{Raw: []byte(s)} }
+func duration(d time.Duration) *metav1.Duration { return &metav1.Duration{Duration: d} }
