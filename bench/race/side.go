@@ -26,16 +26,21 @@ const sideTimeout = 30 * time.Minute
 type result struct {
 	elapsed time.Duration
 	cpu     time.Duration // of the side's process, while the clock ran
+	client  time.Duration // the same of the client's, which runs beside it on the same cores
 	memory  float64       // MiB, peak resident
 	anon    float64       // MiB at the end, not mapped from files
 	pods    int
 }
 
 func (r result) String() string {
-	return fmt.Sprintf("%8.1f pods/s  %8.3f ms CPU/pod  %6.0f MiB peak  %6.0f MiB anonymous", r.rate(), r.perPod(), r.memory, r.anon)
+	return fmt.Sprintf("%8.1f pods/s  %8.3f ms CPU/pod (client %.3f)  %6.0f MiB peak  %6.0f MiB anonymous",
+		r.rate(), r.perPod(), r.perClient(), r.memory, r.anon)
 }
 
-func (r result) rate() float64   { return float64(r.pods) / r.elapsed.Seconds() }
+func (r result) rate() float64 { return float64(r.pods) / r.elapsed.Seconds() }
+func (r result) perClient() float64 {
+	return r.client.Seconds() * 1e3 / float64(r.pods)
+}
 func (r result) perPod() float64 { return r.cpu.Seconds() * 1e3 / float64(r.pods) }
 
 // runSide starts a side as a process of its own, in a directory of its own, and
@@ -65,6 +70,7 @@ func runSide(ctx context.Context, program string, s *work.Scenario, mode string,
 			return result{}, err
 		}
 	}
+	client := ownCPU()
 	before, err := side.cpu()
 	if err != nil {
 		return result{}, err
@@ -82,7 +88,7 @@ func runSide(ctx context.Context, program string, s *work.Scenario, mode string,
 	if err != nil {
 		return result{}, err
 	}
-	r.cpu = after - before
+	r.cpu, r.client = after-before, ownCPU()-client
 	r.memory, r.anon, err = side.memory()
 	return r, err
 }
@@ -172,6 +178,15 @@ func (s *side) stop() {
 
 // ticks a second of /proc/PID/stat, on every Linux of note.
 const ticks = 100
+
+// ownCPU is the CPU time that this process has used.
+func ownCPU() time.Duration {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		panic(err) // it knows no error for this process
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
 
 func (s *side) cpu() (time.Duration, error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.command.Process.Pid))

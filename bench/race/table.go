@@ -28,6 +28,7 @@ func mean(list []result) (m result) {
 	for _, r := range list {
 		m.elapsed += r.elapsed
 		m.cpu += r.cpu
+		m.client += r.client
 		m.pods += r.pods
 		m.memory, m.anon = max(m.memory, r.memory), max(m.anon, r.anon)
 	}
@@ -38,7 +39,7 @@ func mean(list []result) (m result) {
 // is compared with its https.
 func printTable(out io.Writer, rows []row) {
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(table, "scenario\tmode\tnodes\tpods\tupstream pods/s\tours\tratio\tupstream ms CPU/pod\tours\tratio\tupstream MiB\tours\t")
+	fmt.Fprintln(table, "scenario\tmode\tnodes\tpods\tupstream pods/s\tours\tratio\tupstream ms CPU/pod\tours\tratio\tclient\tclient\tupstream MiB\tours\t")
 	for _, r := range rows {
 		theirs := r.theirs
 		for _, other := range rows {
@@ -68,6 +69,7 @@ func printTable(out io.Writer, rows []row) {
 		have := [2]bool{len(theirs) > 0, len(r.ours) > 0}
 		pair(a.rate(), b.rate(), have, b.rate()/a.rate(), 0)
 		pair(a.perPod(), b.perPod(), have, a.perPod()/b.perPod(), 3)
+		pair(a.perClient(), b.perClient(), have, -1, 3)
 		pair(a.memory, b.memory, have, -1, 0)
 		fmt.Fprintln(table)
 	}

@@ -313,13 +313,16 @@ func (s *State) beside(c *Class, row int32, try func()) bool {
 	s.quiet = true
 	var few [4]*podEntry
 	added := few[:0]
+	listed := len(c.ports) > 0 || c.volumes != nil // what else is tried reads columns and counts
 	for _, e := range n.nominated {
 		if e.priority >= c.priority {
 			added = append(added, e)
 			s.account(e, +1)
 			s.uncounted(c, e, +1)
-			n.pods = append(n.pods, e)
-			n.ports += len(e.ports)
+			if listed {
+				n.pods = append(n.pods, e)
+				n.ports += len(e.ports)
+			}
 		}
 	}
 	if len(added) > 0 {
@@ -329,8 +332,11 @@ func (s *State) beside(c *Class, row int32, try func()) bool {
 		s.account(e, -1)
 		s.uncounted(c, e, -1)
 	}
-	clear(n.pods[pods:])
-	n.pods, n.ports, s.quiet = n.pods[:pods], ports, quiet
+	if listed {
+		clear(n.pods[pods:])
+		n.pods, n.ports = n.pods[:pods], ports
+	}
+	s.quiet = quiet
 	return len(added) > 0
 }
 

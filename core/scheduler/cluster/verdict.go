@@ -66,6 +66,8 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 	}
 	filter, preemption := reasons{}, reasons{}
 	var counts [len(refusals)]int
+	last, same := "", 0 // reason of the rows before
+	helpless := 0       // rows where preemption does not help
 	v := &Verdict{policy: policy, at: s.fleet.Generation}
 	s.resolve(c)
 	for row, n := range s.byRow {
@@ -79,6 +81,9 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 		}
 		why, resolvable := s.refusedBeside(c, row)
 		if resolvable && policy == nil {
+			if v.rows == nil {
+				v.rows = make([]int32, 0, s.count)
+			}
 			v.rows = append(v.rows, row)
 		}
 		if c.volumes != nil && c.volumes.refuses != "" {
@@ -87,9 +92,15 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 		if why == nil && policy != nil {
 			why = []string{policy(row)}
 		}
-		filter.add(why...)
+		if len(why) == 1 && why[0] == last { // as most: the map is asked once for all of them
+			same++
+		} else if len(why) > 0 {
+			filter[last] += same
+			last, same = why[0], 1
+			filter.add(why[1:]...)
+		}
 		if !resolvable || c.never {
-			preemption[notHelpful]++
+			helpless++
 			continue
 		}
 		if !v.Preemptible { // else nobody asks why not
@@ -98,11 +109,17 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 			v.Preemptible = len(left) == 0
 		}
 	}
+	if filter[last] += same; filter[""] == 0 {
+		delete(filter, "")
+	}
 	for reason, count := range counts {
 		if count > 0 {
 			filter[refusals[reason].reason] += count
-			preemption[notHelpful] += count
+			helpless += count
 		}
+	}
+	if helpless > 0 {
+		preemption[notHelpful] += helpless
 	}
 	v.Plugins = c.pluginsOf(filter)
 	preFilter := ""
