@@ -59,7 +59,8 @@ type Class struct {
 	cellOf       []int32 // by row; nil without gates
 	cellIDs      map[[3]int32]int32
 	verdict      *Verdict
-	verdictAt    uint64 // position of the log
+	verdictAt    uint64       // position of the log
+	refused      *refusedRows // for verdicts; nil: none made yet, or not to be remembered
 
 	gatesEpoch               uint64
 	feasible                 int // rows, with the gates as they are; the largest raw scores among them

@@ -70,6 +70,7 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 	helpless := 0       // rows where preemption does not help
 	v := &Verdict{policy: policy, at: s.fleet.Generation}
 	s.resolve(c)
+	known := s.refusals(c)
 	for row, n := range s.byRow {
 		if n == nil {
 			continue
@@ -79,7 +80,7 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 			counts[reason]++
 			continue
 		}
-		why, resolvable := s.refusedBeside(c, row)
+		why, resolvable := s.refusedThen(c, known, row)
 		if resolvable && policy == nil {
 			if v.rows == nil {
 				v.rows = make([]int32, 0, s.count)
