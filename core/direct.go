@@ -5,9 +5,11 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/quaymaster/quaymaster/core/apiserver"
 	"github.com/quaymaster/quaymaster/core/controllers/pods"
+	"github.com/quaymaster/quaymaster/runtime/agent"
 )
 
 var podResource = corev1.SchemeGroupVersion.WithResource("pods")
@@ -40,6 +42,25 @@ func (directPods) pod(object any, err error) (*corev1.Pod, error) {
 func (p *parts) podControl() pods.Control {
 	if p.options.API.Audit != nil {
 		return nil
+	}
+	return directPods{p.server.Direct(nil)}
+}
+
+// requestPods writes pods through the API, for the audit log.
+type requestPods struct{ client kubernetes.Interface }
+
+func (r requestPods) UpdateStatus(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, error) {
+	return r.client.CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{})
+}
+
+func (r requestPods) Delete(ctx context.Context, namespace, name string, options metav1.DeleteOptions) error {
+	return r.client.CoreV1().Pods(namespace).Delete(ctx, name, options)
+}
+
+// podWriter is how agents of this process write pods, by the same rule.
+func (p *parts) podWriter() agent.PodWriter {
+	if p.options.API.Audit != nil {
+		return requestPods{p.client}
 	}
 	return directPods{p.server.Direct(nil)}
 }

@@ -48,7 +48,7 @@ func (n *nodes) assemble(p *parts) (err error) {
 	if n.pods, err = agent.NewDispatcher(p.informers.Core().V1().Pods().Informer()); err != nil {
 		return err
 	}
-	writer := directPods{p.server.Direct(nil)}
+	writer := p.podWriter()
 	n.agents = map[string]*agent.Agent{}
 	if n.fleet, err = fleet.New(fleet.Options{
 		Client: p.client, Pods: n.pods, PodWriter: writer,

@@ -27,6 +27,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/conversion"
 
 	"github.com/quaymaster/quaymaster/core"
 	"github.com/quaymaster/quaymaster/core/coretest"
@@ -80,6 +81,7 @@ func gardenScheme(t *testing.T) *runtime.Scheme {
 	}
 	scheme.AddKnownTypes(gardens, &Garden{}, &GardenList{})
 	metav1.AddToGroupVersion(scheme, gardens)
+	addV2(scheme)
 	return scheme
 }
 
@@ -154,7 +156,7 @@ func decide(mutate bool) http.Handler {
 func hooks(url string, ca []byte) []client.Object {
 	rule := []admissionregistrationv1.RuleWithOperations{{
 		Operations: []admissionregistrationv1.OperationType{admissionregistrationv1.Create, admissionregistrationv1.Update},
-		Rule:       admissionregistrationv1.Rule{APIGroups: []string{gardens.Group}, APIVersions: []string{"*"}, Resources: []string{"gardens"}},
+		Rule:       admissionregistrationv1.Rule{APIGroups: []string{gardens.Group}, APIVersions: []string{gardens.Version}, Resources: []string{"gardens"}},
 	}}
 	at := func(path string) admissionregistrationv1.WebhookClientConfig {
 		return admissionregistrationv1.WebhookClientConfig{URL: ptr.To(url + path), CABundle: ca}
@@ -182,9 +184,6 @@ func TestControllerRuntime(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	if err := api.Create(ctx, definition()); err != nil {
-		t.Fatal(err)
-	}
 	certs := t.TempDir()
 	ca, key, err := cert.GenerateSelfSignedCertKey("127.0.0.1", nil, nil)
 	if err != nil {
@@ -196,6 +195,10 @@ func TestControllerRuntime(t *testing.T) {
 		}
 	}
 	listener := newPort(t)
+	url := fmt.Sprintf("https://127.0.0.1:%d", listener)
+	if err := api.Create(ctx, withV2(definition(), url, ca)); err != nil {
+		t.Fatal(err)
+	}
 	hook := webhook.NewServer(webhook.Options{Host: "127.0.0.1", Port: listener, CertDir: certs})
 	manager, err := ctrl.NewManager(engine.RESTConfig(), ctrl.Options{
 		Scheme: scheme, Metrics: server.Options{BindAddress: "0"}, WebhookServer: hook,
@@ -211,6 +214,7 @@ func TestControllerRuntime(t *testing.T) {
 	})
 	manager.GetWebhookServer().Register("/mutate", decide(true))
 	manager.GetWebhookServer().Register("/validate", decide(false))
+	manager.GetWebhookServer().Register("/convert", conversion.NewWebhookHandler(scheme, conversion.NewRegistry()))
 	if err := ctrl.NewControllerManagedBy(manager).For(&Garden{}).Owns(&corev1.ConfigMap{}).Complete(gardener{manager.GetClient()}); err != nil {
 		t.Fatal(err)
 	}
@@ -228,7 +232,7 @@ func TestControllerRuntime(t *testing.T) {
 		}
 	}()
 	coretest.Eventually(t, "the webhooks' port", func(context.Context) (bool, error) { return hook.StartedChecker()(nil) == nil, nil })
-	for _, h := range hooks(fmt.Sprintf("https://127.0.0.1:%d", listener), ca) {
+	for _, h := range hooks(url, ca) {
 		if err := api.Create(ctx, h); err != nil {
 			t.Fatal(err)
 		}
@@ -251,6 +255,7 @@ func TestControllerRuntime(t *testing.T) {
 		err := api.Create(ctx, g, client.DryRunAll)
 		return err == nil && g.Spec.Kind == "oak", err
 	})
+	testConversion(t, api)
 	if err := api.Create(ctx, garden("park", "", 3)); err != nil {
 		t.Fatal(err)
 	}

@@ -2,7 +2,9 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"os"
@@ -93,8 +95,20 @@ func simulated(ctx context.Context, b binaries, dir string, nodes int) (*cluster
 	if err != nil {
 		return nil, err
 	}
-	return &cluster{kubeconfig: filepath.Join(data, "kubeconfig"), parts: []func(){p.stop}}, nil
+	c := &cluster{kubeconfig: filepath.Join(data, "kubeconfig"), parts: []func(){p.stop}}
+	apply := exec.CommandContext(ctx, b.kubectl, "--kubeconfig="+c.kubeconfig, "apply", "-f", "-")
+	apply.Stdin = bytes.NewReader(missing)
+	if out, err := apply.CombinedOutput(); err != nil {
+		c.stop()
+		return nil, fmt.Errorf("tell simulated nodes of images that do not exist: %w: %s", err, out)
+	}
+	return c, nil
 }
+
+// missing makes pods with images that do not exist fail as they would on a real node.
+//
+//go:embed missing.yaml
+var missing []byte
 
 // real runs an engine, a containerd and an agent on it, in namespaces of this process.
 func real(ctx context.Context, b binaries, dir string) (_ *cluster, err error) {

@@ -39,7 +39,7 @@ func (f *serverFlags) add(command *cobra.Command) {
 	flags.Float64Var(&f.historyShare, "history-share", 0.1, "the most of the disk's room that they take, as a part of what they and free space make together")
 	flags.StringVar(&f.audit.Policy, "audit-policy-file", "", "file with a Policy of audit.k8s.io/v1: which requests are logged")
 	flags.StringVar(&f.audit.Log, "audit-log-path", "", "file that takes the audit events, a JSON object a line")
-	flags.StringVar(&f.api.AuthenticationConfig, "authentication-config", "", "file with an AuthenticationConfiguration: OpenID Connect issuers whose tokens are accepted")
+	flags.StringVar(&f.api.AuthenticationConfig, "authentication-config", "", "file with an AuthenticationConfiguration: OpenID Connect issuers whose tokens are accepted; read again when it changes")
 	flags.StringSliceVar(&f.api.WatchCache, "watch-cache", nil, "resources with upstream's watch cache, as widgets.example.com: for those that a hundred clients watch whole")
 	flags.StringSliceVar(&f.api.EnableAdmission, "enable-admission-plugins", nil, "upstream's admission plugins that are off by default: "+strings.Join(core.MoreAdmissionPlugins(), ", "))
 	flags.StringSliceVar(&f.api.DisableAdmission, "disable-admission-plugins", nil, "admission plugins that are not to be in force")

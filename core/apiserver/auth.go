@@ -56,11 +56,10 @@ func (s *Server) newAuthentication() error {
 		authenticator.WrapAudienceAgnosticToken(s.audiences, bootstrap.NewTokenAuthenticator(core.Secrets().Lister().Secrets(metav1.NamespaceSystem))),
 	}
 	if path := s.options.AuthenticationConfig; path != "" {
-		outside, err := s.jwtAuthenticators(path)
-		if err != nil {
+		if s.outsiders, err = s.newOutsiders(path); err != nil {
 			return err
 		}
-		accepted = append(accepted, outside)
+		accepted = append(accepted, s.outsiders)
 	}
 	tokens := tokencache.New(tokenunion.New(accepted...), true, tokenCacheTTL, 0)
 

@@ -1,14 +1,19 @@
 package apiserver_test
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -129,7 +134,10 @@ jwt:
   claimValidationRules:
   - {expression: "claims.?email_verified.orValue(true) == true", message: "the address must be verified"}
 `, provider.URL, authority))
-	c := start(t, func(o *apiserver.Options) { o.Listener, o.AuthenticationConfig = listen(t), config })
+	var logged logBuffer
+	c := start(t, func(o *apiserver.Options) {
+		o.Listener, o.AuthenticationConfig, o.Logger = listen(t), config, slog.New(slog.NewTextHandler(&logged, nil))
+	})
 	with := func(token string) kubernetes.Interface {
 		return clientFor(t, &rest.Config{Host: c.URL(), BearerToken: token, TLSClientConfig: rest.TLSClientConfig{CAData: c.CAPEM()}})
 	}
@@ -161,6 +169,56 @@ jwt:
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+
+	// The file is read again: another audience, then one that is broken, which changes nothing.
+	text, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rewrite := func(content []byte) {
+		t.Helper()
+		if err := os.WriteFile(config, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	is := func(token string) error {
+		_, err := with(token).AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+		return err
+	}
+	rewrite(bytes.Replace(text, []byte("[quaymaster]"), []byte("[harbour]"), 1))
+	harbour := provider.token(t, provider.key, provider.URL, "harbour", later)
+	eventually(t, "the new audience", func() error { return is(harbour) })
+	if err := is(provider.token(t, provider.key, provider.URL, "quaymaster", later.Add(time.Second))); !apierrors.IsUnauthorized(err) {
+		t.Errorf("the old audience: %v", err)
+	}
+	rewrite([]byte("nonsense"))
+	eventually(t, "the complaint", func() error {
+		if !strings.Contains(logged.String(), "the authentication configuration stays as it was") {
+			return errors.New("nothing is logged")
+		}
+		return nil
+	})
+	if err := is(provider.token(t, provider.key, provider.URL, "harbour", later.Add(time.Second))); err != nil {
+		t.Errorf("with a broken file: %v", err)
+	}
+}
+
+// logBuffer is a log that a test may read while it is written.
+type logBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
 }
 
 func TestAuthenticationConfigIsChecked(t *testing.T) {

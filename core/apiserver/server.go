@@ -74,7 +74,8 @@ type Options struct {
 	// Audit logs requests; nil logs none. What Direct does is no request.
 	Audit *Audit
 	// AuthenticationConfig is a file with an AuthenticationConfiguration of
-	// apiserver.config.k8s.io: OpenID Connect issuers whose tokens are accepted.
+	// apiserver.config.k8s.io: OpenID Connect issuers whose tokens are accepted. It
+	// is read again when it changes; a broken one changes nothing.
 	AuthenticationConfig string
 	// Without names kinds that are not served, as "horizontalpodautoscalers.autoscaling":
 	// they have no path, no discovery and no OpenAPI. What the server itself needs
@@ -116,6 +117,7 @@ type Server struct {
 	authenticator authenticator.Request
 	authorizer    authorizer.Authorizer
 	rules         authorizer.RuleResolver
+	outsiders     *outsiders // nil: tokens of no other issuers are accepted
 	tokens        serviceaccount.TokenGenerator
 	tokenKeys     serviceaccount.PublicKeysGetter
 	audiences     authenticator.Audiences
@@ -301,6 +303,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	close(s.ready)
 	working.Go(func() { s.keep(hooks) })
+	if s.outsiders != nil {
+		working.Go(func() { s.outsiders.follow(hooks) })
+	}
 
 	select {
 	case <-ctx.Done():
