@@ -153,6 +153,8 @@ func (s *Server) newAdmission() error {
 	}
 	const addresses = "quaymaster.dev/addresses"
 	add(addresses, made(addresses, newWaitForAddresses(s)))
+	const devices = "quaymaster.dev/devices"
+	add(devices, made(devices, newDevicesGuard(s.authorizer)))
 	late := s.latePlugins(initialize)
 	quota := func(p plugin) bool { return p.name == resourcequota.PluginName }
 	last := slices.IndexFunc(use, quota)

@@ -2,31 +2,14 @@ package scheduler
 
 import (
 	"container/heap"
-	"fmt"
-	"strconv"
 	"time"
 
-	v1 "k8s.io/api/core/v1"
-
-	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
 	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
 )
 
 // DeadlineExceeded is the reason in the condition of a pod that had no node when
 // its deadline came. It is not tried any more.
 const DeadlineExceeded = "SchedulingDeadlineExceeded"
-
-// deadlineOf is when the pod must have a node, or zero.
-func deadlineOf(profile *cluster.Profile, pod *v1.Pod) time.Time {
-	after := profile.Deadline
-	if n, err := strconv.ParseInt(pod.Annotations[schedulingv1alpha1.DeadlineAnnotation], 10, 32); err == nil && n > 0 {
-		after = time.Duration(n) * time.Second
-	}
-	if after == 0 {
-		return time.Time{}
-	}
-	return pod.CreationTimestamp.Add(after)
-}
 
 // deadlines are the pods that have one, the next first.
 type deadlines []*pending
@@ -83,10 +66,6 @@ func (s *Scheduler) expire() {
 				s.shrunk(g)
 			}
 		}
-		last := p.text
-		if last == "" {
-			last = "it has not been tried"
-		}
-		s.refuse(p, DeadlineExceeded, fmt.Sprintf("no node by the scheduling deadline %s: %s", p.deadline.UTC().Format(time.RFC3339), last))
+		s.refuse(p, DeadlineExceeded, cluster.DeadlineMessage(p.deadline, p.text))
 	}
 }

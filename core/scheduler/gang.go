@@ -2,7 +2,6 @@ package scheduler
 
 import (
 	"slices"
-	"strconv"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -39,16 +38,6 @@ func (s *Scheduler) gangOf(pod *v1.Pod) (gangKey, bool) {
 	}
 	name := pod.Labels[schedulingv1alpha1.PodGroupLabel]
 	return gangKey{NamespacedName: types.NamespacedName{Namespace: pod.Namespace, Name: name}}, name != ""
-}
-
-// minCountOf is how many pods the gang needs by this pod's annotation; one that
-// does not parse, or is below 1, is 1.
-func minCountOf(pod *v1.Pod) int {
-	n, err := strconv.Atoi(pod.Annotations[schedulingv1alpha1.MinCountAnnotation])
-	if err != nil {
-		return 1
-	}
-	return max(n, 1)
 }
 
 func (s *Scheduler) gang(key gangKey) *gang {
@@ -91,7 +80,7 @@ func (s *Scheduler) count(g *gang) (missing, ready int) {
 	}
 	for key, p := range g.waiting {
 		if !g.key.podGroup {
-			most = max(most, minCountOf(p.pod))
+			most = max(most, cluster.MinCountOf(p.pod))
 		}
 		if _, placed := g.placed[key]; !placed && p.bind != nil {
 			missing--

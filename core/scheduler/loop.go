@@ -193,7 +193,7 @@ func (s *Scheduler) applyPod(pod *v1.Pod) {
 			p.gang = s.gang(name)
 			p.gang.waiting[key] = p
 		}
-		s.queue.time(p, deadlineOf(profile, pod))
+		s.queue.time(p, profile.DeadlineOf(pod, pod.CreationTimestamp.Time))
 	} else if p.bind != nil { // bind in flight: it fails if this version was there first
 		p.pod = pod
 		return

@@ -57,15 +57,7 @@ func (s *Scheduler) evictedWhole(pod *v1.Pod) (types.NamespacedName, int32, bool
 		return types.NamespacedName{}, 0, false
 	}
 	key := types.NamespacedName{Namespace: pod.Namespace, Name: name}
-	group := s.podGroup(gangKey{key, true})
-	if group == nil || group.Spec.DisruptionMode == nil || *group.Spec.DisruptionMode != schedulingv1alpha2.DisruptionModePodGroup {
-		return types.NamespacedName{}, 0, false
-	}
-	priority := int32(0)
-	if group.Spec.Priority != nil {
-		priority = *group.Spec.Priority
-	}
-	return key, priority, true
+	return cluster.EvictedWhole(key, s.podGroup(gangKey{key, true}))
 }
 
 const groupTimeout = 10 * time.Second // to write a condition

@@ -6,6 +6,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	schedulingv1alpha2 "k8s.io/api/scheduling/v1alpha2"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // Upstream's texts for pods of pod groups and for the groups.
@@ -34,6 +35,18 @@ func MinCountOfGroup(group *schedulingv1alpha2.PodGroup) int {
 		return 0
 	}
 	return int(group.Spec.SchedulingPolicy.Gang.MinCount)
+}
+
+// EvictedWhole says at which priority the pods of a group, nil when there is none,
+// are evicted only together; ok is false where each is evicted by itself.
+func EvictedWhole(key types.NamespacedName, group *schedulingv1alpha2.PodGroup) (_ types.NamespacedName, priority int32, ok bool) {
+	if group == nil || group.Spec.DisruptionMode == nil || *group.Spec.DisruptionMode != schedulingv1alpha2.DisruptionModePodGroup {
+		return types.NamespacedName{}, 0, false
+	}
+	if group.Spec.Priority != nil {
+		priority = *group.Spec.Priority
+	}
+	return key, priority, true
 }
 
 // GroupLacks says why pods of a group, nil when it is not there, are not tried at

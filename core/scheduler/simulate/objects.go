@@ -9,6 +9,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
+	schedulingv1alpha2 "k8s.io/api/scheduling/v1alpha2"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -28,6 +29,7 @@ type Objects struct {
 	storage    []metav1.Object // claims, volumes and what they depend on
 	budgets    []*policyv1.PodDisruptionBudget
 	classes    map[string]*schedulingv1.PriorityClass
+	groups     map[types.NamespacedName]*schedulingv1alpha2.PodGroup
 
 	seen map[identity]bool
 }
@@ -79,6 +81,11 @@ func (o *Objects) Add(object runtime.Object) (plays bool, err error) {
 		o.storage = append(o.storage, accessor)
 	case *policyv1.PodDisruptionBudget:
 		o.budgets = append(o.budgets, x.DeepCopy()) // its status follows the evictions
+	case *schedulingv1alpha2.PodGroup:
+		if o.groups == nil {
+			o.groups = map[types.NamespacedName]*schedulingv1alpha2.PodGroup{}
+		}
+		o.groups[types.NamespacedName{Namespace: x.Namespace, Name: x.Name}] = x
 	case *schedulingv1.PriorityClass:
 		if o.classes == nil {
 			o.classes = map[string]*schedulingv1.PriorityClass{}

@@ -12,8 +12,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
+	schedulingv1alpha2 "k8s.io/api/scheduling/v1alpha2"
 	"k8s.io/apimachinery/pkg/types"
 
 	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
@@ -84,17 +83,25 @@ type Score struct {
 
 const gated = "Scheduling is blocked due to non-empty scheduling gates" // upstream's text
 
-// Run decides for every pending pod, in the order of the scheduler's queue. The
-// pods behind a scheduling gate, and those of a scheduler that no profile serves,
-// come last and are not decided.
+// Run decides for every pending pod, in the order of the scheduler's queue, a gang
+// at once. The pods behind a scheduling gate or of a gang of which too few are there,
+// those past their deadline, and those of a scheduler that no profile serves, come
+// last and are not decided.
 func Run(ctx context.Context, objects *Objects, options Options) (*Plan, error) {
-	r := &run{options: options, state: cluster.New(options.Seed), budgets: objects.budgets, pinned: map[string]policies.Pinned{}}
+	r := &run{options: options, state: cluster.New(options.Seed), budgets: objects.budgets, groups: objects.groups, pinned: map[string]policies.Pinned{}}
 	defer r.release()
 	if err := r.compile(); err != nil {
 		return nil, err
 	}
+	r.trackShares()
 	if err := objects.fill(r.state); err != nil {
 		return nil, err
+	}
+	r.placed = map[gangKey]int{}
+	for _, pod := range objects.placed {
+		if key, ok := gangOf(pod); ok {
+			r.placed[key]++
+		}
 	}
 	queue, err := objects.queue()
 	if err != nil {
@@ -108,22 +115,22 @@ func Run(ctx context.Context, objects *Objects, options Options) (*Plan, error) 
 		}
 	}
 	plan := &Plan{Pods: []Pod{}}
-	var last []Pod
-	for _, pod := range queue {
+	turns := r.turns(queue)
+	for {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if why := r.waiting(pod); why != "" {
-			last = append(last, *result(pod, why))
-			continue
+		next := turns.next()
+		if next == nil {
+			break
 		}
-		decided, err := r.decide(ctx, pod)
+		decided, err := r.decide(ctx, turns, next)
 		if err != nil {
-			return nil, fmt.Errorf("pod %s/%s: %w", pod.Namespace, pod.Name, err)
+			return nil, fmt.Errorf("pod %s/%s: %w", next.pod.Namespace, next.pod.Name, err)
 		}
-		plan.Pods = append(plan.Pods, *decided)
+		plan.Pods = append(plan.Pods, decided...)
 	}
-	plan.Pods = append(plan.Pods, last...)
+	plan.Pods = append(plan.Pods, turns.idle...)
 	return plan, nil
 }
 
@@ -132,6 +139,8 @@ type run struct {
 	state    *cluster.State
 	profiles map[string]*cluster.Profile // by scheduler name
 	budgets  []*policyv1.PodDisruptionBudget
+	groups   map[types.NamespacedName]*schedulingv1alpha2.PodGroup
+	placed   map[gangKey]int // pods of gangs that have nodes
 	pinned   map[string]policies.Pinned
 }
 
@@ -198,91 +207,6 @@ func (r *run) waiting(pod *v1.Pod) string {
 
 func result(pod *v1.Pod, message string) *Pod {
 	return &Pod{Namespace: pod.Namespace, Name: pod.Name, SchedulerName: pod.Spec.SchedulerName, Message: message, Victims: []string{}, Nodes: []Node{}}
-}
-
-// decide takes the steps of the server's loop for one pod.
-func (r *run) decide(ctx context.Context, pod *v1.Pod) (*Pod, error) {
-	s, profile := r.state, r.profileOf(pod)
-	decided := result(pod, "")
-	if field := profile.Unsupported(pod); field != "" {
-		decided.Message = cluster.UnsupportedMessage(field)
-		return decided, nil
-	}
-	c := s.ClassOf(profile, pod)
-	defer s.Release(c)
-	tie := cluster.Tie(pod)
-	nominated := s.Withdraw(types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name})
-	p := cluster.Policies{Cycle: policies.Cycle{Time: r.options.Now, Seed: r.options.Seed}, Pinned: r.pinned}
-	if r.options.Explain {
-		scan, err := s.Scan(ctx, profile, pod, tie, p)
-		if err != nil {
-			return nil, err
-		}
-		decided.Nodes = nodesOf(scan)
-	}
-	var out cluster.Outcome
-	var verdict *cluster.Verdict
-	var err error
-	if profile.HasPolicies() {
-		if out, verdict, err = s.DecideWithPolicies(ctx, c, pod, tie, p); err != nil {
-			return nil, err
-		}
-	} else {
-		if nominated != "" {
-			out = s.DecideOn(c, nominated)
-		}
-		if out.Node == nil {
-			out = s.Decide(c, tie)
-		}
-		if out.Node == nil {
-			verdict = s.Verdict(c)
-		}
-	}
-	if out.Node != nil {
-		decided.Node = out.Node.Name
-		bound := *pod
-		bound.Spec.NodeName = out.Node.Name
-		if _, err := s.AssumeVolumes(c, out.Node.Name); err != nil {
-			return nil, err
-		}
-		s.Assume(c, &bound)
-		return decided, nil
-	}
-	if nominated != "" && s.AwaitsVictims(c, nominated) {
-		s.Nominate(c, pod, nominated)
-		decided.Message, decided.NominatedNode = verdict.AwaitsVictims(), nominated
-		return decided, nil
-	}
-	decided.Message = verdict.Message
-	r.preempt(c, verdict, pod, tie, decided)
-	return decided, nil
-}
-
-func (r *run) preempt(c *cluster.Class, verdict *cluster.Verdict, pod *v1.Pod, tie uint64, decided *Pod) {
-	choice := r.state.Preempt(c, verdict, tie, r.budgets, r.options.Now)
-	if choice == nil {
-		return
-	}
-	for _, victim := range choice.Victims {
-		decided.Victims = append(decided.Victims, victim.Namespace+"/"+victim.Name)
-		r.state.RemovePod(types.NamespacedName{Namespace: victim.Namespace, Name: victim.Name})
-		r.disrupt(victim)
-	}
-	for _, key := range r.state.Outranked(c, choice.Node.Name) {
-		r.state.Withdraw(key)
-	}
-	decided.NominatedNode = choice.Node.Name
-	r.state.Nominate(c, pod, choice.Node.Name)
-}
-
-// disrupt takes an evicted pod off what its budgets allow.
-func (r *run) disrupt(victim *v1.Pod) {
-	for _, budget := range r.budgets {
-		selector, err := metav1.LabelSelectorAsSelector(budget.Spec.Selector)
-		if err == nil && budget.Namespace == victim.Namespace && selector.Matches(labels.Set(victim.Labels)) && budget.Status.DisruptionsAllowed > 0 {
-			budget.Status.DisruptionsAllowed--
-		}
-	}
 }
 
 func nodesOf(scan *cluster.Scan) []Node {
