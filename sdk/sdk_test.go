@@ -60,3 +60,12 @@ func TestAssemblyScript(t *testing.T) {
 	}
 	run(t, node, "assemblyscript/tests/run.mjs", module)
 }
+
+// TestTinyGoTags type-checks the Go SDK and the guests in Go under the tags that
+// TinyGo sets. What its own compiler says is not known here: it is not on the machines
+// that run the tests.
+func TestTinyGoTags(t *testing.T) {
+	t.Setenv("GOOS", "wasip1")
+	t.Setenv("GOARCH", "wasm")
+	run(t, tool(t, "go"), "vet", "-unsafeptr=false", "-tags", "tinygo,wasm_unknown", "./go/...", "../wasm-plugins/go/...")
+}

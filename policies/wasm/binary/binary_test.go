@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -290,6 +291,44 @@ func TestRealGuestsStayValid(t *testing.T) {
 		}
 		if err := rt.Close(context.Background()); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// The limits of a module leave room for what toolchains make: much of Go's standard
+// library in one module is far below each.
+func TestLargeGoModule(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "large.wasm")
+	build := exec.Command("go", "build", "-buildmode=c-shared", "-o", out, "./testdata/large")
+	build.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
+	if text, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	source, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := Parse(source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &rewriter{Module: m, refuel: uint32(m.imported), counter: uint32(m.globals), chunk: bulkChunk}
+	longest, locals, joins := 0, 0, 0
+	for i, body := range m.bodies {
+		before, branched := w.locals, w.branching
+		if _, err := w.body(nil, i, body); err != nil {
+			t.Fatalf("function %d of %d bytes: %v", i, len(body), err)
+		}
+		longest, locals, joins = max(longest, len(body)), max(locals, w.locals-before), max(joins, w.branching-branched)
+	}
+	t.Logf("%d bytes (of %d), %d functions (%d); the longest has %d bytes (%d), the most locals are %d (%d); %d locals together (%d), branching %d (%d), at most %d in one; %d tables (%d)",
+		len(source), 16<<20, len(m.bodies), maxFunctions, longest, maxBody, locals, maxLocals, w.locals, maxAllLocals, w.branching, maxBranching, joins, m.tables, maxTables)
+	for what, share := range map[string]float64{
+		"size": float64(len(source)) / (16 << 20), "functions": float64(len(m.bodies)) / maxFunctions, "length": float64(longest) / maxBody,
+		"locals": float64(locals) / maxLocals, "all locals": float64(w.locals) / maxAllLocals, "branching": float64(w.branching) / maxBranching,
+	} {
+		if share > 0.75 {
+			t.Errorf("%s: %.2f of the limit", what, share)
 		}
 	}
 }
