@@ -33,6 +33,8 @@ type feed struct {
 	decoder  runtime.Decoder
 	// transformer decrypts values; nil if they are stored as they are.
 	transformer value.Transformer
+	// sharers that nobody uses; as many as decode at once were made.
+	sharers sync.Pool
 }
 
 func newFeed(etcd *kubernetes.Client, r Resource, example runtime.Object) *feed {
@@ -69,8 +71,10 @@ func (f *feed) ListWithContext(ctx context.Context, _ metav1.ListOptions) (runti
 		list.Items = slices.Grow(list.Items, len(page.Kvs))[:from+len(page.Kvs)]
 		items := list.Items[from:]
 		group.Go(func() error {
+			sharer := f.sharer()
+			defer f.sharers.Put(sharer)
 			for i, kv := range page.Kvs {
-				object, err := f.decode(ctx, kv.Key, kv.Value, kv.ModRevision)
+				object, err := f.shared(ctx, sharer, kv.Key, kv.Value, kv.ModRevision)
 				if err != nil {
 					return err
 				}
@@ -148,6 +152,23 @@ func (f *feed) decode(ctx context.Context, key, data []byte, revision int64) (ru
 	return object, nil
 }
 
+// shared decodes objects that nobody will change.
+func (f *feed) shared(ctx context.Context, s *sharer, key, data []byte, revision int64) (runtime.Object, error) {
+	object, err := f.decode(ctx, key, data, revision)
+	if err == nil {
+		s.share(object, object.(metav1.Object))
+	}
+	return object, err
+}
+
+// sharer to put back.
+func (f *feed) sharer() *sharer {
+	if s, ok := f.sharers.Get().(*sharer); ok {
+		return s
+	}
+	return &sharer{}
+}
+
 // stream is one running watch.
 type stream struct {
 	feed    *feed
@@ -162,6 +183,7 @@ func (s *stream) ResultChan() <-chan watch.Event { return s.results }
 func (s *stream) run(ctx context.Context, events clientv3.WatchChan) {
 	defer close(s.results)
 	defer s.cancel()
+	sharer := &sharer{}
 	send := func(e watch.Event) bool {
 		select {
 		case s.results <- e:
@@ -178,7 +200,7 @@ func (s *stream) run(ctx context.Context, events clientv3.WatchChan) {
 			return
 		}
 		for _, event := range response.Events {
-			out, err := s.feed.event(ctx, event)
+			out, err := s.feed.event(ctx, sharer, event)
 			if err != nil {
 				send(watch.Event{Type: watch.Error, Object: status(err)})
 				return
@@ -190,15 +212,15 @@ func (s *stream) run(ctx context.Context, events clientv3.WatchChan) {
 	}
 }
 
-func (f *feed) event(ctx context.Context, e *clientv3.Event) (watch.Event, error) {
+func (f *feed) event(ctx context.Context, s *sharer, e *clientv3.Event) (watch.Event, error) {
 	if e.Type == mvccpb.DELETE {
 		if e.PrevKv == nil {
 			return watch.Event{}, fmt.Errorf("deletion of %s at revision %d came without its last value", e.Kv.Key, e.Kv.ModRevision)
 		}
-		object, err := f.decode(ctx, e.Kv.Key, e.PrevKv.Value, e.Kv.ModRevision)
+		object, err := f.shared(ctx, s, e.Kv.Key, e.PrevKv.Value, e.Kv.ModRevision)
 		return watch.Event{Type: watch.Deleted, Object: object}, err
 	}
-	object, err := f.decode(ctx, e.Kv.Key, e.Kv.Value, e.Kv.ModRevision)
+	object, err := f.shared(ctx, s, e.Kv.Key, e.Kv.Value, e.Kv.ModRevision)
 	if e.IsCreate() {
 		return watch.Event{Type: watch.Added, Object: object}, err
 	}
