@@ -27,7 +27,7 @@ func Revision(revision int64) Moment { return Moment{Revision: revision} }
 func Time(t time.Time) Moment { return Moment{Time: t} }
 
 // ParseMoment reads a revision (48210), a time (2026-01-31T14:03:00Z) or how long
-// before now (10m).
+// before now (10m, 2d).
 func ParseMoment(text string, now time.Time) (Moment, error) {
 	if revision, err := strconv.ParseInt(text, 10, 64); err == nil && revision > 0 {
 		return Revision(revision), nil
@@ -38,7 +38,10 @@ func ParseMoment(text string, now time.Time) (Moment, error) {
 	if ago, err := time.ParseDuration(text); err == nil && ago >= 0 {
 		return Time(now.Add(-ago)), nil
 	}
-	return Moment{}, fmt.Errorf("%q is no moment: give a revision (48210), a time (2026-01-31T14:03:00Z) or how long ago (10m)", text)
+	if days, err := strconv.ParseUint(strings.TrimSuffix(text, "d"), 10, 16); err == nil && strings.HasSuffix(text, "d") {
+		return Time(now.Add(-time.Duration(days) * 24 * time.Hour)), nil
+	}
+	return Moment{}, fmt.Errorf("%q is no moment: give a revision (48210), a time (2026-01-31T14:03:00Z) or how long ago (10m, 2d)", text)
 }
 
 // ErrNoHistory is what an engine on a real etcd answers when it is asked for

@@ -75,6 +75,14 @@ func TestBackupCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused(at("cut")+": the backup is damaged: it is cut short", "backup", "verify", at("cut"))
+	if err := writeSecret(at("foreign"), []byte("hello\n")); err != nil {
+		t.Fatal(err)
+	}
+	refused(at("foreign")+": the backup is damaged: it does not begin as a backup does", "backup", "verify", at("foreign"))
+	refused(at("full")+": restore to revision 1: that is no longer known", "restore", at("full"), "--data", at("early"), "--to", "1")
+	if _, err := os.Stat(at("early")); !os.IsNotExist(err) {
+		t.Errorf("what was not restored is there: %v", err)
+	}
 	other := start("other")
 	for i := range 100 { // it has come further than the backup, else that is what it says
 		if _, err := other.Client().CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("m-", i)}}, metav1.CreateOptions{}); err != nil {

@@ -74,8 +74,11 @@ func resource(config *rest.Config, kind string) (*meta.RESTMapping, error) {
 		}
 	}
 	found, err := mapper.KindFor(short.WithVersion(""))
-	if err != nil {
-		return nil, fmt.Errorf("kind %q: %w; quaymaster kubectl api-resources lists what there is", kind, err)
+	switch {
+	case meta.IsNoMatchError(err):
+		return nil, fmt.Errorf("there is no kind %q; quaymaster kubectl api-resources lists what there is", kind)
+	case err != nil:
+		return nil, fmt.Errorf("kind %q: %w", kind, err)
 	}
 	return mapper.RESTMapping(found.GroupKind(), found.Version)
 }

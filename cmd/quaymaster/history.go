@@ -199,7 +199,7 @@ func newDiff() *cobra.Command {
 		Short: "Tell what differs between two moments, in one object or in all",
 		Long: `Diff lists the objects that were created, deleted or changed between two moments,
 and the fields that changed with the managers that own them. A moment is a revision (48210), a
-time (2026-01-31T14:03:00Z) or how long ago (10m). With --to before --from it says
+time (2026-01-31T14:03:00Z) or how long ago (10m, 2d). With --to before --from it says
 what going back would do.
 
 ` + pastNote,

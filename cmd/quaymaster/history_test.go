@@ -90,8 +90,9 @@ func TestHistoryCommands(t *testing.T) {
 
 	refused("no moment", "diff", "--from", "yesterday")
 	refused("can be read", "diff", "--from", "24h")
+	refused("can be read", "diff", "--from", "2d")
 	refused("which one?", "history", "cm")
-	refused(`"unicorn"`, "history", "unicorn", "x")
+	refused(`there is no kind "unicorn"; quaymaster kubectl api-resources lists`, "history", "unicorn", "x")
 	refused("can be read", "history", "cm", "never")
 	if err := maps.Delete(ctx, "settings", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)

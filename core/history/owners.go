@@ -59,15 +59,19 @@ func touched(old, new map[string]any) []string {
 	return slices.Compact(out)
 }
 
-// below are the owners of a child, or of all around it.
+// below are the owners of a child; of all around it, if there are none: who once set
+// a map and has lost its keys to others still owns the map, in the same form.
 func below(owners []owner, child string) []owner {
-	var out []owner
+	var out, around []owner
 	for _, o := range owners {
 		if o.all() {
-			out = append(out, o)
+			around = append(around, o)
 		} else if fields, ok := o.fields[child].(map[string]any); ok {
 			out = append(out, owner{o.name, fields})
 		}
+	}
+	if len(out) == 0 {
+		return around
 	}
 	return out
 }
@@ -88,10 +92,10 @@ func items(owners []owner, keys []string, item, other any) []owner {
 		item = other
 	}
 	fields, _ := item.(map[string]any)
-	var out []owner
+	var out, around []owner
 	for _, o := range owners {
 		if o.all() {
-			out = append(out, o)
+			around = append(around, o)
 			continue
 		}
 		for child, value := range o.fields {
@@ -99,6 +103,9 @@ func items(owners []owner, keys []string, item, other any) []owner {
 				out = append(out, owner{o.name, below})
 			}
 		}
+	}
+	if len(out) == 0 {
+		return around
 	}
 	return out
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -192,11 +193,12 @@ func (d *decoder) record() (kind byte, payload []byte, err error) {
 
 func (d *decoder) head() error {
 	magic := make([]byte, len(backupMagic)+2)
-	if err := d.read(magic); err != nil {
-		return err
-	}
-	if string(magic[:len(backupMagic)]) != backupMagic {
+	err := d.read(magic)
+	if begins := magic[:min(d.info.Bytes, int64(len(backupMagic)))]; !strings.HasPrefix(backupMagic, string(begins)) {
 		return damaged("it does not begin as a backup does")
+	}
+	if err != nil {
+		return err
 	}
 	format := binary.LittleEndian.Uint16(magic[len(backupMagic):])
 	if format == 0 || format > sealedFormat {

@@ -52,6 +52,13 @@ func Restore(opts RestoreOptions, files ...io.Reader) (info Info, err error) {
 		return info, fmt.Errorf("storage: restore: %w", err)
 	}
 	parent := filepath.Dir(dir)
+	if _, missing := os.Stat(parent); missing != nil {
+		defer func() {
+			if err != nil {
+				_ = os.Remove(parent) // made for nothing
+			}
+		}()
+	}
 	if err := os.MkdirAll(parent, 0o700); err != nil {
 		return info, fmt.Errorf("storage: restore: %w", err)
 	}
@@ -134,7 +141,7 @@ func restore(dir string, opts RestoreOptions, files []io.Reader) (info Info, err
 		case one.Since != 0:
 			return fmt.Errorf("%w: it begins with the increment since revision %d; begin with a full backup", ErrOrder, one.Since)
 		case to != 0 && to < one.Revision:
-			return fmt.Errorf("storage: restore to revision %d: %w: the full backup is of revision %d", to, ErrCompacted, one.Revision)
+			return fmt.Errorf("restore to revision %d: %w: the full backup is of revision %d", to, ErrCompacted, one.Revision)
 		}
 		return nil
 	}
