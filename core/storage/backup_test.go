@@ -388,6 +388,22 @@ func BenchmarkBackup100000(b *testing.B) {
 	})
 }
 
+// BenchmarkEncryptedBackup100000 is the same of an encrypted store, which encrypts its
+// backups.
+func BenchmarkEncryptedBackup100000(b *testing.B) {
+	dir := b.TempDir()
+	s := open(b, Options{Dir: filepath.Join(dir, "store"), KeyFile: filepath.Join(dir, "key")})
+	fill(b, s, 100_000)
+	var file bytes.Buffer
+	for b.Loop() {
+		file.Reset()
+		if _, err := s.Backup(context.Background(), &file, 0); err != nil {
+			b.Fatal(err)
+		}
+		b.SetBytes(int64(file.Len()))
+	}
+}
+
 func BenchmarkVerifyAndRestore100000(b *testing.B) {
 	s := open(b, Options{})
 	fill(b, s, 100_000)

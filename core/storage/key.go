@@ -113,7 +113,7 @@ func unlock(dir, path string) ([]byte, error) {
 	}
 	if path == "" {
 		if !fresh && errors.Is(fits(dir, nil), badger.ErrEncryptionKeyMismatch) {
-			return nil, fmt.Errorf("storage: %s is %w: name the file with its key", dir, ErrEncrypted)
+			return nil, fmt.Errorf("storage: %s is %w: name the file with its key (--store-key FILE)", dir, ErrEncrypted)
 		}
 		return nil, nil
 	}

@@ -93,7 +93,10 @@ func Dial(ctx context.Context, options RemoteOptions) (*Remote, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	if err := r.probe(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("storage: etcd at %s does not answer: %w; is it running, and are the certificates its own?", where, err), etcd.Close())
+		if ctx.Err() != nil { // the client has tried again and again, and does not tell why
+			err = errors.Join(reasons(options.Endpoints, config)...)
+		}
+		return nil, errors.Join(fmt.Errorf("storage: etcd at %s does not answer: %w", where, err), etcd.Close())
 	}
 	r.compactor = etcd3.NewCompactor(etcd.Client, max(0, options.Compaction), clock.RealClock{}, nil)
 	return r, nil

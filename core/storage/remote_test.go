@@ -89,12 +89,15 @@ func TestRemoteTLS(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
-	for name, options := range map[string]RemoteOptions{
-		"no certificate":    {Endpoints: where, CAFile: ca},
-		"another authority": {Endpoints: where, CertFile: cert, KeyFile: key},
+	plain := "http" + strings.TrimPrefix(where[0], "https")
+	for text, options := range map[string]RemoteOptions{
+		"--etcd-certfile": {Endpoints: where, CAFile: ca},
+		"--etcd-cafile":   {Endpoints: where, CertFile: cert, KeyFile: key},
+		"by https?":       {Endpoints: []string{plain}},
+		"refused":         {Endpoints: []string{"https://127.0.0.1:1"}, CAFile: ca},
 	} {
-		if r, err := Dial(ctx, options); err == nil || !strings.Contains(err.Error(), where[0]) {
-			t.Errorf("%s: %v, %v", name, r, err)
+		if r, err := Dial(ctx, options); err == nil || !strings.Contains(err.Error(), options.Endpoints[0]) || !strings.Contains(err.Error(), text) {
+			t.Errorf("%s: %v, %v", text, r, err)
 		}
 	}
 	for name, options := range map[string]RemoteOptions{
