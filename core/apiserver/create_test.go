@@ -118,46 +118,55 @@ func TestCreatesAgreeWithUpstream(t *testing.T) {
 // was made is removed.
 func answer(t *testing.T, c *cluster, path, contentType, accept string, body []byte) string {
 	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://quaymaster.internal"+path, bytes.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Header.Set("User-Agent", "test/1 (of creates)")
-	for name, value := range map[string]string{"Content-Type": contentType, "Accept": accept} {
-		if value != "" {
-			r.Header.Set(name, value)
-		}
-	}
-	transport := c.RESTConfig(nil).Transport
-	response, err := transport.RoundTrip(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	data, err := io.ReadAll(response.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	response.Body.Close()
+	response, data := exchange(t, c, http.MethodPost, path, contentType, accept, body)
 	name := "made"
 	var made metav1.PartialObjectMetadata
 	if json.Unmarshal(data, &made) == nil && made.Name != "" {
 		name = made.Name
 	}
-	plain, _, _ := strings.Cut(path, "?")
-	plain = strings.TrimSuffix(plain, "/")
 	if response.StatusCode == http.StatusCreated {
-		gone, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "http://quaymaster.internal"+plain+"/"+name+"?gracePeriodSeconds=0", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		response, err := transport.RoundTrip(gone)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if response.Body.Close(); response.StatusCode >= 300 && !strings.Contains(path, "dryRun") {
-			t.Errorf("delete %s: %s", name, response.Status)
+		plain, _, _ := strings.Cut(path, "?")
+		remove(t, c, strings.TrimSuffix(plain, "/")+"/"+name, strings.Contains(path, "dryRun"))
+	}
+	return seen(t, response, data)
+}
+
+// exchange sends a request as the client that is named in managed fields.
+func exchange(t *testing.T, c *cluster, method, path, contentType, accept string, body []byte) (*http.Response, []byte) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), method, "http://quaymaster.internal"+path, bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("User-Agent", "test/1 (of writes)")
+	for name, value := range map[string]string{"Content-Type": contentType, "Accept": accept} {
+		if value != "" {
+			r.Header.Set(name, value)
 		}
 	}
+	response, err := c.RESTConfig(nil).Transport.RoundTrip(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	data, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response, data
+}
+
+// remove deletes at once what is at a path; it may be missing if maybe says so.
+func remove(t *testing.T, c *cluster, path string, maybe bool) {
+	t.Helper()
+	if response, data := exchange(t, c, http.MethodDelete, path+"?gracePeriodSeconds=0", "", "", nil); response.StatusCode >= 300 && !maybe {
+		t.Errorf("delete %s: %s %s", path, response.Status, data)
+	}
+}
+
+// seen is all of an answer that must not differ.
+func seen(t *testing.T, response *http.Response, data []byte) string {
+	t.Helper()
 	response.Header.Del("Audit-Id")
 	response.Header.Del("Content-Length")
 	var header bytes.Buffer

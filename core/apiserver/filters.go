@@ -14,7 +14,7 @@ import (
 // answers for handlers that ignore their context's deadline. The first to see a
 // request is the last in this list.
 func (s *Server) filters(handler http.Handler, c *genericapiserver.Config) http.Handler {
-	handler = genericapifilters.WithAuthorization(s.creates.before(handler), c.Authorization.Authorizer, c.Serializer)
+	handler = genericapifilters.WithAuthorization(s.ordinaries.before(handler), c.Authorization.Authorizer, c.Serializer)
 	handler = s.withFlowControl(handler, c)
 	handler = impersonation.WithConstrainedImpersonation(handler, c.Authorization.Authorizer, c.Serializer)
 	handler = genericapifilters.WithAudit(handler, c.AuditBackend, c.AuditPolicyRuleEvaluator, c.LongRunningFunc)

@@ -233,7 +233,7 @@ func (s *Server) installGroup(group string, kinds []kind) error {
 	}
 	for _, k := range kinds {
 		for _, v := range k.versions {
-			if err := s.creates.add(k, v, storage[v][k.resource]); err != nil {
+			if err := s.ordinaries.add(k, v, s.registries.made[k.group+"/"+k.resource]); err != nil {
 				return err
 			}
 		}

@@ -29,17 +29,20 @@ const (
 	shapeLength = 16 << 10
 )
 
-// ownership records which fields of a new object its creator has set, as
-// upstream does, whose code computes it: once for each shape of an object.
+// ownership records who has set which fields of an object, as upstream does,
+// whose code computes it: once for each shape of a new object, and once for each
+// way in which an object changes.
 type ownership struct {
-	upstream *managedfields.FieldManager
-	gvk      schema.GroupVersionKind
-	shapes   *lru.Cache // shape to *metav1.FieldsV1, which nobody changes
+	upstream    *managedfields.FieldManager
+	gvk         schema.GroupVersionKind
+	subresource string
+	shapes      *lru.Cache // shape to *metav1.FieldsV1, which nobody changes
+	changes     *lru.Cache // changeKey to []owner
 }
 
-// newOwnership is for a kind in one version, the storage says which fields a
-// create may not set.
-func newOwnership(k kind, version string, storage rest.Storage) (*ownership, error) {
+// newOwnership is for a kind in one version, or a subresource of it; the storage
+// says which fields nobody sets through it.
+func newOwnership(k kind, version, subresource string, storage rest.Storage) (*ownership, error) {
 	var reset map[fieldpath.APIVersion]fieldpath.Filter
 	if s, ok := storage.(rest.ResetFieldsStrategy); ok {
 		reset = fieldpath.NewExcludeFilterSetMap(s.GetResetFields())
@@ -47,10 +50,13 @@ func newOwnership(k kind, version string, storage rest.Storage) (*ownership, err
 		reset = s.GetResetFieldsFilter()
 	}
 	scheme := legacyscheme.Scheme
-	o := &ownership{gvk: schema.GroupVersionKind{Group: k.group, Version: version, Kind: k.kind}, shapes: lru.New(shapesMax)}
+	o := &ownership{
+		gvk:         schema.GroupVersionKind{Group: k.group, Version: version, Kind: k.kind},
+		subresource: subresource, shapes: lru.New(shapesMax), changes: lru.New(shapesMax),
+	}
 	var err error
 	if o.upstream, err = managedfields.NewDefaultFieldManager(typeConverter(k.group), runtime.UnsafeObjectConvertor(scheme), scheme, scheme,
-		o.gvk, schema.GroupVersion{Group: k.group, Version: runtime.APIVersionInternal}, "", reset); err != nil {
+		o.gvk, schema.GroupVersion{Group: k.group, Version: runtime.APIVersionInternal}, subresource, reset); err != nil {
 		return nil, fmt.Errorf("managed fields of %s: %w", o.gvk, err)
 	}
 	return o, nil

@@ -31,7 +31,7 @@ func TestOwnershipAgreesWithUpstream(t *testing.T) {
 			continue
 		}
 		for _, version := range k.versions {
-			o, err := newOwnership(k, version, nil)
+			o, err := newOwnership(k, version, "", nil)
 			if err != nil {
 				t.Fatal(err)
 			}

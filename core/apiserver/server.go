@@ -14,7 +14,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/api/meta"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/waitgroup"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
@@ -127,8 +126,8 @@ type Server struct {
 	client        kubernetes.Interface
 	mapper        meta.ResettableRESTMapper
 
-	stored  storages
-	creates *creates
+	stored     storages
+	ordinaries *ordinaries
 	auditing
 
 	custom     *custom
@@ -176,7 +175,7 @@ func New(options Options) (*Server, error) {
 		ready:   make(chan struct{}),
 		proxy:   &http.Transport{IdleConnTimeout: 90 * time.Second, MaxIdleConnsPerHost: 4},
 	}
-	s.creates = &creates{server: s, kinds: map[schema.GroupVersionResource]*create{}}
+	s.ordinaries = &ordinaries{server: s, kinds: map[path]*ordinary{}}
 	s.closing, s.close = context.WithCancel(context.Background())
 	s.aborted, s.abort = context.WithCancel(context.Background())
 	var err error

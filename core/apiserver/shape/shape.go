@@ -1,37 +1,68 @@
 // Package shape tells whether two objects of one Go type have the same fields
 // set, so that what upstream computes of the field paths alone, such as the
-// managed fields of a new object, need be computed once a shape.
+// managed fields of a new object, need be computed once a shape; and whether one
+// change of an object is like another.
 package shape
 
 import (
-	"encoding/binary"
-	"encoding/json"
 	"reflect"
 	"slices"
 	"strings"
 	"sync"
 
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
 // Append appends the shape of the struct behind a pointer. Equal shapes have
 // equal sets of field paths in every schema: the shape has which fields are set,
-// the keys of maps, the elements of lists of scalars, and the scalars that are
-// immediate fields of a list's elements, any of which may be a key of the list.
-// It is false for objects that hold what has no fixed fields.
+// the keys of maps, the elements of lists of scalars, and the scalars of a list's
+// elements that are a key of a list somewhere in Kubernetes. It is false for
+// objects that hold what has no fixed fields. An object's own managed fields are
+// no part of it.
 func Append(shape []byte, object any) ([]byte, bool) {
 	v := reflect.ValueOf(object)
 	if v.Kind() != reflect.Pointer || v.IsNil() {
 		return shape, false
 	}
-	return walkerOf(v.Type().Elem())(shape, v.Elem(), false)
+	return rootOf(v.Type().Elem()).shape(shape, v.Elem(), false)
 }
 
-// walker appends the shape of a value; exact has scalars as they are.
-type walker func(shape []byte, v reflect.Value, exact bool) ([]byte, bool)
+// AppendChange appends the shapes of two objects of one Go type and where they
+// differ. Where it is equal, upstream's comparison finds the same paths added,
+// removed and modified. It is false for what has no shape, and for long lists of
+// which elements came or went.
+func AppendChange(change []byte, from, to any) ([]byte, bool) {
+	a, b := reflect.ValueOf(from), reflect.ValueOf(to)
+	if a.Kind() != reflect.Pointer || a.Type() != b.Type() || a.IsNil() || b.IsNil() {
+		return change, false
+	}
+	w := rootOf(a.Type().Elem())
+	change, ok := w.shape(change, a.Elem(), false)
+	if !ok {
+		return change, false
+	}
+	if change, ok = w.shape(change, b.Elem(), false); !ok {
+		return change, false
+	}
+	return w.change(change, a.Elem(), b.Elem())
+}
+
+// keys are the JSON names of all fields that are keys of lists in upstream's
+// schemas (x-kubernetes-list-map-keys): a test compares them.
+var keys = []string{
+	"apiServerID", "containerPort", "device", "devicePath", "driver", "group", "ip", "kind", "mountPath", "name", "pool", "port", "protocol",
+	"resource", "resourceID", "rule", "schedulerName", "shareID", "subresource", "topologyKey", "type", "uid", "version", "whenUnsatisfiable",
+}
+
+// walker knows the values of a type.
+type walker interface {
+	// shape appends a value's; exact has scalars as they are.
+	shape(to []byte, v reflect.Value, exact bool) ([]byte, bool)
+	// key appends what of a list's element may tell it from others.
+	key(to []byte, v reflect.Value) []byte
+	// change appends where two values differ that both have a shape.
+	change(to []byte, a, b reflect.Value) ([]byte, bool)
+}
 
 var walkers sync.Map // reflect.Type to walker
 
@@ -40,169 +71,122 @@ func walkerOf(t reflect.Type) walker {
 		return w.(walker)
 	}
 	// Types may hold themselves: who is met again finds the one that waits.
-	var made walker
-	ready := make(chan struct{})
-	w, raced := walkers.LoadOrStore(t, walker(func(shape []byte, v reflect.Value, exact bool) ([]byte, bool) {
-		<-ready
-		return made(shape, v, exact)
-	}))
-	if raced {
+	waiting := &awaited{ready: make(chan struct{})}
+	if w, raced := walkers.LoadOrStore(t, waiting); raced {
 		return w.(walker)
 	}
-	made = newWalker(t)
-	close(ready)
-	walkers.Store(t, made)
-	return made
+	waiting.made = newWalker(t)
+	close(waiting.ready)
+	walkers.Store(t, waiting.made)
+	return waiting.made
 }
 
-var (
-	marshaler = reflect.TypeFor[json.Marshaler]()
-	extension = reflect.TypeFor[runtime.RawExtension]()
-	// opaque are scalars to every schema, and no list has them as its key.
-	opaque = []reflect.Type{reflect.TypeFor[metav1.Time](), reflect.TypeFor[metav1.MicroTime](), reflect.TypeFor[resource.Quantity](), reflect.TypeFor[metav1.Duration]()}
-)
+// awaited is a walker that is being made.
+type awaited struct {
+	ready chan struct{}
+	made  walker
+}
 
-const (
-	unset = iota
-	set
-	empty
-)
+func (w *awaited) walker() walker {
+	<-w.ready
+	return w.made
+}
 
-func newWalker(t reflect.Type) walker {
-	switch {
-	case t.Kind() == reflect.Pointer: // marshals itself if what it points to does
-		return pointer(walkerOf(t.Elem()))
-	case slices.Contains(opaque, t):
-		return presence
-	case t == reflect.TypeFor[intstr.IntOrString](): // a struct that marshals itself, and may be a key
-	case t == extension, t.Implements(marshaler) || reflect.PointerTo(t).Implements(marshaler):
-		return unknown
+func (w *awaited) shape(to []byte, v reflect.Value, exact bool) ([]byte, bool) {
+	return w.walker().shape(to, v, exact)
+}
+func (w *awaited) key(to []byte, v reflect.Value) []byte { return w.walker().key(to, v) }
+func (w *awaited) change(to []byte, a, b reflect.Value) ([]byte, bool) {
+	return w.walker().change(to, a, b)
+}
+
+var roots sync.Map // reflect.Type to walker
+
+// rootOf is the walker of whole objects, whose managed fields it leaves out.
+func rootOf(t reflect.Type) walker {
+	if w, ok := roots.Load(t); ok {
+		return w.(walker)
 	}
-	switch t.Kind() {
-	case reflect.Slice:
-		if t.Elem().Kind() == reflect.Uint8 { // one scalar
-			return bytes
+	made := newWalker(t)
+	if fields, ok := made.(structure); ok {
+		for i, f := range fields {
+			if t.Field(f.index).Type == reflect.TypeFor[metav1.ObjectMeta]() {
+				fields[i].walker = slices.DeleteFunc(newStructure(reflect.TypeFor[metav1.ObjectMeta]()), func(f structField) bool {
+					return reflect.TypeFor[metav1.ObjectMeta]().Field(f.index).Type == reflect.TypeFor[[]metav1.ManagedFieldsEntry]()
+				})
+			}
 		}
-		return list(walkerOf(t.Elem()))
-	case reflect.Map:
-		if t.Key().Kind() == reflect.String {
-			return stringMap(walkerOf(t.Elem()))
-		}
-	case reflect.Struct:
-		return fields(t)
-	case reflect.String:
-		return text
-	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
-		return integer
-	case reflect.Bool, reflect.Float32, reflect.Float64:
-		return presence // all that a truth value has; no list has a fraction as its key
 	}
-	return unknown
+	w, _ := roots.LoadOrStore(t, made)
+	return w.(walker)
 }
 
-// unknown is for what has fields of its own: it has a shape only if it is not set.
-func unknown(shape []byte, v reflect.Value, _ bool) ([]byte, bool) {
-	return append(shape, unset), v.IsZero()
+// structure is the walker of a struct.
+type structure []structField
+
+type structField struct {
+	walker
+	index int
+	key   bool // may be, or have in it, a key of a list that has the struct
 }
 
-func presence(shape []byte, v reflect.Value, _ bool) ([]byte, bool) {
-	if v.IsZero() {
-		return append(shape, unset), true
-	}
-	return append(shape, set), true
-}
-
-func bytes(shape []byte, v reflect.Value, _ bool) ([]byte, bool) {
-	if !v.IsNil() && v.Len() == 0 {
-		return append(shape, empty), true
-	}
-	return presence(shape, v, false)
-}
-
-func text(shape []byte, v reflect.Value, exact bool) ([]byte, bool) {
-	if !exact {
-		return presence(shape, v, false)
-	}
-	return appendText(shape, v.String()), true
-}
-
-func appendText(shape []byte, s string) []byte {
-	return append(binary.AppendUvarint(shape, uint64(len(s))), s...)
-}
-
-func integer(shape []byte, v reflect.Value, exact bool) ([]byte, bool) {
-	if !exact {
-		return presence(shape, v, false)
-	}
-	return binary.AppendVarint(shape, v.Int()), true
-}
-
-func pointer(elem walker) walker {
-	return func(shape []byte, v reflect.Value, exact bool) ([]byte, bool) {
-		if v.IsNil() {
-			return append(shape, unset), true
-		}
-		return elem(append(shape, set), v.Elem(), exact)
-	}
-}
-
-func list(elem walker) walker {
-	return func(shape []byte, v reflect.Value, _ bool) ([]byte, bool) {
-		if v.IsNil() {
-			return append(shape, unset), true
-		}
-		shape = binary.AppendUvarint(shape, uint64(v.Len())+1)
-		ok := true
-		for i := 0; ok && i < v.Len(); i++ {
-			shape, ok = elem(shape, v.Index(i), true)
-		}
-		return shape, ok
-	}
-}
-
-func stringMap(elem walker) walker {
-	return func(shape []byte, v reflect.Value, _ bool) ([]byte, bool) {
-		if v.IsNil() {
-			return append(shape, unset), true
-		}
-		shape = binary.AppendUvarint(shape, uint64(v.Len())+1)
-		keys := v.MapKeys()
-		slices.SortFunc(keys, func(a, b reflect.Value) int { return strings.Compare(a.String(), b.String()) })
-		ok := true
-		for i := 0; ok && i < len(keys); i++ {
-			shape, ok = elem(appendText(shape, keys[i].String()), v.MapIndex(keys[i]), false)
-		}
-		return shape, ok
-	}
-}
-
-func fields(t reflect.Type) walker {
-	type field struct {
-		index int
-		walk  walker
-		part  bool // a value of the struct itself, which a list may have as its key
-	}
-	var all []field
+func newStructure(t reflect.Type) (all structure) {
 	for i := range t.NumField() {
 		f := t.Field(i)
 		if !f.IsExported() {
 			continue
 		}
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		all = append(all, field{i, walkerOf(f.Type), name == "" || scalar(f.Type)})
+		all = append(all, structField{walkerOf(f.Type), i, name == "" || slices.Contains(keys, name) && scalar(f.Type)})
 	}
-	return func(shape []byte, v reflect.Value, exact bool) ([]byte, bool) {
-		ok := true
-		for i := 0; ok && i < len(all); i++ {
-			shape, ok = all[i].walk(shape, v.Field(all[i].index), exact && all[i].part)
-		}
-		return shape, ok
-	}
+	return all
 }
 
-func scalar(t reflect.Type) bool {
-	if t.Kind() == reflect.Pointer {
-		t = t.Elem()
+func (s structure) shape(to []byte, v reflect.Value, exact bool) ([]byte, bool) {
+	ok := true
+	for i := 0; ok && i < len(s); i++ {
+		to, ok = s[i].walker.shape(to, v.Field(s[i].index), exact && s[i].key)
 	}
-	return t.Kind() != reflect.Struct || t == reflect.TypeFor[intstr.IntOrString]()
+	return to, ok
+}
+
+func (s structure) key(to []byte, v reflect.Value) []byte {
+	for i := range s {
+		if s[i].key {
+			to = s[i].walker.key(to, v.Field(s[i].index))
+		}
+	}
+	return to
+}
+
+func (s structure) change(to []byte, a, b reflect.Value) ([]byte, bool) {
+	ok := true
+	for i := 0; ok && i < len(s); i++ {
+		to, ok = s[i].walker.change(to, a.Field(s[i].index), b.Field(s[i].index))
+	}
+	return to, ok
+}
+
+// pointer is the walker of a pointer to what the walker knows.
+type pointer struct{ walker }
+
+func (p pointer) shape(to []byte, v reflect.Value, exact bool) ([]byte, bool) {
+	if v.IsNil() {
+		return append(to, unset), true
+	}
+	return p.walker.shape(append(to, set), v.Elem(), exact)
+}
+
+func (p pointer) key(to []byte, v reflect.Value) []byte {
+	if v.IsNil() {
+		return append(to, unset)
+	}
+	return p.walker.key(append(to, set), v.Elem())
+}
+
+func (p pointer) change(to []byte, a, b reflect.Value) ([]byte, bool) {
+	if a.IsNil() || b.IsNil() {
+		return to, true
+	}
+	return p.walker.change(to, a.Elem(), b.Elem())
 }

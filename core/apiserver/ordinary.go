@@ -1,0 +1,315 @@
+package apiserver
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metainternalversionscheme "k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/managedfields"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/endpoints/handlers"
+	"k8s.io/apiserver/pkg/endpoints/handlers/fieldmanager"
+	requestmetrics "k8s.io/apiserver/pkg/endpoints/handlers/metrics"
+	"k8s.io/apiserver/pkg/endpoints/handlers/negotiation"
+	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
+	"k8s.io/apiserver/pkg/endpoints/metrics"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/apiserver/pkg/registry/rest"
+	"k8s.io/apiserver/pkg/warning"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+)
+
+// maxWrite is how long a create, an update or a patch may take, as upstream's.
+const maxWrite = 34 * time.Second
+
+// ordinaries answers the ordinary creates, updates and patches of built-in kinds:
+// what upstream's handlers do for them, less a router and a goroutine, and with
+// ownership in place of its computation of managed fields. Whatever is out of the
+// ordinary in a request, such as a dry run, a table for an answer or a body that
+// is wrong, is left to upstream's handler as it came.
+type ordinaries struct {
+	server *Server
+	kinds  map[path]*ordinary
+}
+
+// path of a resource or its subresource in one version.
+type path struct {
+	schema.GroupVersionResource
+	subresource string
+}
+
+// ordinary is a kind in one version, or the status of it.
+type ordinary struct {
+	*ordinaries
+	path
+	gvk        schema.GroupVersionKind
+	storage    rest.Storage
+	serializer runtime.NegotiatedSerializer
+	ownership  *ownership
+	empty      runtime.Object // of the kind, which nobody changes
+	measured   map[string]http.HandlerFunc
+}
+
+// errExtraordinary hands a request to upstream's handler. Nothing has been
+// admitted or written.
+var errExtraordinary = errors.New("this request is out of the ordinary")
+
+// add serves a kind in a version, by its storages, if it can be ordinary.
+func (all *ordinaries) add(k kind, version string, storages map[string]rest.Storage) error {
+	if k.scope == virtual || k.own() || k.resource == "namespaces" { // a namespace is in itself
+		return nil
+	}
+	gvk := schema.GroupVersionKind{Group: k.group, Version: version, Kind: k.kind}
+	empty, err := legacyscheme.Scheme.New(gvk)
+	if err != nil {
+		return err
+	}
+	if _, deprecated := empty.(interface{ APILifecycleDeprecated() (int, int) }); deprecated {
+		return nil
+	}
+	if _, nested := empty.(runtime.NestedObjectDecoder); nested {
+		return nil
+	}
+	for _, subresource := range []string{"", "status"} {
+		storage, ok := storages[subresource]
+		if !ok {
+			continue
+		}
+		one := &ordinary{
+			ordinaries: all, path: path{gvk.GroupVersion().WithResource(k.resource), subresource}, gvk: gvk,
+			storage: storage, serializer: encodings().upstream, empty: empty, measured: map[string]http.HandlerFunc{},
+		}
+		if one.ownership, err = newOwnership(k, version, subresource, storage); err != nil {
+			return err
+		}
+		methods := map[string]bool{}
+		_, methods[http.MethodPost] = storage.(rest.Creater)
+		_, methods[http.MethodPut] = storage.(rest.Updater)
+		_, methods[http.MethodPatch] = storage.(rest.Patcher)
+		methods[http.MethodPost] = methods[http.MethodPost] && subresource == "" && k.scope == namespaced
+		for method, can := range methods {
+			if can {
+				one.measured[method] = metrics.InstrumentHandlerFunc(method, k.group, version, k.resource, subresource, "resource", metrics.APIServerComponent, false, "", one.respond)
+			}
+		}
+		all.kinds[one.path] = one
+	}
+	return nil
+}
+
+// before answers the ordinary requests that come to the handler.
+func (all *ordinaries) before(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if one := all.of(r); one != nil {
+			one.handle(w, r, next)
+		} else {
+			next.ServeHTTP(w, r)
+		}
+	})
+}
+
+// of finds what a request writes; nil if it does something else.
+func (all *ordinaries) of(r *http.Request) *ordinary {
+	var verb string
+	switch r.Method {
+	case http.MethodPost:
+		verb = "create"
+	case http.MethodPut:
+		verb = "update"
+	case http.MethodPatch:
+		verb = "patch"
+	default:
+		return nil
+	}
+	info, ok := apirequest.RequestInfoFrom(r.Context())
+	if !ok || info.Verb != verb || (verb == "create") != (info.Name == "") {
+		return nil
+	}
+	one := all.kinds[path{schema.GroupVersionResource{Group: info.APIGroup, Version: info.APIVersion, Resource: info.Resource}, info.Subresource}]
+	if one == nil || one.measured[r.Method] == nil {
+		return nil
+	}
+	end := "/" + info.Resource
+	if info.Namespace != "" {
+		end = "/namespaces/" + info.Namespace + end
+	} else if strings.Contains(r.URL.Path, "/namespaces/") || verb == "create" {
+		return nil
+	}
+	for _, part := range []string{info.Name, info.Subresource} {
+		if part != "" {
+			end += "/" + part
+		}
+	}
+	if !strings.HasSuffix(r.URL.Path, end) {
+		return nil
+	}
+	return one
+}
+
+// outcome of a request.
+type outcome struct {
+	status int
+	object runtime.Object
+	err    error
+}
+
+type outcomeKey struct{}
+
+// handle does what the request says, or leaves all to upstream's handler, which
+// finds the body as it was.
+func (o *ordinary) handle(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	body := r.Body
+	read, err := io.ReadAll(io.LimitReader(body, maxBody+1))
+	if err == nil && len(read) <= maxBody {
+		made := outcome{status: http.StatusOK}
+		var verb requestmetrics.RequestBodyVerb
+		switch r.Method {
+		case http.MethodPost:
+			made.status, verb = http.StatusCreated, requestmetrics.Create
+			made.object, made.err = o.create(r, read)
+		case http.MethodPut:
+			verb = requestmetrics.Update
+			made.object, made.err = o.update(r, read)
+		case http.MethodPatch:
+			verb = requestmetrics.Patch
+			made.object, made.err = o.patch(r, read)
+		}
+		if !errors.Is(made.err, errExtraordinary) {
+			requestmetrics.RecordRequestBodySize(r.Context(), o.GroupResource(), verb, len(read))
+			o.measured[r.Method](w, r.WithContext(context.WithValue(r.Context(), outcomeKey{}, made)))
+			return
+		}
+	}
+	again := io.Reader(bytes.NewReader(read))
+	if err != nil {
+		again = io.MultiReader(again, failing{err})
+	} else if len(read) > maxBody {
+		again = io.MultiReader(again, body)
+	}
+	r.Body = struct {
+		io.Reader
+		io.Closer
+	}{again, body}
+	next.ServeHTTP(w, r)
+}
+
+type failing struct{ error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.error }
+
+func (o *ordinary) respond(w http.ResponseWriter, r *http.Request) {
+	made := r.Context().Value(outcomeKey{}).(outcome)
+	if status, ok := made.object.(*metav1.Status); ok && made.err == nil && status.Status != metav1.StatusSuccess {
+		made.err = apierrors.FromObject(status)
+	}
+	if made.err != nil {
+		responsewriters.ErrorNegotiated(made.err, o.serializer, o.gvk.GroupVersion(), w, r)
+		return
+	}
+	responsewriters.WriteObjectNegotiated(o.serializer, negotiation.DefaultEndpointRestrictions, o.gvk.GroupVersion(), w, r, made.status, made.object, false)
+}
+
+// parameters reads those of the request into options; it is false if there are
+// any but the manager and the validation, or if the answer is to be a table, the
+// metadata alone, or of an unknown type.
+func (o *ordinary) parameters(r *http.Request, options runtime.Object) bool {
+	if r.URL.RawQuery != "" {
+		values, err := url.ParseQuery(r.URL.RawQuery)
+		if err != nil {
+			return false
+		}
+		for key := range values {
+			if key != "fieldManager" && key != "fieldValidation" {
+				return false
+			}
+		}
+		if metainternalversionscheme.ParameterCodec.DecodeParameters(values, metav1.SchemeGroupVersion, options) != nil {
+			return false
+		}
+	}
+	if strings.Contains(r.Header.Get("Accept"), "as=") {
+		return false
+	}
+	_, _, err := negotiation.NegotiateOutputMediaType(r, o.serializer, negotiation.DefaultEndpointRestrictions)
+	return err == nil
+}
+
+// decode reads an object of the kind: with its defaults, in its served version.
+func (o *ordinary) decode(in runtime.SerializerInfo, fieldValidation string, body []byte) (runtime.Object, bool) {
+	decoder := in.StrictSerializer
+	if fieldValidation == metav1.FieldValidationIgnore || decoder == nil {
+		decoder = in.Serializer
+	}
+	into, err := legacyscheme.Scheme.New(o.gvk)
+	if err != nil {
+		return nil, false
+	}
+	decoded, gvk, err := decoder.Decode(body, &o.gvk, into)
+	if err != nil || decoded != into || gvk == nil || *gvk != o.gvk {
+		return nil, false
+	}
+	legacyscheme.Scheme.Default(decoded)
+	return decoded, true
+}
+
+// admit has the chain change the object. Managed fields that it breaks are as
+// before, and owners are there once.
+func (o *ordinary) admit(ctx context.Context, attributes admission.Attributes) error {
+	m := accessor(attributes.GetObject())
+	recorded := slices.Clone(m.GetManagedFields())
+	chain, ok := admission.WithAudit(o.server.admission).(admission.MutationInterface)
+	if ok && chain.Handles(attributes.GetOperation()) {
+		if err := chain.Admit(ctx, attributes, o.server.interfaces()); err != nil {
+			return err
+		}
+	}
+	if changed := m.GetManagedFields(); !slices.Equal(changed, recorded) {
+		if err := managedfields.ValidateManagedFields(changed); err != nil {
+			m.SetManagedFields(recorded)
+			warning.AddWarning(ctx, "", fmt.Sprintf(fieldmanager.InvalidManagedFieldsAfterMutatingAdmissionWarningFormat, err))
+		}
+	}
+	if refs := m.GetOwnerReferences(); hasDuplicates(refs) {
+		once, duplicates := withoutDuplicates(refs)
+		warning.AddWarning(ctx, "", fmt.Sprintf(handlers.DuplicateOwnerReferencesAfterMutatingAdmissionWarningFormat, strings.Join(duplicates, ", ")))
+		m.SetOwnerReferences(once)
+	}
+	return nil
+}
+
+// timely tells, as upstream does, of a request that came to its time limit.
+func timely(ctx context.Context, err error) error {
+	if err == nil || !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return err
+	}
+	return apierrors.NewTimeoutError(fmt.Sprintf("request did not complete within requested timeout - %s", ctx.Err()), 0)
+}
+
+// tooLarge is what stores say of a value beyond their limit.
+func tooLarge(err error) bool {
+	return err != nil && (strings.Contains(err.Error(), "request is too large") || strings.Contains(err.Error(), "trying to send message larger than max"))
+}
+
+// interfaces are upstream's with the kinds that are served under several names.
+func (s *Server) interfaces() admission.ObjectInterfaces {
+	return equivalents{upstreamInterfaces, s.generic.EquivalentResourceRegistry}
+}
+
+type equivalents struct {
+	admission.ObjectInterfaces
+	mapper runtime.EquivalentResourceMapper
+}
+
+func (e equivalents) GetEquivalentResourceMapper() runtime.EquivalentResourceMapper { return e.mapper }
