@@ -98,7 +98,10 @@ func (s *State) Explain(ctx context.Context, profile *Profile, pod *v1.Pod, p Po
 		e.Message = verdict.Message
 		e.Preemption = s.Preempt(c, verdict, tie, options.Budgets, options.Now)
 	}
-	details := s.details(profile, pod, scan)
+	details, err := s.details(ctx, profile, pod, p, scan)
+	if err != nil {
+		return nil, err
+	}
 	if scan.Node == nil {
 		e.Changes = s.remedies(ctx, profile, pod, p, scan, details)
 	}
@@ -121,22 +124,33 @@ func (e *Explanation) rank() {
 	}
 }
 
-// details lists the failures of every refused node.
-func (s *State) details(profile *Profile, pod *v1.Pod, scan *Scan) []Detail {
+// details lists the failures of every refused node, those of policies too.
+func (s *State) details(ctx context.Context, profile *Profile, pod *v1.Pod, p Policies, scan *Scan) ([]Detail, error) {
 	list := make([]Detail, len(scan.Nodes))
 	x := s.newFailures(profile, pod)
+	var run *policyRun
+	if len(profile.Filters) > 0 {
+		run = &policyRun{}
+		if err := s.runFilters(ctx, profile, pod, p, run); err != nil {
+			return nil, err
+		}
+	}
 	for i := range scan.Nodes {
 		from := &scan.Nodes[i]
 		if from.Plugin == "" {
 			continue
 		}
-		all := x.of(s.nodes[from.Node.Name])
+		n := s.nodes[from.Node.Name]
+		all := x.of(n)
+		if run != nil {
+			all = append(all, run.failures(profile, p, n.row)...)
+		}
 		if !slices.ContainsFunc(all, func(f Failure) bool { return f.Plugin == from.Plugin }) { // a policy, say
 			all = append(all, Failure{Plugin: from.Plugin, Reason: strings.Join(from.Reasons, ", ")})
 		}
 		list[i].Failures = all
 	}
-	return list
+	return list, nil
 }
 
 // explainPreemption says, for each refused node, whom to evict there or why that

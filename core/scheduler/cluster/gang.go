@@ -80,11 +80,10 @@ func (s *State) PreemptGang(ctx context.Context, g *Gang) (*GangPreemption, stri
 			priority = x.class.priority
 		}
 		if m.Profile.HasPolicies() {
-			run, err := s.runPolicies(ctx, m.Profile, m.Pod, g.Policies, func(int32) bool { return true })
-			if err != nil {
+			x.refused = &policyRun{}
+			if err := s.runFilters(ctx, m.Profile, m.Pod, g.Policies, x.refused); err != nil {
 				return nil, "", err
 			}
-			x.refused = run.verdicts
 		}
 	}
 	if g.Priority != nil {

@@ -21,8 +21,8 @@ type gangTrial struct {
 type trialMember struct {
 	Member
 	class    *Class
-	refused  []uint8 // by policies, by row; nil: none
-	on       *node   // where it is placed; nil: nowhere
+	refused  *policyRun // what policies say; nil: there are none
+	on       *node      // where it is placed; nil: nowhere
 	bindings *Bindings
 }
 
@@ -97,7 +97,7 @@ func (t *gangTrial) free(m *trialMember) {
 // takes says that the node takes the member now.
 func (t *gangTrial) takes(m *trialMember, n *node) bool {
 	t.left--
-	return n.row >= 0 && (m.refused == nil || m.refused[n.row] == 0) && t.s.FeasibleOn(m.class, n.row)
+	return n.row >= 0 && (m.refused == nil || !m.refused.refuses(n.row)) && t.s.FeasibleOn(m.class, n.row)
 }
 
 // best is the node that the member would get, nil when there is none.
@@ -113,7 +113,7 @@ func (t *gangTrial) best(m *trialMember) *node {
 	var best *node
 	most := infeasible
 	for row, n := range t.s.byRow {
-		if n == nil || m.refused[row] != 0 || !m.class.takes(int32(row)) {
+		if n == nil || m.refused.refuses(int32(row)) || !m.class.takes(int32(row)) {
 			continue
 		}
 		if total := m.class.totalOf(int32(row), m.class.dynamic[row]); best == nil || total > most {
@@ -337,8 +337,9 @@ func (t *gangTrial) agrees(ctx context.Context, p Policies) bool {
 		}
 		n := m.on
 		t.free(m)
-		run, err := t.s.runPolicies(ctx, m.Profile, m.Pod, p, func(row int32) bool { return row == n.row })
-		if t.assume(m, n); err != nil || run.verdicts[n.row] != 0 {
+		run := &policyRun{}
+		err := t.s.runFilters(ctx, m.Profile, m.Pod, p, run)
+		if t.assume(m, n); err != nil || run.refuses(n.row) {
 			return false
 		}
 	}

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	v1 "k8s.io/api/core/v1"
 
@@ -33,18 +34,9 @@ type policyRun struct {
 // fails the decision: it is of a policy that must not be ignored.
 func (s *State) runPolicies(ctx context.Context, profile *Profile, pod *v1.Pod, p Policies, feasible func(row int32) bool) (*policyRun, error) {
 	rows := len(s.byRow)
-	run := &policyRun{verdicts: make([]uint8, rows), filters: make([][]uint8, len(profile.Filters)), scores: make([][]int64, len(profile.Scores))}
-	for i, f := range profile.Filters {
-		pinned := p.Pinned[f.Policy]
-		if pinned == nil {
-			return nil, fmt.Errorf("filter policy %q: %w", f.Policy, policies.ErrNotLoaded)
-		}
-		verdicts := make([]uint8, rows)
-		if _, err := pinned.Filter(ctx, p.Cycle, pod, &s.fleet, verdicts); err == nil {
-			run.filters[i] = verdicts
-		} else if pinned.FailurePolicy(policyv1alpha1.ExtensionFilter) != policyv1alpha1.FailurePolicyIgnore {
-			return nil, fmt.Errorf("filter policy %q: %w", f.Policy, err)
-		}
+	run := &policyRun{verdicts: make([]uint8, rows), scores: make([][]int64, len(profile.Scores))}
+	if err := s.runFilters(ctx, profile, pod, p, run); err != nil {
+		return nil, err
 	}
 	any := false
 	for row := range run.verdicts {
@@ -84,6 +76,29 @@ func (s *State) runPolicies(ctx context.Context, profile *Profile, pod *v1.Pod, 
 	return run, nil
 }
 
+// runFilters asks the filters alone, about all rows.
+func (s *State) runFilters(ctx context.Context, profile *Profile, pod *v1.Pod, p Policies, run *policyRun) error {
+	run.filters = make([][]uint8, len(profile.Filters))
+	for i, f := range profile.Filters {
+		pinned := p.Pinned[f.Policy]
+		if pinned == nil {
+			return fmt.Errorf("filter policy %q: %w", f.Policy, policies.ErrNotLoaded)
+		}
+		verdicts := make([]uint8, len(s.byRow))
+		if _, err := pinned.Filter(ctx, p.Cycle, pod, &s.fleet, verdicts); err == nil {
+			run.filters[i] = verdicts
+		} else if pinned.FailurePolicy(policyv1alpha1.ExtensionFilter) != policyv1alpha1.FailurePolicyIgnore {
+			return fmt.Errorf("filter policy %q: %w", f.Policy, err)
+		}
+	}
+	return nil
+}
+
+// refuses says that a filter refuses the row.
+func (run *policyRun) refuses(row int32) bool {
+	return slices.ContainsFunc(run.filters, func(verdicts []uint8) bool { return verdicts != nil && verdicts[row] != 0 })
+}
+
 // refusal returns which policy of the profile refused the row first, and its text.
 func (run *policyRun) refusal(profile *Profile, p Policies, row int32) (policy, reason string) {
 	for i, verdicts := range run.filters {
@@ -93,6 +108,22 @@ func (run *policyRun) refusal(profile *Profile, p Policies, row int32) (policy, 
 		}
 	}
 	return "", ""
+}
+
+// failures lists all policies that refuse the row. What a policy wants only it
+// knows; its text says so. Which version of it said what is what there is to tell.
+func (run *policyRun) failures(profile *Profile, p Policies, row int32) (list []Failure) {
+	for i, verdicts := range run.filters {
+		if verdicts == nil || verdicts[row] == 0 {
+			continue
+		}
+		name := profile.Filters[i].Policy
+		pinned := p.Pinned[name]
+		from := pinned.Provenance()
+		list = append(list, Failure{Plugin: name, Reason: pinned.Reason(int(row), verdicts[row]),
+			Wanted: "verdict 0 of policy " + name, Found: fmt.Sprintf("verdict %d of its generation %d, %.19s", verdicts[row], from.Generation, from.Digest)})
+	}
+	return list
 }
 
 // total of the policies' weighted scores.

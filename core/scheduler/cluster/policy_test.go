@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
 	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
@@ -110,6 +111,53 @@ func TestDecisionsWithPoliciesEqualScan(t *testing.T) {
 	}
 	if decided < 150 || refused < 50 {
 		t.Fatalf("too tame: %d decided, %d refused", decided, refused)
+	}
+}
+
+// TestExplainPolicies: every policy that refuses a node is told, with its text, its
+// verdict and its version, also where a built-in filter refuses first.
+func TestExplainPolicies(t *testing.T) {
+	profile, err := NewProfile("custom", schedulingv1alpha1.SchedulerProfileSpec{Plugins: schedulingv1alpha1.Plugins{
+		Filter: schedulingv1alpha1.PluginSet{Enabled: []schedulingv1alpha1.PluginRef{{Policy: "f"}, {Policy: "g"}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := Policies{Pinned: map[string]policies.Pinned{"f": &fakePolicy{name: "f"}, "g": &fakePolicy{name: "g"}}}
+	s := New(1)
+	pod := benchPod(0)
+	for i := range 3 { // a name more or less changes the verdict
+		n := &v1.Node{Spec: v1.NodeSpec{Unschedulable: i == 0}, Status: v1.NodeStatus{Allocatable: v1.ResourceList{
+			v1.ResourceCPU: resource.MustParse("8"), v1.ResourceMemory: resource.MustParse("8Gi"), v1.ResourcePods: resource.MustParse("10")}}}
+		n.Name = strings.Repeat("n", i+1)
+		s.SetNode(n)
+	}
+	e, err := s.Explain(context.Background(), profile, pod, p, ExplainOptions{All: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := 0
+	for i, n := range e.Nodes {
+		verdict := (len(n.Node.Name) + len(pod.Name)) % 3
+		var got []string
+		for _, f := range e.Details[i].Failures {
+			got = append(got, fmt.Sprint(f.Plugin, "|", f.Reason, "|", f.Wanted, "|", f.Found))
+		}
+		text := strings.Join(got, "\n")
+		if n.Node.Spec.Unschedulable && !strings.HasPrefix(text, NodeUnschedulable+"|") {
+			t.Errorf("%s: %s", n.Node.Name, text)
+		}
+		for _, policy := range []string{"f", "g"} {
+			want := fmt.Sprintf("%[1]s|node(s) refused with %[2]d by %[1]s|verdict 0 of policy %[1]s|verdict %[2]d of its generation 1, sha256:0", policy, verdict)
+			if n.Plugin != "" && strings.Contains(text, want) != (verdict != 0) {
+				t.Errorf("%s, verdict %d: %s", n.Node.Name, verdict, text)
+			}
+			if verdict != 0 {
+				refused++
+			}
+		}
+	}
+	if refused != 4 {
+		t.Errorf("%d refusals by policies, want 4", refused)
 	}
 }
 
