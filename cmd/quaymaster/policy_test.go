@@ -44,7 +44,7 @@ func TestPolicyCommands(t *testing.T) {
 		{"inspect -o yaml " + module, []string{"!table or json"}},
 		{"pack " + preferLabel + "prefer-label-v2.wasm " + preferLabel + "manifest-v1.json -o " + packed, []string{packed, "sha256:"}},
 		{"pack " + preferLabel + "prefer-label-v2.wasm " + preferLabel + "manifest-v1.json", []string{`!required flag(s) "output"`}},
-		{"bench --time 1ms --nodes 10 " + module, []string{"PER NODE", "Filter  10 ", "Score   10 "}},
+		{"bench --time 1ms --nodes 10 " + module, []string{"PER NODE", " ns (1/", "Filter  10 ", "Score   10 "}},
 		{"verify --rounds 5 --config {\"key\":\"a\",\"value\":\"b\",\"never\":\"ssd\"} " + preferLabel + "prefer-label-v2.wasm", []string{"calls, pure, epoch, changes, vacant, memory", "nodes refused"}},
 		{"verify --rounds 5 --config {\"fault\":\"counter\"} ../../sdk/conformance/guests/faults.wasm", []string{"!of 8 checks failed"}},
 		{"verify " + module, []string{"!not a WebAssembly module"}},

@@ -130,7 +130,7 @@ func (s *session) evalJSON(ctx context.Context, rule string, input []byte) (any,
 
 // eachCompiled is eachNode of a compiled module.
 func (s *session) eachCompiled(ctx context.Context, rule string, pod *ast.Term, fleet *abi.Fleet, want func(row int) bool, f func(row int, value any) error) error {
-	nodes, err := s.inputs(fleet.Nodes)
+	nodes, err := s.inputs(fleet)
 	if err != nil {
 		return err
 	}
@@ -139,7 +139,7 @@ func (s *session) eachCompiled(ctx context.Context, rule string, pod *ast.Term, 
 			continue
 		}
 		value, err := s.evalCompiled(ctx, rule, ast.NewObject([2]*ast.Term{podKey, pod}, [2]*ast.Term{nodeKey, nodes[row].term},
-			[2]*ast.Term{requestedKey, requested(fleet, row)}, [2]*ast.Term{parametersKey, ast.NewTerm(s.parameters)}))
+			[2]*ast.Term{requestedKey, nodes[row].requested}, [2]*ast.Term{parametersKey, ast.NewTerm(s.parameters)}))
 		if err == nil {
 			err = f(row, value)
 		}

@@ -20,11 +20,14 @@ import (
 // shapesKept is how many shapes of pods a program remembers.
 const shapesKept = 64
 
-// nodeInput is a node as input, made once for each version of the node.
+// nodeInput is a node as input, made once for each version of the node and for
+// each change of what is requested of it.
 type nodeInput struct {
-	node *corev1.Node
-	term *ast.Term
-	only *ast.Term // {"node": term}
+	node      *corev1.Node
+	term      *ast.Term
+	use       []int64 // that requested says
+	requested *ast.Term
+	only      *ast.Term // {"node": term, "requested": requested}
 }
 
 // shape is what is known for all pods that look the same to the policy.
@@ -42,23 +45,43 @@ type cell struct {
 }
 
 // inputs returns the nodes of the fleet as input, by row.
-func (p *program) inputs(nodes []*corev1.Node) ([]nodeInput, error) {
+func (p *program) inputs(fleet *abi.Fleet) ([]nodeInput, error) {
+	nodes := fleet.Nodes
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.nodes) != len(nodes) {
 		p.nodes = append(p.nodes[:min(len(p.nodes), len(nodes))], make([]nodeInput, max(0, len(nodes)-len(p.nodes)))...)
 	}
+	asksUse := p.usage == nil || p.usage.requested
+	names := slices.Sorted(maps.Keys(fleet.ExtendedRequested))
+	if !slices.Equal(names, p.extended) {
+		p.extended = names
+		clear(p.nodes)
+	}
+	var use []int64
 	for i, node := range nodes {
-		switch {
-		case node == nil:
+		if node == nil {
 			p.nodes[i] = nodeInput{}
-		case p.nodes[i].node != node:
+			continue
+		}
+		n := &p.nodes[i]
+		same := n.node == node
+		if !same {
 			v, err := toValue(node)
 			if err != nil {
 				return nil, fmt.Errorf("encode node %s: %w", node.Name, err)
 			}
-			term := ast.NewTerm(v)
-			p.nodes[i] = nodeInput{node, term, ast.NewTerm(ast.NewObject([2]*ast.Term{nodeKey, term}))}
+			*n = nodeInput{node: node, term: ast.NewTerm(v)}
+		}
+		if !asksUse {
+			if !same {
+				n.only = ast.NewTerm(ast.NewObject([2]*ast.Term{nodeKey, n.term}))
+			}
+			continue
+		}
+		if use = useOf(use[:0], fleet, names, i); !same || !slices.Equal(use, n.use) {
+			n.use, n.requested = slices.Clone(use), requested(names, use)
+			n.only = ast.NewTerm(ast.NewObject([2]*ast.Term{nodeKey, n.term}, [2]*ast.Term{requestedKey, n.requested}))
 		}
 	}
 	return slices.Clone(p.nodes), nil
@@ -72,24 +95,41 @@ var (
 	parametersKey = ast.StringTerm("parameters")
 )
 
-// requested is what the pods on a node request: cpu in thousandths, memory and
-// ephemeral-storage in bytes, pods, and extended resources.
-func requested(fleet *abi.Fleet, row int) *ast.Term {
-	number := func(n int64) *ast.Term { return ast.NewTerm(ast.Number(json.Number(fmt.Sprint(n)))) }
-	at := func(column []int64) *ast.Term {
+var requestedKeys = [...]*ast.Term{
+	ast.StringTerm("cpu"), ast.StringTerm("memory"), ast.StringTerm("ephemeral-storage"), ast.StringTerm("pods"),
+}
+
+// useOf appends what the pods on a node request: cpu in thousandths, memory and
+// ephemeral-storage in bytes, pods, and the extended resources of those names.
+func useOf(out []int64, fleet *abi.Fleet, names []corev1.ResourceName, row int) []int64 {
+	r := &fleet.Requested
+	at := func(column []int64) {
 		if row < len(column) {
-			return number(column[row])
+			out = append(out, column[row])
+		} else {
+			out = append(out, 0)
 		}
-		return number(0)
 	}
-	terms := [][2]*ast.Term{
-		{ast.StringTerm("cpu"), at(fleet.Requested.MilliCPU)},
-		{ast.StringTerm("memory"), at(fleet.Requested.Memory)},
-		{ast.StringTerm("ephemeral-storage"), at(fleet.Requested.EphemeralStorage)},
-		{ast.StringTerm("pods"), at(fleet.Requested.Pods)},
+	for _, column := range [...][]int64{r.MilliCPU, r.Memory, r.EphemeralStorage, r.Pods} {
+		at(column)
 	}
-	for _, name := range slices.Sorted(maps.Keys(fleet.ExtendedRequested)) {
-		terms = append(terms, [2]*ast.Term{ast.StringTerm(string(name)), at(fleet.ExtendedRequested[name])})
+	for _, name := range names {
+		at(fleet.ExtendedRequested[name])
+	}
+	return out
+}
+
+// requested is a use as input.
+func requested(names []corev1.ResourceName, use []int64) *ast.Term {
+	terms := make([][2]*ast.Term, 0, len(use))
+	for i, n := range use {
+		var key *ast.Term
+		if i < len(requestedKeys) {
+			key = requestedKeys[i]
+		} else {
+			key = ast.StringTerm(string(names[i-len(requestedKeys)]))
+		}
+		terms = append(terms, [2]*ast.Term{key, ast.InternedTerm(n)})
 	}
 	return ast.NewTerm(ast.NewObject(terms...))
 }
@@ -128,7 +168,7 @@ func (s *session) eachNode(ctx context.Context, rule string, c policies.Cycle, p
 	if s.module != nil {
 		return s.eachCompiled(ctx, rule, podTerm, fleet, want, f)
 	}
-	nodes, err := s.inputs(fleet.Nodes)
+	nodes, err := s.inputs(fleet)
 	if err != nil {
 		return err
 	}
@@ -147,7 +187,7 @@ func (s *session) eachNode(ctx context.Context, rule string, c policies.Cycle, p
 			missing = append(missing, row)
 		}
 	}
-	if err := s.answer(ctx, rule, c, podTerm, known, missing, nodes, fleet); err != nil {
+	if err := s.answer(ctx, rule, c, podTerm, known, missing, nodes); err != nil {
 		return err
 	}
 	for row := range nodes {
@@ -168,13 +208,12 @@ type asking struct {
 	cycle   policies.Cycle
 	pod     *ast.Term
 	nodes   []nodeInput
-	fleet   *abi.Fleet
 	answers []cell
 }
 
 // answer fills the rows of known.answers.
-func (s *session) answer(ctx context.Context, rule string, c policies.Cycle, pod *ast.Term, known *shape, rows []int, nodes []nodeInput, fleet *abi.Fleet) error {
-	a := &asking{s, rule, c, pod, nodes, fleet, known.answers[rule]}
+func (s *session) answer(ctx context.Context, rule string, c policies.Cycle, pod *ast.Term, known *shape, rows []int, nodes []nodeInput) error {
+	a := &asking{s, rule, c, pod, nodes, known.answers[rule]}
 	if _, tried := known.partials[rule]; !tried && len(rows) >= partialFrom {
 		first := sample{rows: rows[:partialFrom], rest: len(rows) - partialFrom}
 		rows = rows[partialFrom:]
@@ -238,16 +277,12 @@ func (a *asking) ask(ctx context.Context, left *partial, rows []int) error {
 // input about a row; whole: with the pod and the parameters.
 func (a *asking) input(row int, whole bool) *ast.Term {
 	node := &a.nodes[row]
-	if !whole && !a.usage.requested {
+	if !whole {
 		return node.only
 	}
-	terms := make([][2]*ast.Term, 0, 4)
-	terms = append(terms, [2]*ast.Term{nodeKey, node.term})
-	if whole {
-		terms = append(terms, [2]*ast.Term{podKey, a.pod}, [2]*ast.Term{parametersKey, ast.NewTerm(a.parameters)})
-	}
+	terms := append(make([][2]*ast.Term, 0, 4), [2]*ast.Term{nodeKey, node.term}, [2]*ast.Term{podKey, a.pod}, [2]*ast.Term{parametersKey, ast.NewTerm(a.parameters)})
 	if a.usage.requested {
-		terms = append(terms, [2]*ast.Term{requestedKey, requested(a.fleet, row)})
+		terms = append(terms, [2]*ast.Term{requestedKey, node.requested})
 	}
 	return ast.NewTerm(ast.NewObject(terms...))
 }
@@ -258,7 +293,7 @@ func (s *session) allNodes(ctx context.Context, rule string, c policies.Cycle, p
 	if err != nil {
 		return nil, err
 	}
-	nodes, err := s.inputs(fleet.Nodes)
+	nodes, err := s.inputs(fleet)
 	if err != nil {
 		return nil, err
 	}
@@ -270,7 +305,7 @@ func (s *session) allNodes(ctx context.Context, rule string, c policies.Cycle, p
 		name := ast.StringTerm(nodes[row].node.Name)
 		byName = append(byName, [2]*ast.Term{name, nodes[row].term})
 		if s.usage == nil || s.usage.requested {
-			requests = append(requests, [2]*ast.Term{name, requested(fleet, row)})
+			requests = append(requests, [2]*ast.Term{name, nodes[row].requested})
 		}
 	}
 	input := ast.NewObject(

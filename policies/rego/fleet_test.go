@@ -351,6 +351,7 @@ func TestBundle(t *testing.T) {
 		{"syntax", map[string]string{"a.rego": "package a\n\ndeny if {"}, nil, "Parse: test.rego: "},
 		{"no rule", map[string]string{"a.rego": "package a\n\nx := 1"}, nil, "Manifest: test.rego: package a has none of the rules"},
 		{"two packages", map[string]string{"a.rego": "package a\n\ndeny := \"x\"", "b.rego": "package b\n\ndeny := \"x\""}, nil, "Manifest: test.rego: the packages a, b have rules"},
+		{"outside its roots", map[string]string{".manifest": `{"roots":["b"]}`, "a.rego": "package a\n\ndeny := \"x\""}, nil, "Parse: test.rego: manifest roots [b] do not permit"},
 		{"truncated", nil, bundleOf(t, files)[:50], "Parse: test.rego: "},
 		{"bomb", map[string]string{"data.json": `{"x":"` + strings.Repeat("x", 17<<20) + `"}`}, nil, "Parse: test.rego: the bundle is too large"},
 	} {

@@ -255,3 +255,30 @@ func TestFailureIsNotRemembered(t *testing.T) {
 		}
 	}
 }
+
+// What is requested of a node is as of the call, whatever was kept of an earlier one.
+func TestRequestedOfNow(t *testing.T) {
+	p := loadRego(t, []byte("package p\n\nscore := 1\n\nfilter contains sprintf(\"%v\", [input.requested]) if input.node\n"), "", nil)
+	fleet := abi.FleetOf([]*corev1.Node{{ObjectMeta: metav1.ObjectMeta{Name: "a"}}, {ObjectMeta: metav1.ObjectMeta{Name: "b"}}})
+	s := p.Session()
+	defer s.Close()
+	ask := func(want string) {
+		t.Helper()
+		verdicts := make([]uint8, 2)
+		if _, err := s.Filter(context.Background(), policies.Cycle{}, &corev1.Pod{}, fleet, verdicts); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Reason(1, verdicts[1]); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+	ask(`{"cpu": 0, "ephemeral-storage": 0, "memory": 0, "pods": 0}`)
+	fleet.Requested.MilliCPU[1] = 1500
+	ask(`{"cpu": 1500, "ephemeral-storage": 0, "memory": 0, "pods": 0}`)
+	fleet.ExtendedRequested = map[corev1.ResourceName][]int64{"gpu": {0, 2}}
+	ask(`{"cpu": 1500, "ephemeral-storage": 0, "gpu": 2, "memory": 0, "pods": 0}`)
+	fleet.ExtendedRequested["gpu"][1] = 3
+	ask(`{"cpu": 1500, "ephemeral-storage": 0, "gpu": 3, "memory": 0, "pods": 0}`)
+	fleet.ExtendedRequested = map[corev1.ResourceName][]int64{"tpu": {0, 3}}
+	ask(`{"cpu": 1500, "ephemeral-storage": 0, "memory": 0, "pods": 0, "tpu": 3}`)
+}

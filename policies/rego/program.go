@@ -51,8 +51,9 @@ type program struct {
 
 	shapes *lru.Cache
 
-	mu    sync.Mutex
-	nodes []nodeInput // by row of the fleet seen last
+	mu       sync.Mutex
+	nodes    []nodeInput           // by row of the fleet seen last
+	extended []corev1.ResourceName // that they tell of
 }
 
 // query of one rule.

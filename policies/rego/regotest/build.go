@@ -15,6 +15,16 @@ import (
 // Build makes the bundle that "opa build -t wasm" makes of files, with the entry
 // points given as "package/rule".
 func Build(files map[string]string, entrypoints ...string) ([]byte, error) {
+	return build(compile.New().WithTarget(compile.TargetWasm).WithEntrypoints(entrypoints...), files)
+}
+
+// Bundle makes the bundle that "opa build" makes of files, which may hold a
+// ".manifest".
+func Bundle(files map[string]string) ([]byte, error) {
+	return build(compile.New().WithTarget(compile.TargetRego), files)
+}
+
+func build(c *compile.Compiler, files map[string]string) ([]byte, error) {
 	dir, err := os.MkdirTemp("", "regotest")
 	if err != nil {
 		return nil, err
@@ -26,8 +36,7 @@ func Build(files map[string]string, entrypoints ...string) ([]byte, error) {
 		}
 	}
 	var out bytes.Buffer
-	c := compile.New().WithTarget(compile.TargetWasm).WithEntrypoints(entrypoints...).WithPaths(dir).WithAsBundle(true).
-		WithOutput(&out).WithRegoVersion(ast.RegoV1)
+	c.WithPaths(dir).WithAsBundle(true).WithOutput(&out).WithRegoVersion(ast.RegoV1)
 	if err := c.Build(context.Background()); err != nil {
 		return nil, fmt.Errorf("build: %w", err)
 	}
