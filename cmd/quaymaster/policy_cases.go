@@ -20,7 +20,12 @@ func testFile(cmd *cobra.Command, engines author.Engines, file string, verbose b
 	if author.IsPolicy(file) {
 		return testUnits(cmd, engines, file, verbose)
 	}
-	return errors.Join(testCases(cmd, engines, file, verbose), testUnits(cmd, engines, file, verbose))
+	failed := testCases(cmd, engines, file, verbose)
+	units := testUnits(cmd, engines, file, verbose)
+	if failed != nil && units != nil && failed.Error() == units.Error() {
+		return failed // of the file that both read
+	}
+	return errors.Join(failed, units)
 }
 
 func testCases(cmd *cobra.Command, engines author.Engines, file string, verbose bool) error {

@@ -25,6 +25,7 @@ import (
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
 	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
 	policycontroller "github.com/quaymaster/quaymaster/core/controllers/policy"
+	"github.com/quaymaster/quaymaster/policies/bundle"
 )
 
 // maxInline bytes of a program are sent in an object: base64 adds a third, and
@@ -157,8 +158,14 @@ func inline(p *policyv1alpha1.Policy, dir string) error {
 	if err != nil {
 		return err
 	}
+	size := len(data)
+	if size > maxInline && p.Spec.Engine == policyv1alpha1.EngineWasm {
+		if data, err = bundle.Pack(data); err != nil {
+			return fmt.Errorf("compress %s: %w", path, err)
+		}
+	}
 	if len(data) > maxInline {
-		return fmt.Errorf("%s has %d bytes, an object holds at most %d: put it into the server's policy directory or name an OCI artifact in spec.source.oci", path, len(data), maxInline)
+		return fmt.Errorf("%s has %d bytes, an object holds at most %d: put it into the server's policy directory or name an OCI artifact in spec.source.oci", path, size, maxInline)
 	}
 	p.Spec.Source.File = ""
 	switch {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/quaymaster/quaymaster/core"
 	"github.com/quaymaster/quaymaster/core/coretest"
+	"github.com/quaymaster/quaymaster/policies"
 )
 
 // Policies are applied, rolled back and told of on a running server.
@@ -66,6 +67,17 @@ spec: {engine: Rego, mode: Shadow, source: {file: owner.rego}}
 	run("status", "NAME   ENGINE  MODE    READY", "owner  Rego    Shadow  True")
 	run("status -o json owner", `"revision": 2`, `"mode": "Shadow"`)
 	run("status nobody", `!"nobody" not found`)
+	large, err := filepath.Abs("../../wasm-plugins/go/arch-match/arch-match.wasm") // more than an object holds as it is
+	if err != nil {
+		t.Fatal(err)
+	}
+	module, err := os.ReadFile(large)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := policies.Digest(module)
+	run("apply "+write("large.yaml", fmt.Sprintf("apiVersion: policy.quaymaster.dev/v1alpha1\nkind: Policy\nmetadata: {name: arch}\nspec: {engine: Wasm, source: {file: %s, digest: %q}}\n", large, digest)),
+		"policy arch: generation ", digest)
 	run("apply "+write("none.yaml", "# nothing\n"), "!none.yaml holds no object")
 	run("apply "+write("pod.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\n"), "!document 1: it is a Pod")
 }

@@ -85,6 +85,12 @@ func TestPolicyTestFails(t *testing.T) {
 	if want := "FAIL a pod of no team goes to nobody's nodes\n     " + tests + ":18: cases[1].scores.free: is 100, expected 1\n"; !strings.Contains(out, want) {
 		t.Errorf("output %q, want %q", out, want)
 	}
+	if err := os.WriteFile(tests, []byte("policy: teams.rego\ncase: []\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := policyCommand(t, "test", tests); err == nil || strings.Count(err.Error(), `unknown field "case"`) != 1 {
+		t.Errorf("error %v, want the field once", err)
+	}
 }
 
 func TestPolicyJSON(t *testing.T) {

@@ -25,6 +25,7 @@ import (
 	"github.com/quaymaster/quaymaster/core/scheduler/simulate"
 	"github.com/quaymaster/quaymaster/policies"
 	"github.com/quaymaster/quaymaster/policies/author"
+	"github.com/quaymaster/quaymaster/policies/bundle"
 )
 
 func newSimulate() *cobra.Command {
@@ -214,7 +215,8 @@ func (s *simulation) source(p filePolicy) (source []byte, file string, err error
 	case from.Rego != "":
 		return []byte(from.Rego), "", nil
 	case len(from.Wasm) > 0:
-		return from.Wasm, "", nil
+		source, err = bundle.Unpack(from.Wasm)
+		return source, "", err
 	case from.File != "":
 		if file = from.File; !filepath.IsAbs(file) {
 			file = filepath.Join(p.dir, file)

@@ -214,6 +214,24 @@ func TestInspect(t *testing.T) {
 	}
 }
 
+// Without a toolchain Build says what to install.
+func TestMissingToolchains(t *testing.T) {
+	e := engines(t)
+	t.Setenv("PATH", t.TempDir())
+	for lang, want := range map[string]string{"go": "install Go", "c": "apt install clang-19 lld-19", "rust": "libstd-rust-dev-wasm32", "assemblyscript": "npm ci"} {
+		dir := filepath.Join(t.TempDir(), lang)
+		if _, err := author.New(lang, dir); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := e.Build(t.Context(), dir); !errors.Is(err, exec.ErrNotFound) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want %q", lang, err, want)
+		}
+	}
+	if _, _, err := e.Build(t.Context(), filepath.Join(t.TempDir(), "none")); err == nil || !strings.Contains(err.Error(), "quaymaster policy new") {
+		t.Errorf("no folder: error %v", err)
+	}
+}
+
 func TestBench(t *testing.T) {
 	e := engines(t)
 	o := author.BenchOptions{Config: []byte(`{"key":"disktype","value":"ssd","never":"hdd"}`), Nodes: []int{10, 100}, Time: time.Millisecond}

@@ -42,6 +42,9 @@ func (e Engines) Build(ctx context.Context, dir string) (file string, i *policie
 // sourcesOf a folder: the files of one language, by extension.
 func sourcesOf(dir string) (map[string][]string, error) {
 	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("there is no folder %s: quaymaster policy new makes one", dir)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -22,15 +22,31 @@ func CommandC(ctx context.Context, dir, out, include string, sources []string, f
 	return Clang(ctx, dir, out, sources, all...)
 }
 
+// What the languages need, for who does not have it.
+const (
+	needsC    = "install clang-19 and lld-19 (Debian: apt install clang-19 lld-19)"
+	needsGo   = "install Go 1.24 or later (https://go.dev/dl)"
+	needsRust = "install rustc, its target wasm32-unknown-unknown and a linker (Debian: apt install rustc libstd-rust-dev-wasm32 lld-14)"
+)
+
+// look finds a tool, or says how to get it. The error is exec.ErrNotFound.
+func look(tool, advice string) (string, error) {
+	file, err := exec.LookPath(tool)
+	if err != nil {
+		return "", fmt.Errorf("%w: %s", err, advice)
+	}
+	return file, nil
+}
+
 // Clang runs clang-19 and wasm-ld-19, and nothing else: where binaryen is
 // installed, clang would run its wasm-opt over the module, and other bytes would
 // come out (--no-wasm-opt leaves the linking out as well).
 func Clang(ctx context.Context, dir, out string, sources []string, flags ...string) (Compile, error) {
-	compiler, err := exec.LookPath("clang-19")
+	compiler, err := look("clang-19", needsC)
 	if err != nil {
 		return nil, err
 	}
-	linker, err := exec.LookPath("wasm-ld-19")
+	linker, err := look("wasm-ld-19", needsC)
 	if err != nil {
 		return nil, err
 	}
@@ -42,7 +58,7 @@ func Clang(ctx context.Context, dir, out string, sources []string, flags ...stri
 
 // CommandGo compiles the package of dir with the standard toolchain.
 func CommandGo(ctx context.Context, dir, out string, env ...string) (Compile, error) {
-	compiler, err := exec.LookPath("go")
+	compiler, err := look("go", needsGo)
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +77,7 @@ const debianRust = "/usr/bin/rustc"
 func CommandRust(ctx context.Context, dir, out, sdk, source string) (Compile, error) {
 	compiler, err := exec.LookPath(debianRust)
 	if err != nil {
-		if compiler, err = exec.LookPath("rustc"); err != nil {
+		if compiler, err = look("rustc", needsRust); err != nil {
 			return nil, err
 		}
 	}
@@ -71,7 +87,7 @@ func CommandRust(ctx context.Context, dir, out, sdk, source string) (Compile, er
 	link := []string{"--crate-type", "cdylib", "--crate-name", "policy", "-C", "lto", "-C", "strip=symbols", "-C", "link-arg=-zstack-size=16384"}
 	if compiler == debianRust { // Debian has no rust-lld
 		for _, linker := range []string{"wasm-ld-14", "wasm-ld-19", "wasm-ld"} {
-			if _, err = exec.LookPath(linker); err == nil {
+			if _, err = look(linker, needsRust); err == nil {
 				link = append(link, "-C", "linker="+linker)
 				break
 			}

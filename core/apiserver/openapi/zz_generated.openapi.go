@@ -1182,7 +1182,7 @@ func schema_core_api_policy_v1alpha1_PolicySource(ref common.ReferenceCallback) 
 					},
 					"wasm": {
 						SchemaProps: spec.SchemaProps{
-							Description: "Wasm is a WebAssembly module, base64 in JSON.",
+							Description: "Wasm is a WebAssembly module, base64 in JSON. It may have gzip around it; a digest is that of the module.",
 							Type:        []string{"string"},
 							Format:      "byte",
 						},

@@ -21,6 +21,7 @@ import (
 	"github.com/quaymaster/quaymaster/core/api"
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
 	"github.com/quaymaster/quaymaster/policies"
+	"github.com/quaymaster/quaymaster/policies/bundle"
 	"github.com/quaymaster/quaymaster/policies/rego"
 	"github.com/quaymaster/quaymaster/policies/wasm"
 )
@@ -198,6 +199,14 @@ func TestSources(t *testing.T) {
 	if points := c.policy("guest").Status.ExtensionPoints; !slices.Equal(points, []policyv1alpha1.ExtensionPoint{"Filter", "Score"}) {
 		t.Errorf("extension points %v", points)
 	}
+	packed, err := bundle.Pack(guest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p = newPolicy("packed", policyv1alpha1.PolicySource{Wasm: packed, Digest: policies.Digest(guest)})
+	p.Spec.Config = rawJSON(`{"key":"disktype","value":"ssd"}`)
+	c.create(p)
+	c.inForce("packed", string(guest))
 
 	c.create(newPolicy("map", policyv1alpha1.PolicySource{ConfigMap: &policyv1alpha1.ConfigMapKey{Namespace: "ns", Name: "m", Key: "k"}}))
 	c.refused("map", "Fetch", `"m" not found`)
@@ -217,6 +226,8 @@ func TestBadSources(t *testing.T) {
 	c := start(t, false)
 	c.create(newPolicy("none", policyv1alpha1.PolicySource{}))
 	c.refused("none", "Fetch", "spec.source has 0 of rego, wasm, file, configMap and oci; set exactly one")
+	c.create(newPolicy("gzip", policyv1alpha1.PolicySource{Wasm: []byte("\x1f\x8bno")}))
+	c.refused("gzip", "Fetch", "spec.source.wasm: gzip: ")
 	c.create(newPolicy("missing", policyv1alpha1.PolicySource{File: "missing.rego"}))
 	c.refused("missing", "Fetch", "missing.rego: no such file")
 	c.create(newPolicy("digest", policyv1alpha1.PolicySource{Rego: regoSource("x"), Digest: "sha256:00"}))

@@ -97,7 +97,13 @@ func (c *Controller) open(ctx context.Context, p *policyv1alpha1.Policy) (source
 	case s.Rego != "":
 		return have([]byte(s.Rego)), "", nil
 	case len(s.Wasm) > 0:
-		return have(s.Wasm), "", nil
+		return func(context.Context) ([]byte, error) {
+			module, err := bundle.Unpack(s.Wasm)
+			if err != nil {
+				return nil, fmt.Errorf("spec.source.wasm: %w", err)
+			}
+			return module, nil
+		}, "", nil
 	case s.ConfigMap != nil:
 		return func(context.Context) ([]byte, error) { return c.configMap(s.ConfigMap) }, s.ConfigMap.Key, nil
 	case s.OCI != nil && s.OCI.Layout != "":

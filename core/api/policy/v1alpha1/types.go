@@ -110,7 +110,8 @@ type PolicySpec struct {
 type PolicySource struct {
 	// Rego is the text of a Rego module.
 	Rego string `json:"rego,omitempty"`
-	// Wasm is a WebAssembly module, base64 in JSON.
+	// Wasm is a WebAssembly module, base64 in JSON. It may have gzip around it; a
+	// digest is that of the module.
 	Wasm []byte `json:"wasm,omitempty"`
 	// File is the path of a .wasm or .rego file, absolute or relative to the
 	// server's policy directory. A change of the file is a new generation.
