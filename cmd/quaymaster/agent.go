@@ -85,7 +85,32 @@ certificate that it was given. The container runtime is a process of its own.`,
 	return command
 }
 
-func (f *agentFlags) run(cmd *cobra.Command) (err error) {
+// run is once, again whenever the node's runtime has changed.
+func (f *agentFlags) run(cmd *cobra.Command) error {
+	flags := *f
+	for {
+		once := flags // each run fills in what depends on the runtime
+		err := once.once(cmd)
+		var switched *remote.Switched
+		if !errors.As(err, &switched) {
+			return err
+		}
+		if err := saveRuntime(flags.dir(), switched.To); err != nil {
+			return err
+		}
+		cmd.SetOut(cmd.ErrOrStderr()) // who read that the node is ready may read no more
+	}
+}
+
+// dir is the node's directory.
+func (f *agentFlags) dir() string {
+	if f.data != "" {
+		return f.data
+	}
+	return "quaymaster-" + f.name
+}
+
+func (f *agentFlags) once(cmd *cobra.Command) (err error) {
 	if f.shutdownCritical > f.shutdown {
 		return errors.New("--shutdown-grace-period-critical-pods is a part of --shutdown-grace-period and cannot be longer")
 	}
@@ -96,10 +121,7 @@ func (f *agentFlags) run(cmd *cobra.Command) (err error) {
 	if err != nil {
 		return err
 	}
-	dir := f.data
-	if dir == "" {
-		dir = "quaymaster-" + f.name
-	}
+	dir := f.dir()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -108,7 +130,11 @@ func (f *agentFlags) run(cmd *cobra.Command) (err error) {
 	if err != nil {
 		return err
 	}
-	runtime, err := chooseRuntime(cmd.Context(), executable, f.runtime, f.address, dir)
+	name, address, err := savedRuntime(dir, f.runtime, f.address)
+	if err != nil {
+		return err
+	}
+	runtime, err := chooseRuntime(cmd.Context(), executable, name, address, dir)
 	if err != nil {
 		return err
 	}
@@ -201,6 +227,13 @@ func (f *agentFlags) run(cmd *cobra.Command) (err error) {
 		Shutdown: powerFails(ctx, f.shutdown > 0), ShutdownGrace: f.shutdown, ShutdownCritical: f.shutdownCritical,
 		Server: f.server, Token: f.token, NodeName: f.name, Dir: dir,
 		Backend: backend, Events: events, Listener: listener, Health: health, ReadOnly: readOnly, Manifests: f.manifests, ManifestURL: f.manifestURL,
+		Switch: &remote.Switch{Runtime: runtime.asked, Check: func(to string) error {
+			name, address, err := parseRuntime(to)
+			if err == nil {
+				_, err = chooseRuntime(ctx, executable, name, address, dir)
+			}
+			return err
+		}},
 		Labels: runtime.withLabels(f.labels), Taints: taints, Capacity: runtime.capacity, Containers: containers, Version: api.Version(version),
 		Joined: func() { fmt.Fprintf(cmd.OutOrStdout(), "ready: node %s has joined %s\n", f.name, f.server) },
 		Logger: log,

@@ -52,7 +52,7 @@ Start with "quaymaster demo" for a tour, or "quaymaster up" for a cluster.`,
 		{"Use it:", []*cobra.Command{newKubectl(), newExplain(), newSimulate(), newHistory(), newDiff(), newUndelete()}},
 		{"Write policies:", []*cobra.Command{newPolicy()}},
 		{"Care for its data:", []*cobra.Command{newBackup(), newRestore(), newRotateKey(), newStore()}},
-		{"Care for its nodes:", []*cobra.Command{newImage(), newBackend()}},
+		{"Care for its nodes:", []*cobra.Command{newNode(), newImage(), newBackend()}},
 	} {
 		root.AddGroup(&cobra.Group{ID: g.title, Title: g.title})
 		for _, c := range g.commands {

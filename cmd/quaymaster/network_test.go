@@ -34,10 +34,17 @@ const netNodeCIDR = "10.79.0.0/24"
 
 func newNetNode(t *testing.T) *netNode {
 	t.Helper()
+	d := containerdtest.Start(t)
+	return newNodeOn(t, d, "--runtime", "containerd", "--runtime-address", d.Address())
+}
+
+// newNodeOn is a cluster with an agent on any runtime.
+func newNodeOn(t *testing.T, d *containerdtest.Daemon, runtime ...string) *netNode {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("a whole node with its containers takes long: not with -short")
 	}
-	n := &netNode{t: t, daemon: containerdtest.Start(t)}
+	n := &netNode{t: t, daemon: d}
 	_, url, dir, client := server(t)
 	n.client = client
 	token, err := os.ReadFile(filepath.Join(dir, "join-token"))
@@ -55,11 +62,11 @@ func newNetNode(t *testing.T) *netNode {
 		}
 	})
 	// The disk of who runs the tests may be as full as it likes, hence no bounds.
-	start(t, "agent", "--server", url, "--token", strings.TrimSpace(string(token)), "--name", "n1", "--data", filepath.Join(n.daemon.Dir, "agent"), "--listen", containerdtest.NodeIP+":0",
-		"--runtime", "containerd", "--runtime-address", n.daemon.Address(), "--cgroup-root", root, "--eviction-hard", "none", "--pod-cidr", netNodeCIDR)
+	start(t, append([]string{"agent", "--server", url, "--token", strings.TrimSpace(string(token)), "--name", "n1", "--data", filepath.Join(n.daemon.Dir, "agent"), "--listen", containerdtest.NodeIP + ":0",
+		"--cgroup-root", root, "--eviction-hard", "none", "--pod-cidr", netNodeCIDR}, runtime...)...)
 	t.Cleanup(func() {
 		if t.Failed() {
-			log := n.daemon.Log()
+			log := n.daemon.Log() // none of a node without one
 			t.Logf("%s\nthe daemon:\n%s", n.told(), log[max(0, len(log)-8000):])
 		}
 	})

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -38,6 +40,7 @@ var sockets = []struct{ runtime, address string }{
 // nodeRuntime is what an agent runs containers with.
 type nodeRuntime struct {
 	name    string
+	asked   string   // with its address, as a Node's annotation names it
 	command []string // of the backend's process
 	taken   string   // what auto took and why, for people; "" if it was asked for
 	// containers tells that the machine's own kernel runs the containers.
@@ -54,7 +57,10 @@ func chooseRuntime(ctx context.Context, executable, name, address, dir string) (
 		}
 		name, address, r.taken = detectRuntime(ctx)
 	}
-	r.name, r.labels = name, map[string]string{}
+	r.name, r.labels, r.asked = name, map[string]string{}, name
+	if address != "" && !(name == runtimeContainerd && address == containerd.DefaultAddress) {
+		r.asked += "@" + address
+	}
 	if r.capacity, err = agent.MachineCapacity(); err != nil {
 		return r, err
 	}
@@ -84,6 +90,47 @@ func chooseRuntime(ctx context.Context, executable, name, address, dir string) (
 		r.containers, r.command = true, []string{name}
 	}
 	return r, nil
+}
+
+// runtimeFile is where a node keeps the runtime that its Node object had it change to: it comes before --runtime.
+func runtimeFile(data string) string { return filepath.Join(data, "runtime") }
+
+func saveRuntime(data, runtime string) error {
+	path := runtimeFile(data)
+	if err := os.WriteFile(path+".new", []byte(runtime+"\n"), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// savedRuntime returns the runtime that was changed to, or else the flags'.
+func savedRuntime(data, name, address string) (string, string, error) {
+	text, err := os.ReadFile(runtimeFile(data))
+	if errors.Is(err, os.ErrNotExist) {
+		return name, address, nil
+	}
+	if err == nil {
+		name, address, err = parseRuntime(strings.TrimSpace(string(text)))
+	}
+	if err != nil {
+		return "", "", fmt.Errorf("%s: %w; without this file the node has the runtime of --runtime", runtimeFile(data), err)
+	}
+	return name, address, nil
+}
+
+// parseRuntime reads a runtime as a Node's annotation names it: one of ours, as an object of the API must not start programs.
+func parseRuntime(text string) (name, address string, err error) {
+	name, address, _ = strings.Cut(text, "@")
+	switch name {
+	case runtimeContainerd, runtimeCRI:
+	case runtimeOCI, runtimeWasm, runtimeSim:
+		if address != "" {
+			return "", "", fmt.Errorf("runtime %q has no address", name)
+		}
+	default:
+		return "", "", fmt.Errorf("runtime %q: it is containerd, cri, oci, wasm or sim; an address follows after @", text)
+	}
+	return name, address, nil
 }
 
 // ociDir is where the oci backend of a node keeps its images and containers.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/quaymaster/quaymaster/runtime/agent/admit"
 	"github.com/quaymaster/quaymaster/runtime/agent/status"
@@ -38,6 +39,30 @@ func (a *Agent) Shutdown(ctx context.Context, total, critical time.Duration) {
 	critical = min(critical, total)
 	a.dismissAll(ctx, total-critical, func(p *pod) bool { api, _ := p.view(); return !admit.Critical(api) })
 	a.dismissAll(ctx, critical, func(*pod) bool { return true })
+}
+
+// Empty ends all pods, each by its own grace period but within a time, takes no more, and removes what the runtime has of
+// any: for a node that changes its runtime. It may be repeated.
+func (a *Agent) Empty(ctx context.Context, within time.Duration) error {
+	a.Shutdown(ctx, within, 0)
+	boxes, err := a.opts.Backend.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, s := range boxes.Items {
+		if s.Labels[labelPodUID] == "" {
+			continue // not an agent's
+		}
+		if _, err := a.opts.Backend.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.Id}); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if _, err := a.opts.Backend.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.Id}); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // dismissAll ends some pods and waits for them, for a time.

@@ -23,6 +23,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/quaymaster/quaymaster/runtime/agent"
+	"github.com/quaymaster/quaymaster/runtime/agent/drain"
 	"github.com/quaymaster/quaymaster/runtime/agent/join"
 	"github.com/quaymaster/quaymaster/runtime/agent/server"
 	"github.com/quaymaster/quaymaster/runtime/agent/static"
@@ -58,12 +59,29 @@ type Options struct {
 	// ShutdownCritical is critical pods'; and Run returns.
 	Shutdown                        <-chan struct{}
 	ShutdownGrace, ShutdownCritical time.Duration
+	// Switch, if not nil, has the node change its runtime when its Node object says so.
+	Switch *Switch
 	// Events are of the node itself, such as of its backends' processes; nil = none.
 	Events <-chan Event
 	// Joined, if set, is called once the cluster has taken the node in.
 	Joined func()
 	Logger *slog.Logger // nil = discard
 }
+
+// Switch is what a change of the runtime needs.
+type Switch struct {
+	Runtime string // the present one's name
+	// Check says whether the node could run another.
+	Check func(runtime string) error
+}
+
+// Switched is Run's error when nothing of the present runtime runs any more and the node is to have another.
+type Switched struct{ To string }
+
+func (s *Switched) Error() string { return "the node's runtime is to be " + s.To }
+
+// emptyTime is how long pods that were not evicted have to end before the runtime is changed.
+const emptyTime = 5 * time.Minute
 
 // Event is one of the Node object's.
 type Event struct {
@@ -137,7 +155,7 @@ func Run(ctx context.Context, opts Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
-	errs := make([]error, 5)
+	errs := make([]error, 6)
 	wg.Go(func() { informer.RunWithContext(ctx) })
 	shared.StartWithContext(ctx)
 	defer shared.Shutdown()
@@ -170,6 +188,23 @@ func Run(ctx context.Context, opts Options) error {
 		wg.Go(func() {
 			defer cancel()
 			errs[2] = manifests.Run(ctx)
+		})
+	}
+	if opts.Switch != nil {
+		wg.Go(func() {
+			to, err := drain.Run(ctx, drain.Options{
+				Client: client, NodeName: opts.NodeName, Runtime: opts.Switch.Runtime, Check: opts.Switch.Check, Logger: opts.Logger,
+				Empty: func(ctx context.Context) error { return a.Empty(ctx, emptyTime) },
+				Event: func(kind, reason, message string) {
+					recorder.Event(&v1.ObjectReference{Kind: "Node", Name: opts.NodeName, UID: types.UID(opts.NodeName)}, kind, reason, message)
+				},
+			})
+			if to != "" || err != nil {
+				if errs[5] = err; err == nil {
+					errs[5] = &Switched{To: to}
+				}
+				cancel()
+			}
 		})
 	}
 	if opts.Health != nil {

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/quaymaster/quaymaster/runtime/agent/drain"
+)
+
+func newNode() *cobra.Command {
+	command := &cobra.Command{Use: "node", Short: "Change nodes"}
+	command.AddCommand(newNodeSwitch())
+	return command
+}
+
+type nodeSwitch struct {
+	cluster
+	runtime, selector string
+	force, detach     bool
+	timeout           time.Duration
+}
+
+func newNodeSwitch() *cobra.Command {
+	s := &nodeSwitch{}
+	command := &cobra.Command{
+		Use:   "switch NODE…",
+		Short: "Change the container runtime of nodes",
+		Long: `Switch has nodes change their container runtime, one after the other. Each takes
+no more pods, evicts those that it has as their disruption budgets allow, ends what
+is left (pods of DaemonSets and static ones), changes, and takes pods again. The
+plan is kept on the Node object and carried out by the node itself: interrupted
+at any step, by the end of this command, of the agent or of the machine, it goes on.
+Asking for the former runtime again, before pods are gone, calls it off.`,
+		Example: `  quaymaster node switch node01 --runtime oci
+  quaymaster node switch --selector pool=edge --runtime containerd`,
+		RunE: func(cmd *cobra.Command, args []string) error { return s.run(cmd, args) },
+	}
+	s.kubeconfigFlag(command)
+	f := command.Flags()
+	f.StringVar(&s.runtime, "runtime", "", "containerd, cri@unix:///PATH, oci, wasm or sim")
+	f.StringVarP(&s.selector, "selector", "l", "", "labels of the nodes, in the place of names")
+	f.BoolVar(&s.force, "force", false, "evict pods too that no controller makes anew")
+	f.BoolVar(&s.detach, "detach", false, "do not wait: all nodes begin at once")
+	f.DurationVar(&s.timeout, "timeout", 30*time.Minute, "time to wait for each node; its plan goes on")
+	return command
+}
+
+func (s *nodeSwitch) run(cmd *cobra.Command, names []string) error {
+	if _, _, err := parseRuntime(s.runtime); err != nil {
+		return fmt.Errorf("--runtime: %w", err)
+	}
+	if (len(names) == 0) == (s.selector == "") {
+		return errors.New("say the nodes by name or by --selector")
+	}
+	config, _, err := s.config()
+	if err != nil {
+		return err
+	}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return err
+	}
+	if s.selector != "" {
+		list, err := client.CoreV1().Nodes().List(cmd.Context(), metav1.ListOptions{LabelSelector: s.selector})
+		if err != nil {
+			return err
+		}
+		if len(list.Items) == 0 {
+			return fmt.Errorf("no node has the labels %s", s.selector)
+		}
+		for _, n := range list.Items {
+			names = append(names, n.Name)
+		}
+	}
+	for _, name := range names {
+		if err := s.ask(cmd.Context(), client, name); err != nil {
+			return fmt.Errorf("node %s: %w", name, err)
+		}
+		if s.detach {
+			fmt.Fprintf(cmd.OutOrStdout(), "node %s is to have runtime %s\n", name, s.runtime)
+			continue
+		}
+		if err := s.follow(cmd, client, name); err != nil {
+			return fmt.Errorf("node %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// ask writes what is wanted on the Node.
+func (s *nodeSwitch) ask(ctx context.Context, client kubernetes.Interface, name string) error {
+	annotations := map[string]any{drain.Annotation: s.runtime, drain.Force: nil}
+	if s.force {
+		annotations[drain.Force] = "true"
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": annotations}})
+	if err != nil {
+		return err
+	}
+	_, err = client.CoreV1().Nodes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
+	return err
+}
+
+// look is how often a Node is looked at.
+const look = 500 * time.Millisecond
+
+// follow says what becomes of a node's plan until it is done: the node said that it has the runtime, and has no plan.
+func (s *nodeSwitch) follow(cmd *cobra.Command, client kubernetes.Interface, name string) error {
+	ctx, cancel := context.WithTimeout(cmd.Context(), s.timeout)
+	defer cancel()
+	last, seen, started := "", map[types.UID]bool{}, time.Now().Add(-time.Second)
+	say := func(text string) {
+		if text != last {
+			fmt.Fprintf(cmd.OutOrStdout(), "node %s: %s\n", name, text)
+			last = text
+		}
+	}
+	for {
+		node, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+		if err == nil {
+			var state *drain.State
+			if state, err = drain.StateOf(node); err != nil {
+				return err
+			}
+			switch {
+			case state != nil:
+				say(fmt.Sprintf("%s, from %s to %s", state.Step, state.From, state.To))
+			case node.Annotations[drain.Current] == s.runtime:
+				say("has runtime " + s.runtime)
+				return nil
+			}
+			s.events(ctx, client, name, started, seen, say)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("it does not have runtime %s yet (%s); its plan goes on: %w", s.runtime, last, ctx.Err())
+		case <-time.After(look):
+		}
+	}
+}
+
+// events says what the node tells of its plan.
+func (s *nodeSwitch) events(ctx context.Context, client kubernetes.Interface, name string, since time.Time, seen map[types.UID]bool, say func(string)) {
+	list, err := client.CoreV1().Events("").List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.kind=Node,involvedObject.name=" + name})
+	if err != nil {
+		return // the next look tells
+	}
+	for _, e := range list.Items {
+		if !seen[e.UID] && e.Type == corev1.EventTypeWarning && e.LastTimestamp.After(since) && (e.Reason == drain.Blocked || e.Reason == drain.Failed) {
+			seen[e.UID] = true
+			say(e.Message)
+		}
+	}
+}
