@@ -55,6 +55,7 @@ func (e *Engine) Fork(ctx context.Context, moment Moment, options Options) (*Eng
 	if err != nil {
 		return nil, err
 	}
+	p.settle() // it is never ready before its Start
 	if err := p.assemble(); err != nil {
 		return nil, errors.Join(err, p.close())
 	}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
@@ -46,6 +47,8 @@ type parts struct {
 	embedded    *storage.Store // the same, nil on a real etcd
 	workers     chan struct{}  // closed when what uses the server may run
 	leading     chan struct{}  // closed when this engine leads: controllers and scheduler are there
+	settled     chan struct{}  // closed when what requests depend on is known: pods may be read
+	settle      func()         // does that, once
 	synced      chan struct{}  // closed when they, the nodes and the server know what is stored
 	life        context.Context
 	end         context.CancelFunc    // with close: forks end as well
@@ -79,6 +82,8 @@ func open(options *Options) (_ *parts, err error) {
 // openOn does the same on a store that is opened by a function.
 func openOn(options *Options, openStore func(*parts) error) (_ *parts, err error) {
 	p := &parts{options: options, transport: &late{}, metrics: prometheus.NewRegistry(), workers: make(chan struct{}), leading: make(chan struct{}), synced: make(chan struct{}), awake: make(chan struct{})}
+	p.settled = make(chan struct{})
+	p.settle = sync.OnceFunc(func() { close(p.settled) })
 	p.wake = sync.OnceFunc(func() { close(p.awake) })
 	p.life, p.end = context.WithCancel(context.Background())
 	defer func() {
@@ -124,6 +129,7 @@ func (p *parts) assemble() (err error) {
 	if p.encryption != nil {
 		p.informers.Transformers = p.encryption
 	}
+	p.informers.Later(schema.GroupResource{Resource: "pods"}, p.settled)
 	p.wasm = wasm.New(wasm.Options{Logger: log.With("part", "wasm"), Clock: options.Clock})
 	p.policies = policies.NewHost(policies.Options{
 		Engines: map[policyv1alpha1.EngineType]policies.Engine{
@@ -346,6 +352,7 @@ func (p *parts) work(ctx, below context.Context, ready func()) error {
 			}
 		}
 		ready()
+		p.settle()
 		select {
 		case <-p.leading:
 		case <-ctx.Done():

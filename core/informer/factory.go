@@ -67,6 +67,8 @@ type Factory struct {
 
 	mu   sync.Mutex
 	made []*shared
+	// what is listed only when a channel is closed: see Later.
+	later map[schema.GroupResource]<-chan struct{}
 }
 
 var _ informers.SharedInformerFactory = (*Factory)(nil)
@@ -98,12 +100,25 @@ func (f *Factory) InformerFor(object runtime.Object, newFunc internalinterfaces.
 		return f.SharedInformerFactory.InformerFor(object, newFunc)
 	}
 	return f.SharedInformerFactory.InformerFor(object, func(clientset.Interface, time.Duration) cache.SharedIndexInformer {
-		made := newShared(f.feed(r, object), object, r.GroupVersionResource.String())
+		feed := f.feed(r, object)
 		f.mu.Lock()
 		defer f.mu.Unlock()
+		feed.when = f.later[r.GroupResource()]
+		made := newShared(feed, object, r.GroupVersionResource.String())
 		f.made = append(f.made, made)
 		return made
 	})
+}
+
+// Later has a resource be listed when a channel is closed and not before, so that
+// what others wait for is there sooner. Call it before its informer is asked for.
+func (f *Factory) Later(resource schema.GroupResource, when <-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.later == nil {
+		f.later = map[schema.GroupResource]<-chan struct{}{}
+	}
+	f.later[resource] = when
 }
 
 // Made are the informers that were asked for until now.

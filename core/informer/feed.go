@@ -33,6 +33,7 @@ type feed struct {
 	decoder  runtime.Decoder
 	// transformer decrypts values; nil if they are stored as they are.
 	transformer value.Transformer
+	when        <-chan struct{} // it is listed; nil: at once
 	// sharers that nobody uses; as many as decode at once were made.
 	sharers sync.Pool
 }
@@ -59,6 +60,13 @@ const pageSize = 4096
 
 // ListWithContext returns every object at the newest revision.
 func (f *feed) ListWithContext(ctx context.Context, _ metav1.ListOptions) (runtime.Object, error) {
+	if f.when != nil {
+		select {
+		case <-f.when:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
 	list := &metav1.List{}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(goruntime.GOMAXPROCS(0))

@@ -230,6 +230,39 @@ func TestListsOfManyPages(t *testing.T) {
 	}
 }
 
+// A resource that is to be listed later is listed then.
+func TestLater(t *testing.T) {
+	opened, err := storage.Open(storage.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	s := store{opened, t}
+	s.put("m", "one", 0)
+	factory, err := informer.New(s.Etcd(), fake.NewClientset(), []informer.Resource{configMaps})
+	if err != nil {
+		t.Fatal(err)
+	}
+	when := make(chan struct{})
+	factory.Later(configMaps.GroupResource(), when)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer factory.Shutdown()
+	defer cancel()
+	shared := factory.Core().V1().ConfigMaps().Informer()
+	factory.StartWithContext(ctx)
+	s.put("n", "two", 0)
+	if shared.HasSynced() || len(shared.GetStore().ListKeys()) > 0 {
+		t.Error("listed before its time")
+	}
+	close(when)
+	if err := informer.WaitTold(ctx, factory.Made()...); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(shared.GetStore().ListKeys()); n != 2 {
+		t.Errorf("%d objects, not 2", n)
+	}
+}
+
 // BenchmarkList is what an informer reads at its start.
 func BenchmarkList(b *testing.B) {
 	opened, err := storage.Open(storage.Options{Dir: b.TempDir()})
