@@ -301,7 +301,7 @@ func TestHTTP2Floods(t *testing.T) {
 			for over := false; !over; {
 				select {
 				case err := <-done:
-					if err == nil {
+					if err == nil && name != "pings" { // a slow server has them in its kernel's buffers
 						t.Error("all of it is taken")
 					}
 					over = true

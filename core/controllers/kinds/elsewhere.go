@@ -18,9 +18,14 @@ import (
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 )
 
-// lookAgain is how often servers elsewhere are asked what they serve: nothing
-// tells when that changes. It is upstream's interval.
-const lookAgain = 30 * time.Second
+const (
+	// lookAgain is how often servers elsewhere are asked what they serve: nothing
+	// tells when that changes. It is upstream's interval.
+	lookAgain = 30 * time.Second
+	// lookSoon is how soon one is asked again that is available and does not answer:
+	// the way to it is made a moment after its condition.
+	lookSoon = time.Second
+)
 
 // elsewhere are the kinds that other servers serve under this API.
 type elsewhere struct {
@@ -64,8 +69,8 @@ func (d *Dynamic) follow(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("follow the API services: %w", err)
 	}
-	ticker := time.NewTicker(lookAgain)
-	defer ticker.Stop()
+	timer := time.NewTimer(lookAgain)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -73,10 +78,10 @@ func (d *Dynamic) follow(ctx context.Context) error {
 				return fmt.Errorf("leave the API services: %w", err)
 			}
 			return nil
-		case <-ticker.C:
+		case <-timer.C:
 		case <-e.look:
 		}
-		d.discover(ctx)
+		timer.Reset(d.discover(ctx))
 	}
 }
 
@@ -129,19 +134,24 @@ func (e *elsewhere) remote() []*apiregistrationv1.APIService {
 	return out
 }
 
-// discover asks each server. The kinds of one that does not answer stay as they were.
-func (d *Dynamic) discover(ctx context.Context) {
+// discover asks each server, and tells when to do so again. The kinds of one that
+// does not answer stay as they were.
+func (d *Dynamic) discover(ctx context.Context) (next time.Duration) {
 	e := d.elsewhere
+	next = lookAgain
 	served := map[schema.GroupResource]Kind{} // each in the version that is preferred
 	failed := map[schema.GroupVersion]error{}
 	for _, s := range e.remote() {
 		gv := groupVersion(s)
 		found, err := e.ask(s)
 		if ctx.Err() != nil {
-			return
+			return next
 		}
 		if err != nil {
 			failed[gv] = err
+			if available(s) {
+				next = lookSoon
+			}
 			d.mu.Lock()
 			for gvr, k := range e.kinds {
 				if gvr.GroupVersion() == gv {
@@ -160,7 +170,7 @@ func (d *Dynamic) discover(ctx context.Context) {
 	defer d.mu.Unlock()
 	e.failed = failed
 	if d.ctx == nil {
-		return
+		return next
 	}
 	changed := false
 	for gvr, old := range e.kinds {
@@ -179,6 +189,7 @@ func (d *Dynamic) discover(ctx context.Context) {
 	if changed {
 		d.tell()
 	}
+	return next
 }
 
 // ask returns the kinds whose objects can be found and deleted.
