@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -99,6 +100,7 @@ func Start(t *testing.T, admin []byte, namespace, service string) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
+	server.GenericAPIServer.ShutdownTimeout = time.Second // watches are open when it ends
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- server.GenericAPIServer.PrepareRun().RunWithContext(ctx) }()
