@@ -136,9 +136,10 @@ func (e *Engine) Close(ctx context.Context) error {
 	}
 }
 
-// Client is an administrator's client over the in-memory transport. It may be
-// used when the engine is ready.
-func (e *Engine) Client() kubernetes.Interface { return e.parts.client }
+// Client is an administrator's client over the in-memory transport, past which
+// it creates pods, unless there is an audit log. It may be used when the engine
+// is ready.
+func (e *Engine) Client() kubernetes.Interface { return client{e.parts.client, e.parts} }
 
 // API is the same for Quaymaster's own kinds.
 func (e *Engine) API() *api.Client { return e.parts.ours }
