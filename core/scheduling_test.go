@@ -19,12 +19,12 @@ import (
 
 // asking is a pod of a priority class that asks for CPU.
 func asking(name, class, cpu string) *corev1.Pod {
-	zero := int64(0)
+	grace := int64(1) // without one the API forgets a victim before its node does, which may refuse who comes in its place
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec: corev1.PodSpec{
 			PriorityClassName:             class,
-			TerminationGracePeriodSeconds: &zero,
+			TerminationGracePeriodSeconds: &grace,
 			Containers: []corev1.Container{{Name: "main", Image: "web:1", Resources: corev1.ResourceRequirements{
 				Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu)}}}},
 		},
@@ -140,7 +140,7 @@ func TestPreemptionIsJudged(t *testing.T) {
 		if !ok {
 			t.Fatalf("the watch ended with %v", event.Object)
 		}
-		told = told || event.Type == watch.Modified && pod.DeletionTimestamp != nil && *pod.DeletionGracePeriodSeconds == 0 && disrupted(pod)
+		told = told || event.Type == watch.Modified && pod.DeletionTimestamp != nil && *pod.DeletionGracePeriodSeconds == 1 && disrupted(pod)
 		if event.Type == watch.Deleted {
 			break
 		}

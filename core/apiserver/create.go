@@ -42,17 +42,22 @@ func (o *ordinary) create(r *http.Request, body []byte) (runtime.Object, error) 
 	if err != nil {
 		return nil, errExtraordinary
 	}
+	return o.store(r.Context(), info.Namespace, object, options, r.UserAgent())
+}
 
-	ctx, cancel := context.WithTimeout(r.Context(), maxWrite)
+// store admits a new object, of the internal version, and stores it.
+func (o *ordinary) store(ctx context.Context, namespace string, object runtime.Object, options *metav1.CreateOptions, agent string) (runtime.Object, error) {
+	ctx, cancel := context.WithTimeout(ctx, maxWrite)
 	defer cancel()
-	ctx = apirequest.WithNamespace(ctx, info.Namespace)
+	ctx = apirequest.WithNamespace(ctx, namespace)
 	audit.LogRequestObject(ctx, object, o.gvk.GroupVersion(), o.GroupVersionResource, "", o.serializer)
 	who, _ := apirequest.UserFrom(ctx)
-	if object, err = o.ownership.record(object, managerOf(options.FieldManager, r.UserAgent())); err != nil {
+	object, err := o.ownership.record(object, managerOf(options.FieldManager, agent))
+	if err != nil {
 		return nil, err
 	}
-	m = accessor(object)
-	attributes := admission.NewAttributesRecord(object, nil, o.gvk, info.Namespace, m.GetName(), o.GroupVersionResource, "", admission.Create, options, false, who)
+	m := accessor(object)
+	attributes := admission.NewAttributesRecord(object, nil, o.gvk, namespace, m.GetName(), o.GroupVersionResource, "", admission.Create, options, false, who)
 	if err := o.admit(ctx, attributes); err != nil {
 		return nil, timely(ctx, err)
 	}

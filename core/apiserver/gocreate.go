@@ -16,8 +16,8 @@ import (
 // its record in managedFields, and a request's time limit. Only ordinary creates
 // of built-in, namespaced kinds can be done so; see Ordinary.
 func (d *Direct) CreateAs(ctx context.Context, gvr schema.GroupVersionResource, namespace string, object runtime.Object, options metav1.CreateOptions, agent string) (runtime.Object, error) {
-	one := d.server.creates.kinds[gvr]
-	if one == nil {
+	one := d.server.ordinaries.kinds[path{gvr, ""}]
+	if one == nil || one.measured[http.MethodPost] == nil {
 		return nil, fmt.Errorf("%s cannot be created without a request", gvr.GroupResource())
 	}
 	object = object.DeepCopyObject()
@@ -35,8 +35,7 @@ func (d *Direct) CreateAs(ctx context.Context, gvr schema.GroupVersionResource, 
 		return nil, err
 	}
 	ctx = context.WithValue(c.context(ctx, "create"), asWrittenKey{}, true)
-	r := (&http.Request{Header: http.Header{"User-Agent": {agent}}}).WithContext(ctx) // what is read of one
-	created, err := one.create(r, &ordinary{namespace: namespace, object: internal, options: &options})
+	created, err := one.store(ctx, namespace, internal, &options, agent)
 	if err != nil {
 		return nil, err
 	}
