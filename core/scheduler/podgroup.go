@@ -36,11 +36,11 @@ func (s *Scheduler) lacksGroup(g *gang) string {
 	return cluster.GroupLacks(g.key.Name, s.podGroup(g.key))
 }
 
-// applyGroup tries the pods that wait for the group. Of a group that is gone, they
-// say so when they are tried next.
+// applyGroup tries the pods that wait for the group, or makes them say what it
+// lacks. Of a group that is gone, they say so when they are tried next.
 func (s *Scheduler) applyGroup(group *schedulingv1alpha2.PodGroup) {
 	g := s.gangs[gangKey{types.NamespacedName{Namespace: group.Namespace, Name: group.Name}, true}]
-	if g == nil || s.lacksGroup(g) != "" {
+	if g == nil || s.podGroup(g.key) == nil {
 		return
 	}
 	for _, p := range g.waiting {

@@ -141,6 +141,16 @@ func TestPodGroupIgnored(t *testing.T) {
 		w.put(podResource, inGroup(testPod("a", "1"), "g"))
 		w.saying("a", v1.PodReasonUnschedulable, "spec.schedulingConstraints.topology is not implemented")
 	})
+	t.Run("topology of a group that comes later", func(t *testing.T) {
+		w := newWorld(t, withGroups)
+		w.put(nodeResource, testNode("n1", "1", nil))
+		w.put(podResource, inGroup(testPod("a", "1"), "g"))
+		w.saying("a", v1.PodReasonUnschedulable, "to appear in scheduling queue")
+		g := podGroup("g", 1)
+		g.Spec.SchedulingConstraints = &schedulingv1alpha2.PodGroupSchedulingConstraints{Topology: []schedulingv1alpha2.TopologyConstraint{{Key: v1.LabelTopologyZone}}}
+		w.put(groupResource, g)
+		w.saying("a", v1.PodReasonUnschedulable, "spec.schedulingConstraints.topology is not implemented")
+	})
 	if got := cluster.MinCountOfGroup(nil); got != 0 {
 		t.Errorf("no group needs %d", got)
 	}
