@@ -239,9 +239,10 @@ func TestConflictingLengths(t *testing.T) {
 	}
 }
 
-// TestHTTP2Floods opens and resets streams, and sends headers without an end, as
-// fast as it can: the server hangs up, keeps what it holds in bounds, and
-// answers others.
+// TestHTTP2Floods opens and resets streams, sends headers without an end, and
+// pings, as fast as it can: the server keeps what it holds in bounds and answers
+// others. It hangs up on headers without an end; on what it can answer as fast as
+// it comes, or what the kernels' buffers have room for, it need not.
 func TestHTTP2Floods(t *testing.T) {
 	c := start(t, func(o *apiserver.Options) { o.Listener = listen(t) })
 	client := clientFor(t, c.https(t))
@@ -301,7 +302,7 @@ func TestHTTP2Floods(t *testing.T) {
 			for over := false; !over; {
 				select {
 				case err := <-done:
-					if err == nil && name != "pings" { // a slow server has them in its kernel's buffers
+					if err == nil && name == "headers without an end" {
 						t.Error("all of it is taken")
 					}
 					over = true
