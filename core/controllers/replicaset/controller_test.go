@@ -180,8 +180,10 @@ func TestLoop(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	factory.Start(ctx.Done())
-	factory.WaitForCacheSync(ctx.Done())
+	informing, stop := context.WithCancel(t.Context()) // client-go's may wait for ever for a handler that is removed while they end
+	defer stop()
+	factory.Start(informing.Done())
+	factory.WaitForCacheSync(informing.Done())
 	var running sync.WaitGroup
 	running.Go(func() {
 		if err := c.Run(ctx); err != nil {
@@ -219,6 +221,7 @@ func TestLoop(t *testing.T) {
 	has(2)
 	cancel()
 	running.Wait()
+	stop()
 	factory.Shutdown()
 }
 
