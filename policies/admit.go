@@ -105,7 +105,7 @@ func (h *Host) Admit(ctx context.Context, point policyv1alpha1.ExtensionPoint, r
 func (g *generation) admit(ctx context.Context, point policyv1alpha1.ExtensionPoint, request *admissionv1.AdmissionRequest) (response *admissionv1.AdmissionResponse, err error) {
 	session := g.program.Session()
 	defer session.Close()
-	cycle := g.reads(Cycle{Time: g.host.options.Clock.Now().Truncate(time.Microsecond)})
+	cycle := g.reads(Cycle{Time: g.host.options.Clock.Now().Truncate(time.Microsecond), Seed: decisionSeed(0, string(request.UID))})
 	if cycle.Reads != nil {
 		cycle.Revision = cycle.Reads.Revision()
 	}

@@ -220,7 +220,7 @@ func (p *pinned) Filter(ctx context.Context, c Cycle, pod *corev1.Pod, fleet *ab
 	if len(verdicts) != fleet.Len() {
 		return Cost{}, fmt.Errorf("policy %q: %d verdicts for %d rows", p.name, len(verdicts), fleet.Len())
 	}
-	c, out := p.reads(c), verdicts
+	c, out := p.reads(c.ofPod(pod)), verdicts
 	if p.shadow() {
 		out = make([]uint8, len(verdicts))
 	}
@@ -248,7 +248,7 @@ func (p *pinned) Score(ctx context.Context, c Cycle, pod *corev1.Pod, fleet *abi
 	if len(verdicts) != fleet.Len() || len(scores) != fleet.Len() {
 		return Cost{}, fmt.Errorf("policy %q: %d verdicts and %d scores for %d rows", p.name, len(verdicts), len(scores), fleet.Len())
 	}
-	c, out := p.reads(c), scores
+	c, out := p.reads(c.ofPod(pod)), scores
 	if p.shadow() {
 		out = make([]int64, len(scores))
 	}

@@ -47,7 +47,9 @@ type Reader interface {
 // Cycle is what a policy may depend on besides the pod and the fleet: with it,
 // a call can be repeated exactly.
 type Cycle struct {
-	Time     time.Time
+	Time time.Time
+	// Seed of random numbers. Pinned makes the decision's of it and of the pod, so
+	// that one for all decisions is enough.
 	Seed     uint64
 	Revision int64
 	// Reads serves the programs that may read, at Revision. nil: the host's.
