@@ -9,7 +9,9 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/quaymaster/quaymaster/core"
 	"github.com/quaymaster/quaymaster/core/coretest"
@@ -98,16 +100,17 @@ func TestRegoOnTheServer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	e := coretest.Start(t, core.Options{PolicyDir: dir, Nodes: core.Nodes("node", 4)})
-	nodes, err := e.Client().CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i, node := range nodes.Items {
-		node.Labels["team"] = []string{"red", "blue"}[i%2]
-		if _, err := e.Client().CoreV1().Nodes().Update(t.Context(), &node, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+	nodes := core.Nodes("node", 4)
+	e := coretest.Start(t, core.Options{PolicyDir: dir, Nodes: nodes})
+	for i, node := range nodes {
+		patch := fmt.Appendf(nil, `{"metadata":{"labels":{"team":%q}}}`, []string{"red", "blue"}[i%2])
+		coretest.Eventually(t, "the node is there", func(ctx context.Context) (bool, error) {
+			_, err := e.Client().CoreV1().Nodes().Patch(ctx, node.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+			if apierrors.IsNotFound(err) {
+				return false, nil
+			}
+			return true, err
+		})
 	}
 	for _, name := range []string{"teams", "names"} {
 		coretest.Eventually(t, name+" is in force", func(ctx context.Context) (bool, error) {
@@ -150,7 +153,7 @@ func TestRegoOnTheServer(t *testing.T) {
 			return false, err
 		})
 	}
-	for i, node := range nodes.Items { // two each for the nodes of the red team: the emptiest first
+	for i, node := range nodes { // two each for the nodes of the red team: the emptiest first
 		if want := 2 * ((i + 1) % 2); taken[node.Name] != want {
 			t.Errorf("pods by node %v", taken)
 		}
