@@ -56,7 +56,7 @@ spec: {engine: Rego, mode: Shadow, source: {file: owner.rego}}
 	run("apply "+manifest, "policy owner: generation 2 is in force, revision 2, sha256:")
 	run("apply "+manifest, "policy owner: generation 2 is in force, revision 2, sha256:")
 	write("owner.rego", "package owner\n\ndeny contains")
-	run("apply "+manifest, "!policy.yaml: policy owner was refused: Parse: owner.rego:3: ", "!generation 2 stays in force")
+	run("apply "+manifest, "!policy.yaml: policy owner was refused: Parse: owner.rego:3:", "!generation 2 stays in force")
 	source("two")
 	run("apply "+manifest, "revision 2")
 	run("rollback owner", "policy owner: generation 1 is in force, revision 1, sha256:")

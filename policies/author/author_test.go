@@ -132,7 +132,7 @@ func TestBuildRefuses(t *testing.T) {
 		{"nothing", nil, "none of .go, .c, .rs, .ts, .rego"},
 		{"two languages", map[string]string{"p.c": "", "p.rego": ""}, "several languages"},
 		{"two modules", map[string]string{"a.rego": "", "b.rego": "", "b_test.rego": ""}, "2 Rego modules"},
-		{"rego that does not parse", map[string]string{"p.rego": "package p\n\ndeny contains if"}, "p.rego:3: "},
+		{"rego that does not parse", map[string]string{"p.rego": "package p\n\ndeny contains if"}, "p.rego:3:"},
 		{"no manifest", map[string]string{"p.c": ""}, "manifest.json"},
 		{"a field's name", map[string]string{"p.c": "", "manifest.json": manifest}, `manifest.json:5: colums: decode manifest: json: unknown field "colums"`},
 		{"a column's name", map[string]string{"p.c": "", "manifest.json": strings.Replace(strings.Replace(manifest, "colums", "columns", 1), "labels", "lables", 1)},

@@ -36,9 +36,11 @@ func IsPolicy(file string) bool {
 
 // TestUnits runs the tests in Rego of a policy, or of the policy of a file of test
 // cases: what "opa test" would run of a bundle, and of the …_test.rego files beside
-// the policy. One that is named after another policy there is that policy's.
+// the policy. One that is named after another policy there is that policy's. A policy
+// without tests that does not load is an error, unless it is that of test cases.
 func (e Engines) TestUnits(ctx context.Context, file string) (*Units, error) {
-	if !IsPolicy(file) {
+	alone := IsPolicy(file)
+	if !alone {
 		suite, err := readSuite(file)
 		if err != nil {
 			return nil, err
@@ -54,16 +56,16 @@ func (e Engines) TestUnits(ctx context.Context, file string) (*Units, error) {
 		return nil, err
 	}
 	units := &Units{Policy: file}
-	tester, ok := engine.(policies.UnitTester)
-	if !ok {
-		return units, nil
-	}
 	tests, err := s.unitTests()
 	if err != nil {
 		return nil, err
 	}
-	if len(tests) == 0 && !strings.HasSuffix(file, bundleForm) {
-		return units, nil // whether the policy loads is for others to say
+	tester, ok := engine.(policies.UnitTester)
+	if !ok || len(tests) == 0 && !strings.HasSuffix(file, bundleForm) {
+		if alone { // what is wrong with it says more than that there are no tests
+			_, err = e.Inspect(file)
+		}
+		return units, err // or the cases tell whether the policy loads
 	}
 	if units.Results, units.Coverage, err = tester.TestUnits(ctx, s.load(nil), tests); err != nil {
 		return nil, fmt.Errorf("tests of %s: %w", file, err)

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -103,5 +104,45 @@ func TestUnitFiles(t *testing.T) {
 	write(t, dir, "all_test.rego", "package all_test\n\ntest_all if {")
 	if _, err := e.TestUnits(t.Context(), teams); err == nil || !strings.Contains(err.Error(), "all_test.rego:3") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// A policy that does not load is told of by file, line and column, by each tool,
+// with and without tests beside it.
+func TestBrokenPolicy(t *testing.T) {
+	e := engines(t)
+	for what, tt := range map[string]struct{ source, want string }{
+		"syntax":  {"package p\n\ndeny contains msg if {\n\tmsg := \n}\n", "p.rego:5:1: unexpected } token"},
+		"compile": {"package p\n\ndeny contains msg if msg := nofunction(1)\n", "p.rego:3:29: undefined function nofunction"},
+	} {
+		dir := t.TempDir()
+		file := write(t, dir, "p.rego", tt.source)
+		for tool, use := range map[string]func() error{
+			"test":    func() error { _, err := e.TestUnits(t.Context(), file); return err },
+			"inspect": func() error { _, err := e.Inspect(file); return err },
+			"build":   func() error { _, _, err := e.Build(t.Context(), dir); return err },
+			"bench":   func() error { _, err := e.Bench(t.Context(), file, author.BenchOptions{}); return err },
+			"test beside tests": func() error {
+				tests := write(t, dir, "p_test.rego", "package p_test\n\ntest_x if true\n")
+				_, err := e.TestUnits(t.Context(), file)
+				return errors.Join(err, os.Remove(tests))
+			},
+		} {
+			if err := use(); err == nil || !strings.Contains(err.Error(), filepath.Join(dir, tt.want)) {
+				t.Errorf("%s: %s says %v, expected %s", what, tool, err, tt.want)
+			}
+		}
+		// cases may expect it
+		cases := write(t, dir, "tests.yaml", "policy: p.rego\ncases:\n- {name: broken, error: '"+tt.want+"'}\n")
+		if results, err := e.Test(t.Context(), cases); err != nil || len(results) != 1 || len(results[0].Failures) > 0 {
+			t.Errorf("%s: cases: %+v, %v", what, results, err)
+		}
+		if units, err := e.TestUnits(t.Context(), cases); err != nil || len(units.Results) > 0 {
+			t.Errorf("%s: tests of cases: %+v, %v", what, units, err)
+		}
+	}
+	module := write(t, t.TempDir(), "p.wasm", "no module")
+	if _, err := e.TestUnits(t.Context(), module); err == nil || !strings.Contains(err.Error(), "p.wasm") {
+		t.Errorf("a module: %v", err)
 	}
 }

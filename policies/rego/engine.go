@@ -204,7 +204,7 @@ func toValue(object any) (ast.Value, error) {
 	return ast.InterfaceToValue(v)
 }
 
-// oneLine makes one line of OPA's errors: file:line: what, the first in full.
+// oneLine makes one line of OPA's errors: file:line:column: what, the first in full.
 func oneLine(err error) error {
 	var list ast.Errors
 	if !errors.As(err, &list) || len(list) == 0 {
@@ -213,7 +213,7 @@ func oneLine(err error) error {
 	first := list[0]
 	text := first.Message
 	if first.Location != nil {
-		text = fmt.Sprintf("%s:%d: %s", first.Location.File, first.Location.Row, first.Message)
+		text = fmt.Sprintf("%s:%d:%d: %s", first.Location.File, first.Location.Row, first.Location.Col, first.Message)
 	}
 	if strings.HasPrefix(first.Message, "unsafe built-in") {
 		text += ": a policy reaches neither the network, unless spec.grants.network says where, nor the server"

@@ -109,14 +109,14 @@ func TestAdmit(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	for _, tt := range []struct{ name, source, config, want string }{
-		{"syntax", "package p\n\ndeny contains msg if {\n\tmsg := \n}\n", "", "Parse: test.rego:5: "},
-		{"old syntax", "package p\n\ndeny[msg] { msg := \"x\" }\n", "", "Parse: test.rego:3: "},
+		{"syntax", "package p\n\ndeny contains msg if {\n\tmsg := \n}\n", "", "Parse: test.rego:5:1: unexpected } token"},
+		{"old syntax", "package p\n\ndeny[msg] { msg := \"x\" }\n", "", "Parse: test.rego:3:"},
 		{"empty", "", "", "Parse: "},
-		{"unknown function", "package p\n\ndeny contains msg if msg := nofunction(1)\n", "", "Compile: test.rego:3: undefined function nofunction"},
+		{"unknown function", "package p\n\ndeny contains msg if msg := nofunction(1)\n", "", "Compile: test.rego:3:29: undefined function nofunction"},
 		{"http", "package p\n\nallowed if http.send({\"method\": \"GET\", \"url\": \"http://127.0.0.1\"}).status_code == 200\n\ndeny contains \"x\" if not allowed\n", "",
-			"Compile: test.rego:3: unsafe built-in function calls in expression: http.send: a policy reaches neither the network, unless"},
-		{"dns", "package p\n\ndeny contains \"x\" if count(net.lookup_ip_addr(\"example.com\")) > 0\n", "", "Compile: test.rego:3: unsafe built-in"},
-		{"server's environment", "package p\n\ndeny contains opa.runtime().env.HOME\n", "", "Compile: test.rego:3: unsafe built-in"},
+			"Compile: test.rego:3:12: unsafe built-in function calls in expression: http.send: a policy reaches neither the network, unless"},
+		{"dns", "package p\n\ndeny contains \"x\" if count(net.lookup_ip_addr(\"example.com\")) > 0\n", "", "Compile: test.rego:3:28: unsafe built-in"},
+		{"server's environment", "package p\n\ndeny contains opa.runtime().env.HOME\n", "", "Compile: test.rego:3:15: unsafe built-in"},
 		{"no rule", "package p.q\n\nhello := 1\n", "", "Manifest: test.rego: package p.q has none of the rules deny,"},
 		{"config", "package p\n\ndeny contains \"x\" if false\n", "{", "Configure: config: "},
 		{"answer of another type", "package p\n\ndeny := 7\n", "", "SelfTest: deny: malformed result"},

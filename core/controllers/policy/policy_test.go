@@ -233,11 +233,11 @@ func TestBadSources(t *testing.T) {
 	c.create(newPolicy("digest", policyv1alpha1.PolicySource{Rego: regoSource("x"), Digest: "sha256:00"}))
 	c.refused("digest", "Fetch", "the policy asks for sha256:00")
 	c.create(newPolicy("syntax", policyv1alpha1.PolicySource{Rego: "package p\n\ndeny contains msg if {\n\tmsg := \n}\n"}))
-	p := c.refused("syntax", "Parse", "syntax.rego:5: ")
+	p := c.refused("syntax", "Parse", "syntax.rego:5:1: ")
 	if condition := p.Status.Conditions[0]; condition.Status != metav1.ConditionFalse || condition.Reason != "Refused" || p.Status.ActiveGeneration != 0 {
 		t.Errorf("status %+v", p.Status)
 	}
-	c.event("PolicyRefused Parse: syntax.rego:5: ")
+	c.event("PolicyRefused Parse: syntax.rego:5:1: ")
 }
 
 // A file that changes is a new generation; one that is broken leaves the last
@@ -253,7 +253,7 @@ func TestFileChanges(t *testing.T) {
 	c.inForce("p", regoSource("two"))
 
 	c.write("p.rego", "package p\n\ndeny contains")
-	p := c.refused("p", "Parse", "p.rego:3: ")
+	p := c.refused("p", "Parse", "p.rego:3:")
 	if condition := p.Status.Conditions[0]; condition.Status != metav1.ConditionTrue || condition.Reason != "NewVersionRefused" ||
 		!strings.Contains(condition.Message, "stays in force") {
 		t.Errorf("condition %+v", condition)
