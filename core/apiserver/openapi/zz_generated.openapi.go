@@ -883,7 +883,7 @@ func schema_core_api_policy_v1alpha1_PolicyCost(ref common.ReferenceCallback) co
 					},
 					"memory": {
 						SchemaProps: spec.SchemaProps{
-							Description: "Memory of its instances now; not told by every engine.",
+							Description: "Memory of its instances now; left out where the engine does not tell, and when there is none, as after a call that failed, until the next call.",
 							Ref:         ref("k8s.io/apimachinery/pkg/api/resource.Quantity"),
 						},
 					},

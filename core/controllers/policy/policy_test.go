@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/utils/clock"
 
 	"github.com/quaymaster/quaymaster/core/api"
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
@@ -60,17 +61,22 @@ type cluster struct {
 	dir    string
 	events *record.FakeRecorder
 	kube   *fake.Clientset
+	clock  clock.Clock // of the controller; nil: the real one
 	stop   func()
 }
 
 func start(t *testing.T, sync bool, before ...*policyv1alpha1.Policy) *cluster {
+	return startAt(t, nil, sync, before...)
+}
+
+func startAt(t *testing.T, clock clock.Clock, sync bool, before ...*policyv1alpha1.Policy) *cluster {
 	s, client := newServer(t)
 	for _, p := range before {
 		if _, err := client.Policies.Create(t.Context(), p, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	c := &cluster{server: s, t: t, client: client, dir: t.TempDir(), events: record.NewFakeRecorder(1000), kube: fake.NewClientset()}
+	c := &cluster{server: s, t: t, clock: clock, client: client, dir: t.TempDir(), events: record.NewFakeRecorder(1000), kube: fake.NewClientset()}
 	c.run(sync)
 	t.Cleanup(func() { c.stop() })
 	return c
@@ -87,7 +93,7 @@ func (c *cluster) run(sync bool) {
 	factory := informers.NewSharedInformerFactory(c.kube, 0)
 	ctx, cancel := context.WithCancel(context.Background())
 	controller := New(Options{Client: c.client, Policies: c.informer(ctx), ConfigMaps: factory.Core().V1().ConfigMaps(),
-		Kube: c.kube, Revisions: factory.Apps().V1().ControllerRevisions(), Host: host, Dir: c.dir, Recorder: c.events})
+		Kube: c.kube, Revisions: factory.Apps().V1().ControllerRevisions(), Host: host, Dir: c.dir, Recorder: c.events, Clock: c.clock})
 	factory.Core().V1().ConfigMaps().Informer()
 	factory.Apps().V1().ControllerRevisions().Informer()
 	factory.StartWithContext(ctx)

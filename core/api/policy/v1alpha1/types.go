@@ -290,7 +290,7 @@ type PolicyCost struct {
 	FuelPerCall int64 `json:"fuelPerCall,omitempty"`
 	// TimePerCall on the wall clock, on average.
 	TimePerCall metav1.Duration `json:"timePerCall"`
-	// Memory of its instances now; not told by every engine.
+	// Memory of its instances now; left out where the engine does not tell, and when there is none, as after a call that failed, until the next call.
 	Memory *resource.Quantity `json:"memory,omitempty"`
 	// Differences that it would have made, had its mode been Enforce.
 	Differences int64 `json:"differences,omitempty"`
