@@ -69,9 +69,17 @@ func TestWorkloadAPI(t *testing.T) {
 	if err != nil || len(low.Finalizers) != 1 {
 		t.Fatal(low, err)
 	}
-	high, err := group("high", "workers", "high")
-	if err != nil || high.Spec.Priority == nil || *high.Spec.Priority != 100 {
-		t.Fatal(high, err)
+	var high *schedulingv1alpha2.PodGroup
+	coretest.Eventually(t, "the admission to know the class", func(context.Context) (bool, error) {
+		var err error
+		high, err = group("high", "workers", "high")
+		if apierrors.IsForbidden(err) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if high.Spec.Priority == nil || *high.Spec.Priority != 100 {
+		t.Fatal(high)
 	}
 	pods := client.CoreV1().Pods("default")
 	member := func(group, class string, i int) {
