@@ -119,7 +119,7 @@ func run(ctx context.Context, s *runSpec, cache wazero.CompilationCache, cancell
 		return result{Code: 128, Reason: "StartError", Message: err.Error()}
 	}
 	defer rt.Close(background)
-	if _, err := wasi_snapshot_preview1.Instantiate(background, rt); err != nil {
+	if err := offerWASI(background, rt); err != nil {
 		return result{Code: 128, Reason: "StartError", Message: err.Error()}
 	}
 	files := wazero.NewFSConfig()

@@ -9,8 +9,9 @@
 // What a container gets: arguments, environment (PWD is its working directory),
 // the mounted folders and nothing else of the host's files, clocks, random numbers,
 // and its log. There is no network, so a pod has no address. A memory limit bounds the
-// linear memory. WASI has no signals: a stop ends the program at the end of its
-// grace period, with exit code 137.
+// linear memory; open files, and what WASI copies beside it, are bounded for every
+// program. WASI has no signals: a stop ends the program at the end of its grace
+// period, with exit code 137.
 package wasm
 
 import (
