@@ -12,9 +12,11 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+const openParams = "\x7f\x7f\x7f\x7f\x7f\x7e\x7e\x7f\x7f"
+
 // again is a program that calls a function of WASI with the arguments, which code
 // leaves on the stack, until the answer is not success, and exits with it. It has
-// 100 MiB of memory, and "note" at 16.
+// 100 MiB of memory, "note" at 16, and path_open as function 2.
 func again(function, params string, code []byte) []byte {
 	uleb := func(n int) []byte { return binary.AppendUvarint(nil, uint64(n)) }
 	name := func(s string) []byte { return append(uleb(len(s)), s...) }
@@ -25,11 +27,11 @@ func again(function, params string, code []byte) []byte {
 	wasi := name("wasi_snapshot_preview1")
 	body := slices.Concat([]byte{1, 1, 0x7f, 0x03, 0x40}, code, []byte{0x10, 0, 0x22, 0, 0x45, 0x0d, 0, 0x0b, 0x20, 0, 0x10, 1, 0x0b})
 	return slices.Concat([]byte("\x00asm\x01\x00\x00\x00"),
-		section(1, []byte{3, 0x60}, name(params), []byte{1, 0x7f, 0x60, 1, 0x7f, 0, 0x60, 0, 0}),
-		section(2, []byte{2}, wasi, name(function), []byte{0, 0}, wasi, name("proc_exit"), []byte{0, 1}),
+		section(1, []byte{4, 0x60}, name(params), []byte{1, 0x7f, 0x60, 1, 0x7f, 0, 0x60, 0, 0, 0x60}, name(openParams), []byte{1, 0x7f}),
+		section(2, []byte{3}, wasi, name(function), []byte{0, 0}, wasi, name("proc_exit"), []byte{0, 1}, wasi, name("path_open"), []byte{0, 3}),
 		section(3, []byte{1, 2}),
 		section(5, []byte{1, 0}, uleb(1600)),
-		section(7, []byte{2}, name("memory"), []byte{2, 0}, name("_start"), []byte{0, 2}),
+		section(7, []byte{2}, name("memory"), []byte{2, 0}, name("_start"), []byte{0, 3}),
 		section(10, []byte{1}, uleb(len(body)), body),
 		section(11, []byte{1, 0, 0x41, 16, 0x0b}, name("note")))
 }
@@ -52,7 +54,6 @@ func TestProgramsAreBounded(t *testing.T) {
 		}
 		return code
 	}
-	const openParams = "\x7f\x7f\x7f\x7f\x7f\x7e\x7e\x7f\x7f"
 	open := func(path, length int64) []byte {
 		return slices.Concat(i32(3, 0, path, length, 0), []byte{0x42, 2, 0x42, 0}, i32(0, 64))
 	}
@@ -62,7 +63,7 @@ func TestProgramsAreBounded(t *testing.T) {
 		code                   []byte
 		errno                  int32
 	}{
-		{"a file of any number", "fd_renumber", "\x7f\x7f", i32(1, 1<<31-1), 8},
+		{"a file of any number", "fd_renumber", "\x7f\x7f", slices.Concat(open(16, 4), []byte{0x10, 2, 0x1a}, i32(4, 1<<31-1)), 8},
 		{"a path of 99 MiB", "path_open", openParams, open(1024, 99<<20), 37},
 		{"files without end", "path_open", openParams, open(16, 4), 33},
 		{"a folder's long name", "path_create_directory", "\x7f\x7f\x7f", i32(3, 1024, 99<<20), 37},
