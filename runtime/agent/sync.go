@@ -312,6 +312,7 @@ func (p *pod) terminate(ctx context.Context, api *v1.Pod) error {
 	if p.probes != nil {
 		p.probes.Ended(nil)
 	}
+	p.release() // whoever hears of the pod's end may send another in its place
 	if err := p.report(ctx, true); err != nil {
 		return err
 	}
