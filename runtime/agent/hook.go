@@ -122,7 +122,7 @@ func (p *pod) look() {
 }
 
 func (p *pod) words(c *runtimeapi.ContainerStatus) string {
-	spec := containerSpec(p.api, c.GetMetadata().GetName())
+	spec := containerSpec(p.object(), c.GetMetadata().GetName())
 	if spec == nil {
 		return ""
 	}
@@ -146,14 +146,14 @@ func (p *pod) words(c *runtimeapi.ContainerStatus) string {
 
 // probe starts the probes of what runs and ends those of what runs no more.
 func (p *pod) probe() {
-	running := map[string]bool{}
+	running, api := map[string]bool{}, p.object()
 	for _, c := range p.rt.Containers {
-		spec := containerSpec(p.api, c.GetMetadata().GetName())
+		spec := containerSpec(api, c.GetMetadata().GetName())
 		if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING || spec == nil {
 			continue
 		}
 		running[c.Id] = true
-		p.probes.Running(p.a.ctx, probe.Target{Container: spec, ID: c.Id, IP: p.ip(p.api)}, time.Unix(0, c.StartedAt), p.seen(c.Id))
+		p.probes.Running(p.a.ctx, probe.Target{Container: spec, ID: c.Id, IP: p.ip(api)}, time.Unix(0, c.StartedAt), p.seen(c.Id))
 	}
 	p.probes.Ended(running)
 }
@@ -178,10 +178,7 @@ func (a *Agent) newProbes(p *pod) *probe.Pod {
 		return nil
 	}
 	probes := probe.New(probe.Options{Backend: a.opts.Backend, Changed: p.kick, Clock: a.opts.Clock, Failed: func(c *v1.Container, message string) {
-		p.mu.Lock()
-		api := p.api
-		p.mu.Unlock()
-		a.event(api, v1.EventTypeWarning, "Unhealthy", message, c.Name)
+		a.event(p.object(), v1.EventTypeWarning, "Unhealthy", message, c.Name)
 	}})
 	p.rt.Asked = func(id string) (started, ready bool) {
 		started, ready, _ = probes.State(id)

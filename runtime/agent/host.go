@@ -32,6 +32,13 @@ func (p *pod) view() (*v1.Pod, *status.Runtime) {
 	return p.api, &status.Runtime{Containers: p.shown}
 }
 
+// object is the newest that was heard of the pod.
+func (p *pod) object() *v1.Pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.api
+}
+
 // FindPod implements server.Host.
 func (a *Agent) FindPod(namespace, name string) *v1.Pod {
 	a.mu.Lock()

@@ -176,11 +176,11 @@ func (p *pod) adopt(ctx context.Context) error {
 			}
 		}
 	}
-	if phase := p.api.Status.Phase; newest != nil {
+	if last := p.object().Status; newest != nil {
 		p.sandboxID, p.attempt = newest.Id, newest.Metadata.Attempt+1
-	} else if phase != v1.PodSucceeded && phase != v1.PodFailed {
-		p.past(p.api.Status.InitContainerStatuses)
-		p.past(p.api.Status.ContainerStatuses)
+	} else if last.Phase != v1.PodSucceeded && last.Phase != v1.PodFailed {
+		p.past(last.InitContainerStatuses)
+		p.past(last.ContainerStatuses)
 	}
 	p.adopted = true
 	return nil
@@ -214,7 +214,7 @@ func (p *pod) past(statuses []v1.ContainerStatus) {
 
 // lost forgets a sandbox that the runtime has no more.
 func (p *pod) lost() {
-	now := status.Generate(p.api, &p.rt, p.waiting, false, p.a.opts.Clock.Now())
+	now := status.Generate(p.object(), &p.rt, p.waiting, false, p.a.opts.Clock.Now())
 	if p.probes != nil {
 		p.probes.Ended(nil)
 	}
@@ -289,7 +289,7 @@ func (p *pod) remove(ctx context.Context) error {
 		p.sandboxID, p.rt.SandboxReady = "", false
 	}
 	p.release()
-	return p.a.cleanUp(p.api)
+	return p.a.cleanUp(p.object())
 }
 
 // terminate is graceful deletion: containers are asked to end, the last status

@@ -80,7 +80,7 @@ func (g generator) gang(priority int32) *Gang {
 func TestGangPreemption(t *testing.T) {
 	clusters := 400
 	if testing.Short() {
-		clusters = 60
+		clusters = 200
 	}
 	preempted, helpless, several, violated, groups := 0, map[string]int{}, 0, 0, 0
 	for seed := range clusters {
