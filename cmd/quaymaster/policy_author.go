@@ -68,19 +68,23 @@ only checked. Without FOLDER it is the one you are in.`,
 func newPolicyTest() *cobra.Command {
 	var verbose bool
 	command := &cobra.Command{
-		Use:   "test FILE…",
+		Use:   "test [FILE|FOLDER…]",
 		Short: "Run test cases",
-		Long: `Test runs the cases of YAML files; docs/policies.md describes them. It fails when
-any does, and says at which file, line and field. Of a policy in Rego it runs the
-rules test_… of …_test.rego files beside it, and in its bundle, as "opa test" does,
-and says which lines they do not cover. A FILE that is such a policy has only these.`,
-		Example: "  quaymaster policy test teams/tests.yaml\n  quaymaster policy test teams/teams.rego",
-		Args:    cobra.MinimumNArgs(1),
+		Long: `Test runs the cases of YAML files, of a folder those of its tests.yaml, and
+without arguments those of the folder you are in; docs/policies.md describes them.
+It fails when any does, and says at which file, line and field. Of a policy in Rego
+it runs the rules test_… of …_test.rego files beside it, and in its bundle, as "opa
+test" does, and says which lines they do not cover. A FILE that is such a policy has
+only these.`,
+		Example: "  quaymaster policy test\n  quaymaster policy test teams wasm-plugins/c/*/\n  quaymaster policy test teams/teams.rego",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				args = []string{"."}
+			}
 			return withEngines(func(engines author.Engines) error {
 				var errs []error
 				for _, file := range args {
-					errs = append(errs, testFile(cmd, engines, file, verbose))
+					errs = append(errs, testFile(cmd, engines, casesOf(file), verbose))
 				}
 				return errors.Join(errs...)
 			})

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +16,14 @@ import (
 	"github.com/quaymaster/quaymaster/policies"
 	"github.com/quaymaster/quaymaster/policies/author"
 )
+
+// casesOf is the file of test cases that an argument names: itself, or a folder's tests.yaml.
+func casesOf(file string) string {
+	if info, err := os.Stat(file); err == nil && info.IsDir() {
+		return filepath.Join(file, "tests.yaml")
+	}
+	return file
+}
 
 // testFile runs the cases of a file, and the tests in Rego of its policy.
 func testFile(cmd *cobra.Command, engines author.Engines, file string, verbose bool) error {

@@ -39,6 +39,8 @@ func TestPolicyCommands(t *testing.T) {
 		{"new --lang basic " + folder, []string{"!one of assemblyscript, c, go, rego, rust"}},
 		{"build " + folder, []string{module + " ", " bytes sha256:"}},
 		{"test -v " + tests, []string{"ok   a pod of no team", tests + ": 2 cases passed"}},
+		{"test " + folder, []string{tests + ": 2 cases passed"}},
+		{"test", []string{"!tests.yaml: no such file"}}, // of the folder that this test runs in
 		{"inspect " + module, []string{"teams", "Filter, Score", "deadline 1s"}},
 		{"inspect " + preferLabel + "prefer-label-v2.wasm", []string{"prefer-label 2.0.0", "sha256:", "qm.sym (i32, i32) → (i32)", "memory 16Mi, fuel 50000000, deadline 50ms", "labels"}},
 		{"inspect -o yaml " + module, []string{"!table or json"}},
