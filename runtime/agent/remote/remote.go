@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	typedv1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/utils/clock"
 
@@ -109,8 +110,14 @@ func Run(ctx context.Context, opts Options) error {
 	}
 	creds.Config.ContentType = "application/vnd.kubernetes.protobuf"
 	creds.Config.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
-	creds.Config.QPS, creds.Config.Burst = 50, 100 // a kubelet's
+	told := rest.CopyConfig(creds.Config)
+	told.QPS, told.Burst = 50, 100 // a kubelet's for events, which must not hold up what follows
+	creds.Config.QPS, creds.Config.Burst = 200, 400
 	client, err := kubernetes.NewForConfig(creds.Config)
+	if err != nil {
+		return err
+	}
+	tell, err := kubernetes.NewForConfig(told)
 	if err != nil {
 		return err
 	}
@@ -140,7 +147,7 @@ func Run(ctx context.Context, opts Options) error {
 	servicesSynced := services.Informer().HasSynced
 	events := record.NewBroadcaster(record.WithContext(ctx))
 	defer events.Shutdown()
-	events.StartRecordingToSink(&typedv1.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	events.StartRecordingToSink(&typedv1.EventSinkImpl{Interface: tell.CoreV1().Events("")})
 	recorder := events.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: opts.NodeName})
 	a, err := agent.New(agent.Options{
 		NodeName: opts.NodeName, Client: client, Backend: opts.Backend, Pods: source, PodWriter: writer, Labels: opts.Labels, Taints: opts.Taints, Capacity: opts.Capacity, Reserved: opts.Reserved,
