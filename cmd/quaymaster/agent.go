@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	quantity "k8s.io/apimachinery/pkg/api/resource"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/quaymaster/quaymaster/core/api"
@@ -36,7 +37,7 @@ type agentFlags struct {
 	runtimeChecksum, network, networkChecksum, cniConf                                          string
 	podCIDR, cniBin                                                                             []string
 	evictionGrace, shutdown, shutdownCritical                                                   time.Duration
-	podPIDs                                                                                     int64
+	podPIDs, maxPods                                                                            int64
 }
 
 func newAgent() *cobra.Command {
@@ -79,6 +80,7 @@ certificate that it was given. The container runtime is a process of its own.`,
 	f.StringVar(&flags.evictionSoft, "eviction-soft", "", "bounds that must be crossed for --eviction-soft-grace")
 	f.DurationVar(&flags.evictionGrace, "eviction-soft-grace", 2*time.Minute, "how long a soft bound must be crossed")
 	f.Int64Var(&flags.podPIDs, "pod-max-pids", 0, "how many processes a pod may have (0: no limit)")
+	f.Int64Var(&flags.maxPods, "max-pods", 110, "how many pods the node has room for")
 	f.StringToStringVar(&flags.labels, "label", nil, "label of the node, key=value; may be repeated")
 	f.StringArrayVar(&flags.taints, "taint", nil, "taint of the node, key[=value]:effect; may be repeated")
 	f.BoolVarP(&flags.verbose, "verbose", "v", false, "log what the parts do, to standard error")
@@ -141,6 +143,10 @@ func (f *agentFlags) once(cmd *cobra.Command) (err error) {
 	if runtime.taken != "" {
 		fmt.Fprintln(cmd.OutOrStdout(), "runtime:", runtime.taken)
 	}
+	if f.maxPods < 1 {
+		return fmt.Errorf("--max-pods %d: a node has room for one pod at least", f.maxPods)
+	}
+	runtime.capacity[corev1.ResourcePods] = *quantity.NewQuantity(f.maxPods, quantity.DecimalSI)
 	listener, err := net.Listen("tcp", f.listen)
 	if err != nil {
 		return fmt.Errorf("listen on %s: %w; choose another --listen", f.listen, err)
@@ -235,7 +241,10 @@ func (f *agentFlags) once(cmd *cobra.Command) (err error) {
 			return err
 		}},
 		Labels: runtime.withLabels(f.labels), Taints: taints, Capacity: runtime.capacity, Containers: containers, Version: api.Version(version),
-		Joined: func() { fmt.Fprintf(cmd.OutOrStdout(), "ready: node %s has joined %s\n", f.name, f.server) },
+		Joined: func() {
+			fmt.Fprintf(cmd.OutOrStdout(), "ready: node %s has joined %s\n", f.name, f.server)
+			go settle(ctx)
+		},
 		Logger: log,
 	})
 }

@@ -25,21 +25,22 @@ import (
 
 // netNode is a whole cluster of processes: a server, and an agent on a containerd whose pods get addresses from the agent.
 type netNode struct {
-	t      *testing.T
+	t      testing.TB
 	daemon *containerdtest.Daemon
 	client kubernetes.Interface
+	agent  *exec.Cmd
 }
 
 const netNodeCIDR = "10.79.0.0/24"
 
-func newNetNode(t *testing.T) *netNode {
+func newNetNode(t testing.TB) *netNode {
 	t.Helper()
 	d := containerdtest.Start(t)
 	return newNodeOn(t, d, "--runtime", "containerd", "--runtime-address", d.Address())
 }
 
 // newNodeOn is a cluster with an agent on any runtime.
-func newNodeOn(t *testing.T, d *containerdtest.Daemon, runtime ...string) *netNode {
+func newNodeOn(t testing.TB, d *containerdtest.Daemon, runtime ...string) *netNode {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("a whole node with its containers takes long: not with -short")
@@ -62,7 +63,7 @@ func newNodeOn(t *testing.T, d *containerdtest.Daemon, runtime ...string) *netNo
 		}
 	})
 	// The disk of who runs the tests may be as full as it likes, hence no bounds.
-	start(t, append([]string{"agent", "--server", url, "--token", strings.TrimSpace(string(token)), "--name", "n1", "--data", filepath.Join(n.daemon.Dir, "agent"), "--listen", containerdtest.NodeIP + ":0",
+	n.agent = start(t, append([]string{"agent", "--server", url, "--token", strings.TrimSpace(string(token)), "--name", "n1", "--data", filepath.Join(n.daemon.Dir, "agent"), "--listen", containerdtest.NodeIP + ":0",
 		"--cgroup-root", root, "--eviction-hard", "none", "--pod-cidr", netNodeCIDR}, runtime...)...)
 	t.Cleanup(func() {
 		if t.Failed() {

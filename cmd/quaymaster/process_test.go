@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 }
 
 // command is a quaymaster process, not started.
-func command(ctx context.Context, t *testing.T, args ...string) *exec.Cmd {
+func command(ctx context.Context, t testing.TB, args ...string) *exec.Cmd {
 	t.Helper()
 	executable, err := os.Executable()
 	if err != nil {
@@ -59,7 +59,7 @@ var saysReady = regexp.MustCompile(`(?m)^ready: .*\n`)
 
 // start runs a command until the end of the test, where it must end well when
 // asked to. It returns when the process has said that it is ready.
-func start(t *testing.T, args ...string) *exec.Cmd {
+func start(t testing.TB, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := command(context.WithoutCancel(t.Context()), t, args...) // it ends in the clean-up
 	read, write, err := os.Pipe()
@@ -97,7 +97,7 @@ func start(t *testing.T, args ...string) *exec.Cmd {
 }
 
 // server starts one and returns its address, directory and a client.
-func server(t *testing.T, args ...string) (*exec.Cmd, string, string, kubernetes.Interface) {
+func server(t testing.TB, args ...string) (*exec.Cmd, string, string, kubernetes.Interface) {
 	t.Helper()
 	dir := t.TempDir()
 	cmd := start(t, append([]string{"server", "--data", dir, "--listen", "127.0.0.1:0"}, args...)...)

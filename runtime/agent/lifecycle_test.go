@@ -157,6 +157,42 @@ func timers(t *testing.T, clock *clocktesting.FakeClock) {
 	})
 }
 
+// TestEndIsToldBeforeTheRestart has a container that ends and is to run again: the API hears of its end, and the pod is not
+// ready meanwhile.
+func TestEndIsToldBeforeTheRestart(t *testing.T) {
+	clock := clocktesting.NewFakeClock(time.Now())
+	c := newCluster(t, fleet.Options{Clock: clock}, "n1")
+	told := make(chan *v1.Pod, 100)
+	c.hear("update", func(a clienttesting.Action) {
+		if update, ok := a.(clienttesting.UpdateAction); ok {
+			told <- update.GetObject().(*v1.Pod)
+		}
+	})
+	c.create(podObject("n1", "again", sim("run-for", "5s")))
+	c.until("again", func(p *v1.Pod) string {
+		if condition(p, v1.PodReady).Status != v1.ConditionTrue {
+			return "want the pod to be ready"
+		}
+		return ""
+	})
+	timers(t, clock)
+	clock.Step(5 * time.Second)
+	for {
+		select {
+		case p := <-told:
+			if len(p.Status.ContainerStatuses) == 0 || p.Status.ContainerStatuses[0].State.Terminated == nil {
+				continue
+			}
+			if ready := condition(p, v1.PodReady); ready.Status != v1.ConditionFalse || p.Status.ContainerStatuses[0].RestartCount != 0 || p.Status.Phase != v1.PodRunning {
+				t.Errorf("the end is told as %+v", p.Status)
+			}
+			return
+		case <-time.After(time.Minute):
+			t.Fatal("the container's end is not told")
+		}
+	}
+}
+
 func TestImageThatCannotBePulled(t *testing.T) {
 	c := newCluster(t, fleet.Options{}, "n1")
 	c.create(podObject("n1", "nopull", sim("fail", "pull")))

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -63,6 +65,12 @@ func (p *pod) step(ctx context.Context, api *v1.Pod, gone bool) (again time.Dura
 			return 0, err
 		}
 	}
+	if p.endedUntold(api) && !p.done(api) {
+		// Nobody should be sent to it while its image is pulled anew and its hooks run.
+		if err := p.report(ctx, false); err != nil {
+			return 0, err
+		}
+	}
 	api = p.allocate(api)
 	due := again
 	again, err = p.start(ctx, api)
@@ -89,6 +97,14 @@ func (p *pod) step(ctx context.Context, api *v1.Pod, gone bool) (again time.Dura
 		return 0, p.end(ctx, api)
 	}
 	return again, err
+}
+
+// endedUntold tells whether a container has ended that the API still shows as running.
+func (p *pod) endedUntold(api *v1.Pod) bool {
+	return slices.ContainsFunc(api.Status.ContainerStatuses, func(st v1.ContainerStatus) bool {
+		cur := p.rt.Current(st.Name)
+		return st.State.Running != nil && cur != nil && cur.State == runtimeapi.ContainerState_CONTAINER_EXITED && strings.HasSuffix(st.ContainerID, "://"+cur.Id)
+	})
 }
 
 // observe reads the pod's sandbox and containers from the runtime.

@@ -55,6 +55,7 @@ func BenchmarkPodsAgainstBareCalls(b *testing.B) {
 		n.delete(names...)
 	}
 	n.delete("warm")
+	n.clean()
 	b.ReportMetric(byAgent.Seconds()/float64(b.N), "agent-s/round")
 	b.ReportMetric(byCalls.Seconds()/float64(b.N), "bare-s/round")
 	b.ReportMetric((byAgent-byCalls).Seconds()*1000/float64(b.N*benchPods), "ms/pod-beyond")

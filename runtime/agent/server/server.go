@@ -216,8 +216,7 @@ func (h *handler) containerLogs(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	stream := &flushWriter{w: w}
-	stream.flush, _ = w.(http.Flusher)
+	stream := newFlushWriter(w)
 	if c.LogPath == "" {
 		return
 	}
@@ -226,9 +225,9 @@ func (h *handler) containerLogs(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "text/plain")
 	w.Header().Set("Transfer-Encoding", "chunked")
-	if opts.Follow && stream.flush != nil {
+	if opts.Follow && stream.flusher != nil {
 		w.WriteHeader(http.StatusOK)
-		stream.flush.Flush()
+		stream.flusher.Flush()
 	}
 	stdout, stderr := io.Writer(stream), io.Writer(stream)
 	if opts.Stream != nil && *opts.Stream == v1.LogStreamStdout {
@@ -243,7 +242,8 @@ func (h *handler) containerLogs(w http.ResponseWriter, r *http.Request) {
 	} else if opts.SinceTime != nil {
 		read.Since = opts.SinceTime.Time
 	}
-	if err := logs.ReadLogs(ctx, c.LogPath, c.Id, read, statusOnly{host: h.host}, stdout, stderr); err != nil && r.Context().Err() == nil && !stream.wrote {
+	err = logs.ReadLogs(ctx, c.LogPath, c.Id, read, statusOnly{host: h.host}, stdout, stderr)
+	if said := stream.end(); err != nil && r.Context().Err() == nil && !said {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 	}
 }
@@ -309,20 +309,4 @@ type statusOnly struct {
 
 func (s statusOnly) ContainerStatus(ctx context.Context, id string, _ bool) (*runtimeapi.ContainerStatusResponse, error) {
 	return s.host.ContainerStatus(ctx, id)
-}
-
-// flushWriter hands every line on at once.
-type flushWriter struct {
-	w     http.ResponseWriter
-	flush http.Flusher
-	wrote bool
-}
-
-func (f *flushWriter) Write(p []byte) (int, error) {
-	f.wrote = true
-	n, err := f.w.Write(p)
-	if f.flush != nil {
-		f.flush.Flush()
-	}
-	return n, err
 }

@@ -1,0 +1,207 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/quaymaster/quaymaster/core/coretest"
+	"github.com/quaymaster/quaymaster/examples/hello"
+	"github.com/quaymaster/quaymaster/runtime/cri/containerd/containerdtest"
+)
+
+// restTime is how long an agent is watched at rest.
+const restTime = time.Minute
+
+// BenchmarkAgentAtRest has an agent, a process of its own, with no pod and with 100, each for a minute: what it holds of
+// memory, resident and of its own, and how much of a core it takes. QUAYMASTER_E2E_RUNTIME=oci is without containerd.
+// The same for its backend's process.
+func BenchmarkAgentAtRest(b *testing.B) {
+	var n *netNode
+	if os.Getenv("QUAYMASTER_E2E_RUNTIME") == "oci" {
+		n = newNodeOn(b, containerdtest.Bare(b), "--runtime", "oci")
+	} else {
+		n = newNetNode(b)
+	}
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", n.agent.Process.Pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	processes := map[string]int{"agent": n.agent.Process.Pid}
+	for _, text := range strings.Fields(string(children)) {
+		pid, err := strconv.Atoi(text)
+		if err != nil {
+			b.Fatal(err)
+		}
+		command, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err != nil {
+			b.Fatal(err)
+		}
+		if args := strings.Split(string(command), "\x00"); len(args) > 2 && args[2] != "network" {
+			processes["backend"] = pid
+		}
+	}
+	for b.Loop() {
+		atRest(b, processes, 0)
+		var names []string
+		for i := range 100 {
+			names = append(names, fmt.Sprint("p", i))
+			n.create(names[i], "trap 'exit 0' TERM; sleep 100000 & wait")
+		}
+		n.allRun(len(names))
+		atRest(b, processes, len(names))
+		for _, name := range names {
+			if err := n.client.CoreV1().Pods("default").Delete(b.Context(), name, metav1.DeleteOptions{}); err != nil {
+				b.Fatal(err)
+			}
+		}
+		n.noneLeft()
+	}
+}
+
+// atRest watches processes while nothing happens, and reports what they took.
+func atRest(b *testing.B, processes map[string]int, pods int) {
+	b.Helper()
+	before := map[string]time.Duration{}
+	for name, pid := range processes {
+		before[name] = ticks(b, pid)
+	}
+	begun := time.Now()
+	time.Sleep(restTime) // what happens meanwhile is the measurement
+	took := time.Since(begun)
+	for name, pid := range processes {
+		share := float64(ticks(b, pid)-before[name]) / float64(took)
+		b.ReportMetric(100*share, fmt.Sprintf("%s-%%core/%dpods", name, pods))
+		for _, field := range []string{"VmRSS", "RssAnon"} {
+			b.ReportMetric(float64(memoryOf(b, pid, field))/(1<<20), fmt.Sprintf("%s-MiB-%s/%dpods", name, field, pods))
+		}
+	}
+}
+
+// ticks is the processor time of a process.
+func ticks(b *testing.B, pid int) time.Duration {
+	b.Helper()
+	data, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(data), ") ")
+	var sum int64
+	for _, text := range strings.Fields(rest)[11:13] {
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			b.Fatal(err)
+		}
+		sum += n
+	}
+	return time.Duration(sum) * time.Second / 100
+}
+
+// memoryOf reads a field of a process's status, in bytes.
+func memoryOf(t testing.TB, pid int, field string) (bytes int) {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if name, value, _ := strings.Cut(line, ":"); name == field {
+			if _, err := fmt.Sscanf(value, "%d kB", &bytes); err != nil {
+				t.Fatalf("%s: %v", line, err)
+			}
+			return bytes << 10
+		}
+	}
+	t.Fatalf("/proc does not tell %s", field)
+	return 0
+}
+
+// BenchmarkWasmPods has one node run 1,000 small WebAssembly pods, each in a process of its own: how long it takes
+// until all run, what the agent, its backend and the pods hold then, and what the agent takes at rest.
+func BenchmarkWasmPods(b *testing.B) {
+	const count = 1000
+	_, url, dir, client := server(b)
+	token, err := os.ReadFile(filepath.Join(dir, "join-token"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	data := b.TempDir()
+	program := filepath.Join(data, "hello.wasm")
+	if err := os.WriteFile(program, hello.Program, 0o600); err != nil {
+		b.Fatal(err)
+	}
+	if out, err := command(b.Context(), b, "image", "import", program, "localhost/hello:1", "--data", data).CombinedOutput(); err != nil {
+		b.Fatalf("image import: %v\n%s", err, out)
+	}
+	agent := start(b, "agent", "--server", url, "--token", strings.TrimSpace(string(token)), "--name", "one", "--data", data, "--runtime", "wasm", "--max-pods", fmt.Sprint(2*count))
+	n := &netNode{t: b, client: client, agent: agent}
+	pods := client.CoreV1().Pods("default")
+	for round := 0; b.Loop(); round++ {
+		begun := time.Now()
+		for i := range count {
+			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("w%d-%d", round, i)}, Spec: corev1.PodSpec{
+				AutomountServiceAccountToken: new(bool), TerminationGracePeriodSeconds: new(int64),
+				Containers: []corev1.Container{{Name: "c", Image: "localhost/hello:1", ImagePullPolicy: corev1.PullNever, Args: []string{"--sleep", "100000000"}}},
+			}}
+			coretest.Eventually(b, "the creation of a pod", func(ctx context.Context) (bool, error) {
+				_, err := pods.Create(ctx, pod, metav1.CreateOptions{})
+				return err == nil, nil
+			})
+		}
+		n.allRun(count)
+		b.ReportMetric(time.Since(begun).Seconds(), "s-until-all-run")
+		atRest(b, map[string]int{"agent": agent.Process.Pid}, count)
+		var shims []int
+		for _, pid := range containerdtest.Commands("wasm-shim") {
+			shims = append(shims, memoryOf(b, pid, "RssAnon"))
+		}
+		sum := 0
+		for _, own := range shims {
+			sum += own
+		}
+		b.ReportMetric(float64(sum)/(1<<20)/float64(max(len(shims), 1)), "MiB-RssAnon/shim")
+		b.ReportMetric(float64(len(shims)), "shims")
+		if err := pods.DeleteCollection(b.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+			b.Fatal(err)
+		}
+		n.noneLeft()
+	}
+}
+
+// allRun waits until so many pods run.
+func (n *netNode) allRun(count int) {
+	n.t.Helper()
+	deadline := time.Now().Add(5 * time.Minute)
+	for running := 0; running < count; time.Sleep(100 * time.Millisecond) {
+		list, err := n.client.CoreV1().Pods("default").List(n.t.Context(), metav1.ListOptions{FieldSelector: "status.phase=" + string(corev1.PodRunning)})
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		if running = len(list.Items); time.Now().After(deadline) {
+			n.t.Fatalf("%d of %d pods run\n%s", running, count, n.told())
+		}
+	}
+}
+
+// noneLeft waits until the API has no pod.
+func (n *netNode) noneLeft() {
+	n.t.Helper()
+	deadline := time.Now().Add(5 * time.Minute)
+	for left := 1; left > 0; time.Sleep(100 * time.Millisecond) {
+		list, err := n.client.CoreV1().Pods("default").List(n.t.Context(), metav1.ListOptions{})
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		if left = len(list.Items); time.Now().After(deadline) {
+			n.t.Fatalf("%d pods do not go", left)
+		}
+	}
+}
