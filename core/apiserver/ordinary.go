@@ -171,7 +171,7 @@ type outcomeKey struct{}
 // finds the body as it was.
 func (o *ordinary) handle(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	body := r.Body
-	read, err := io.ReadAll(io.LimitReader(body, maxBody+1))
+	read, err := readAll(body, r.ContentLength)
 	if err == nil && len(read) <= maxBody {
 		made := outcome{status: http.StatusOK}
 		var verb requestmetrics.RequestBodyVerb
@@ -203,6 +203,17 @@ func (o *ordinary) handle(w http.ResponseWriter, r *http.Request, next http.Hand
 		io.Closer
 	}{again, body}
 	next.ServeHTTP(w, r)
+}
+
+// readAll reads a body, but not far beyond maxBody. Its length, if it is told, is
+// what is made room for.
+func readAll(body io.Reader, length int64) ([]byte, error) {
+	var read bytes.Buffer
+	if length > 0 {
+		read.Grow(int(min(length, maxBody)) + bytes.MinRead)
+	}
+	_, err := read.ReadFrom(io.LimitReader(body, maxBody+1))
+	return read.Bytes(), err
 }
 
 type failing struct{ error }

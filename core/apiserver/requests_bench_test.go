@@ -1,9 +1,18 @@
 package apiserver_test
 
 import (
+	"bytes"
+	"context"
+	"crypto/tls"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
 	"runtime"
+	"runtime/pprof"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,22 +23,73 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"github.com/quaymaster/quaymaster/core/apiserver"
 )
 
 // BenchmarkRequest tells the CPU of client and server together of each verb
 // through the port: a pod read, 100 pods listed, a label patched in each way, a
-// pod replaced, and its status patched and replaced as kubelets do.
+// pod replaced, and its status patched and replaced as kubelets do. The floor is
+// the same client beside a server that reads the request and answers with the
+// bytes that ours has answered with, by net/http alone. In profiles the label
+// "side" tells client from server.
 func BenchmarkRequest(b *testing.B) {
-	const listed = 100
-	c := start(b, func(o *apiserver.Options) { o.Listener = listen(b) })
-	client := clientFor(b, c.https(b)).CoreV1().Pods("default")
+	var c *cluster
+	asServer := func(serve func(context.Context)) { pprof.Do(b.Context(), pprof.Labels("side", "server"), serve) } // their goroutines inherit it
+	asServer(func(context.Context) { c = start(b, func(o *apiserver.Options) { o.Listener = listen(b) }) })
 	for i := range listed {
-		if _, err := client.Create(b.Context(), samplePod(fmt.Sprint("p-", i)), metav1.CreateOptions{}); err != nil {
+		if _, err := c.client.CoreV1().Pods("default").Create(b.Context(), samplePod(fmt.Sprint("p-", i)), metav1.CreateOptions{}); err != nil {
 			b.Fatal(err)
 		}
 	}
+	for _, encoding := range []string{"json", "protobuf"} {
+		config := c.https(b)
+		config.ContentType = map[string]string{"json": "application/json", "protobuf": "application/vnd.kubernetes.protobuf"}[encoding] // a typed client's own choice
+		config.AcceptContentTypes = config.ContentType
+		answers := answers{}
+		config.Wrap(answers.record)
+		verbs := requests(b, clientFor(b, config))
+		for _, verb := range verbs {
+			if err := verb.do(0); err != nil {
+				b.Fatal(err)
+			}
+		}
+		for _, floor := range []bool{false, true} {
+			way := encoding
+			if floor {
+				asServer(func(context.Context) { config.Host = answers.serve(b, config) })
+				way += "/floor"
+			}
+			config.WrapTransport = nil
+			for _, verb := range requests(b, clientFor(b, config)) {
+				b.Run(verb.name+"/"+way, func(b *testing.B) {
+					b.ReportAllocs()
+					used := cpu(b)
+					for i := 0; b.Loop(); i++ {
+						if err := verb.do(i); err != nil {
+							b.Fatal(err)
+						}
+					}
+					b.ReportMetric(float64((cpu(b)-used).Microseconds())/float64(b.N), "cpu-µs/op")
+				})
+			}
+		}
+	}
+}
+
+// listed is how many pods there are.
+const listed = 100
+
+type verb struct {
+	name string
+	do   func(i int) error
+}
+
+// requests of a client; the number makes each unlike the last.
+func requests(b *testing.B, typed kubernetes.Interface) []verb {
+	client := typed.CoreV1().Pods("default")
 	const name = "p-7"
 	pod, err := client.Get(b.Context(), name, metav1.GetOptions{})
 	if err != nil {
@@ -52,10 +112,7 @@ func BenchmarkRequest(b *testing.B) {
 			return err
 		}
 	}
-	for _, verb := range []struct {
-		name string
-		do   func(int) error
-	}{
+	return []verb{
 		{"get", func(int) error {
 			_, err := client.Get(b.Context(), name, metav1.GetOptions{})
 			return err
@@ -90,18 +147,54 @@ func BenchmarkRequest(b *testing.B) {
 			_, err = client.Patch(b.Context(), name, types.StrategicMergePatchType, body, metav1.PatchOptions{}, "status")
 			return err
 		}},
-	} {
-		b.Run(verb.name, func(b *testing.B) {
-			b.ReportAllocs()
-			used := cpu(b)
-			for i := 0; b.Loop(); i++ {
-				if err := verb.do(i); err != nil {
-					b.Fatal(err)
-				}
-			}
-			b.ReportMetric(float64((cpu(b)-used).Microseconds())/float64(b.N), "cpu-µs/op")
-		})
 	}
+}
+
+// answers that were given, by what was asked.
+type answers map[string]given
+
+type given struct {
+	header http.Header
+	body   []byte
+}
+
+func (a answers) record(next http.RoundTripper) http.RoundTripper {
+	return roundTripper(func(r *http.Request) (*http.Response, error) {
+		response, err := next.RoundTrip(r)
+		if err != nil {
+			return nil, err
+		}
+		one := given{header: response.Header}
+		if one.body, err = io.ReadAll(response.Body); err != nil {
+			return nil, err
+		}
+		response.Body = io.NopCloser(bytes.NewReader(one.body))
+		a[r.Method+r.URL.Path+r.Header.Get("Content-Type")] = one
+		return response, nil
+	})
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// serve gives them again, to clients of the configuration, and returns where.
+func (a answers) serve(b *testing.B, config *rest.Config) string {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		given, ok := a[r.Method+r.URL.Path+r.Header.Get("Content-Type")]
+		if _, err := io.Copy(io.Discard, r.Body); err != nil || !ok {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		maps.Copy(w.Header(), given.header)
+		_, _ = w.Write(given.body) // the client tells
+	}))
+	server.EnableHTTP2 = true
+	server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
+	server.StartTLS()
+	b.Cleanup(server.Close)
+	config.CAData = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	return server.URL
 }
 
 // BenchmarkWatchers tells what a pod that is bound to a node costs while agents

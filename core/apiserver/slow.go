@@ -35,6 +35,7 @@ func (s *Server) forPort(next http.Handler) http.Handler {
 			if r.Body != nil && r.Body != http.NoBody {
 				r.Body = slowBody{r.Body}
 			}
+			deepen()
 			next.ServeHTTP(w, r)
 			return
 		}
