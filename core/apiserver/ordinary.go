@@ -259,6 +259,15 @@ func (o *ordinary) parameters(r *http.Request, options runtime.Object) bool {
 
 // decode reads an object of the kind: with its defaults, in its served version.
 func (o *ordinary) decode(in runtime.SerializerInfo, fieldValidation string, body []byte) (runtime.Object, bool) {
+	decoded, ok := o.read(in, fieldValidation, body)
+	if ok {
+		legacyscheme.Scheme.Default(decoded)
+	}
+	return decoded, ok
+}
+
+// read is decode without the defaults.
+func (o *ordinary) read(in runtime.SerializerInfo, fieldValidation string, body []byte) (runtime.Object, bool) {
 	decoder := in.StrictSerializer
 	if fieldValidation == metav1.FieldValidationIgnore || decoder == nil {
 		decoder = in.Serializer
@@ -271,7 +280,6 @@ func (o *ordinary) decode(in runtime.SerializerInfo, fieldValidation string, bod
 	if err != nil || decoded != into || gvk == nil || *gvk != o.gvk {
 		return nil, false
 	}
-	legacyscheme.Scheme.Default(decoded)
 	return decoded, true
 }
 

@@ -30,23 +30,8 @@ func (o *ordinary) patch(r *http.Request, body []byte) (runtime.Object, error) {
 	if !o.parameters(r, options) || len(validation.ValidatePatchOptions(options, kind)) > 0 {
 		return nil, errExtraordinary
 	}
-	strict := options.FieldValidation != metav1.FieldValidationIgnore
-	var apply func(live runtime.Object) (runtime.Object, bool)
-	switch kind {
-	case types.JSONPatchType:
-		operations, ok := jsonOperations(body, strict)
-		if !ok {
-			return nil, errExtraordinary
-		}
-		apply = o.throughJSON(options.FieldValidation, operations.Apply)
-	case types.MergePatchType:
-		if strict && !strictly(body, &map[string]any{}) {
-			return nil, errExtraordinary
-		}
-		apply = o.throughJSON(options.FieldValidation, func(live []byte) ([]byte, error) { return jsonpatch.MergePatch(live, body) })
-	case types.StrategicMergePatchType:
-		apply = func(live runtime.Object) (runtime.Object, bool) { return o.strategic(live, body, strict) }
-	default:
+	patch, ok := o.patching(kind, body, options.FieldValidation)
+	if !ok {
 		return nil, errExtraordinary
 	}
 
@@ -60,7 +45,7 @@ func (o *ordinary) patch(r *http.Request, body []byte) (runtime.Object, error) {
 		if err != nil {
 			return nil, err
 		}
-		patched, ok := apply(versioned)
+		patched, ok := patch.apply(versioned)
 		if !ok || !o.names(info, patched) {
 			return nil, errExtraordinary
 		}
@@ -76,13 +61,60 @@ func (o *ordinary) patch(r *http.Request, body []byte) (runtime.Object, error) {
 	})
 }
 
+// patching is a patch that can be read. Where the part is nil it is for the whole
+// of an object.
+type patching struct {
+	part part
+	do   func(runtime.Object) (runtime.Object, bool)
+}
+
+// apply makes a patched object, with its defaults; false where the patch cannot
+// be applied.
+func (p patching) apply(live runtime.Object) (patched runtime.Object, ok bool) {
+	if p.part == nil {
+		patched, ok = p.do(live)
+	} else if patched, ok = p.do(p.part.of(live)); ok {
+		patched = p.part.into(live, patched)
+	}
+	if ok {
+		legacyscheme.Scheme.Default(patched)
+	}
+	return patched, ok
+}
+
+// patching reads a patch.
+func (o *ordinary) patching(kind types.PatchType, body []byte, fieldValidation string) (p patching, ok bool) {
+	strict := fieldValidation != metav1.FieldValidationIgnore
+	if kind == types.JSONPatchType {
+		operations, pointers, ok := jsonOperations(body, strict)
+		p.part, _ = partAt(o.empty, pointers...)
+		p.do = o.throughJSON(fieldValidation, operations.Apply)
+		return p, ok
+	}
+	patch := map[string]any{}
+	if strict && !strictly(body, &patch) || !strict && kjson.UnmarshalCaseSensitivePreserveInts(body, &patch) != nil {
+		return p, false
+	}
+	p.part, _ = partMerged(o.empty, patch)
+	switch kind {
+	case types.MergePatchType:
+		p.do = o.throughJSON(fieldValidation, func(live []byte) ([]byte, error) { return jsonpatch.MergePatch(live, body) })
+	case types.StrategicMergePatchType:
+		p.do = func(live runtime.Object) (runtime.Object, bool) { return o.strategic(live, runtime.DeepCopyJSON(patch), strict) }
+	default:
+		return p, false
+	}
+	return p, true
+}
+
 // strictly tells whether a text has no field twice.
 func strictly(text []byte, into any) bool {
 	wrong, err := kjson.UnmarshalStrict(text, into)
 	return err == nil && len(wrong) == 0
 }
 
-func jsonOperations(body []byte, strict bool) (jsonpatch.Patch, bool) {
+// jsonOperations reads a JSON patch, and where it points to.
+func jsonOperations(body []byte, strict bool) (operations jsonpatch.Patch, pointers []string, ok bool) {
 	var known []struct {
 		Op    string `json:"op"`
 		Path  string `json:"path"`
@@ -90,13 +122,29 @@ func jsonOperations(body []byte, strict bool) (jsonpatch.Patch, bool) {
 		Value any    `json:"value"`
 	}
 	if strict && !strictly(body, &known) {
-		return nil, false
+		return nil, nil, false
 	}
 	operations, err := jsonpatch.DecodePatch(body)
-	return operations, err == nil && len(operations) <= maxOperations
+	if err != nil || len(operations) > maxOperations {
+		return nil, nil, false
+	}
+	for _, operation := range operations {
+		pointer, err := operation.Path()
+		if err != nil {
+			return nil, nil, false
+		}
+		pointers = append(pointers, pointer)
+		if operation.Kind() == "move" || operation.Kind() == "copy" {
+			if pointer, err = operation.From(); err != nil {
+				return nil, nil, false
+			}
+			pointers = append(pointers, pointer)
+		}
+	}
+	return operations, pointers, true
 }
 
-// throughJSON applies a change of the text of objects.
+// throughJSON applies a change of the text of objects, and adds no defaults.
 func (o *ordinary) throughJSON(fieldValidation string, change func([]byte) ([]byte, error)) func(runtime.Object) (runtime.Object, bool) {
 	return func(live runtime.Object) (runtime.Object, bool) {
 		in, ok := runtime.SerializerInfoForMediaType(o.serializer.SupportedMediaTypes(), runtime.ContentTypeJSON)
@@ -110,18 +158,14 @@ func (o *ordinary) throughJSON(fieldValidation string, change func([]byte) ([]by
 		if text, err = change(text); err != nil {
 			return nil, false
 		}
-		return o.decode(in, fieldValidation, text)
+		return o.read(in, fieldValidation, text)
 	}
 }
 
-// strategic applies a strategic merge patch.
-func (o *ordinary) strategic(live runtime.Object, body []byte, strict bool) (runtime.Object, bool) {
+// strategic applies a strategic merge patch, which it changes.
+func (o *ordinary) strategic(live runtime.Object, patch map[string]any, strict bool) (runtime.Object, bool) {
 	fields, err := runtime.DefaultUnstructuredConverter.ToUnstructured(live)
 	if err != nil {
-		return nil, false
-	}
-	patch := map[string]any{}
-	if strict && !strictly(body, &patch) || !strict && kjson.UnmarshalCaseSensitivePreserveInts(body, &patch) != nil {
 		return nil, false
 	}
 	if fields, err = strategicpatch.StrategicMergeMapPatch(fields, patch, o.empty); err != nil {
@@ -131,6 +175,5 @@ func (o *ordinary) strategic(live runtime.Object, body []byte, strict bool) (run
 	if err != nil || runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(fields, patched, strict) != nil {
 		return nil, false
 	}
-	legacyscheme.Scheme.Default(patched)
 	return patched, true
 }
