@@ -100,7 +100,9 @@ func (o *ordinary) patching(kind types.PatchType, body []byte, fieldValidation s
 	case types.MergePatchType:
 		p.do = o.throughJSON(fieldValidation, func(live []byte) ([]byte, error) { return jsonpatch.MergePatch(live, body) })
 	case types.StrategicMergePatchType:
-		p.do = func(live runtime.Object) (runtime.Object, bool) { return o.strategic(live, runtime.DeepCopyJSON(patch), strict) }
+		p.do = func(live runtime.Object) (runtime.Object, bool) {
+			return o.strategic(live, runtime.DeepCopyJSON(patch), strict)
+		}
 	default:
 		return p, false
 	}
