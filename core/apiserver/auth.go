@@ -18,16 +18,12 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizerfactory"
 	authorizerunion "k8s.io/apiserver/pkg/authorization/union"
-	coreinformers "k8s.io/client-go/informers/core/v1"
-	storageinformers "k8s.io/client-go/informers/storage/v1"
-	"k8s.io/client-go/tools/cache"
-	"k8s.io/kubernetes/pkg/auth/nodeidentifier"
 	tokengetter "k8s.io/kubernetes/pkg/controller/serviceaccount"
 	"k8s.io/kubernetes/pkg/serviceaccount"
 	"k8s.io/kubernetes/plugin/pkg/auth/authenticator/token/bootstrap"
-	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/node"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac"
-	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
+
+	"github.com/quaymaster/quaymaster/core/apiserver/nodeaccess"
 )
 
 // issuer of service account tokens, and their default audience.
@@ -92,12 +88,6 @@ var openPaths = []string{"/healthz", "/livez", "/readyz"}
 // within its own business, do roles allow it.
 func (s *Server) newAuthorization() error {
 	informers := s.options.Informers
-	graph := node.NewGraph()
-	end := s.closing.Done()
-	node.AddGraphEventHandlers(graph, informers.Core().V1().Nodes(),
-		endingPods{informers.Core().V1().Pods(), end},
-		endingVolumes{informers.Core().V1().PersistentVolumes(), end},
-		endingAttachments{informers.Storage().V1().VolumeAttachments(), end}, nil, nil)
 	roles := informers.Rbac().V1()
 	byRole := rbac.New(
 		&rbac.RoleGetter{Lister: roles.Roles().Lister()},
@@ -105,62 +95,8 @@ func (s *Server) newAuthorization() error {
 		&rbac.ClusterRoleGetter{Lister: roles.ClusterRoles().Lister()},
 		&rbac.ClusterRoleBindingLister{Lister: roles.ClusterRoleBindings().Lister()},
 	)
-	byNode := node.NewAuthorizer(graph, nodeidentifier.NewDefaultNodeIdentifier(), bootstrappolicy.NodeRules())
+	byNode := nodeaccess.New(informers, s.served, s.closing.Done())
 	s.authorizer = authorizerunion.New(authorizerfactory.NewPrivilegedGroups(user.SystemPrivilegedGroup), byNode, byRole)
 	s.rules = authorizerunion.NewRuleResolvers(byNode, byRole)
 	return nil
-}
-
-// The node authorizer waits for its informers for ever, even when they are
-// never started. Through these it stops waiting when the server closes.
-
-type endingPods struct {
-	coreinformers.PodInformer
-	end <-chan struct{}
-}
-
-func (i endingPods) Informer() cache.SharedIndexInformer {
-	return endingInformer{i.PodInformer.Informer(), i.end}
-}
-
-type endingVolumes struct {
-	coreinformers.PersistentVolumeInformer
-	end <-chan struct{}
-}
-
-func (i endingVolumes) Informer() cache.SharedIndexInformer {
-	return endingInformer{i.PersistentVolumeInformer.Informer(), i.end}
-}
-
-type endingAttachments struct {
-	storageinformers.VolumeAttachmentInformer
-	end <-chan struct{}
-}
-
-func (i endingAttachments) Informer() cache.SharedIndexInformer {
-	return endingInformer{i.VolumeAttachmentInformer.Informer(), i.end}
-}
-
-type endingInformer struct {
-	cache.SharedIndexInformer
-	end <-chan struct{}
-}
-
-func (i endingInformer) AddEventHandler(handler cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error) {
-	registration, err := i.SharedIndexInformer.AddEventHandler(handler)
-	return endingRegistration{registration, i.end}, err
-}
-
-type endingRegistration struct {
-	cache.ResourceEventHandlerRegistration
-	end <-chan struct{}
-}
-
-func (r endingRegistration) HasSynced() bool {
-	select {
-	case <-r.end:
-		return true
-	default:
-		return r.ResourceEventHandlerRegistration.HasSynced()
-	}
 }
