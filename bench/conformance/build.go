@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -17,8 +18,9 @@ import (
 type binaries struct {
 	quaymaster, e2e, kubectl, ginkgo string
 
-	agnhost, nnp, nginx string // for images of real containers
-	upstream            string // the folder of upstream's sources
+	agnhost, nnp, etcd, sampleServer string // for images of real containers
+	debian                           string // Debian's packages for the same, unpacked
+	upstream                         string // the folder of upstream's sources
 }
 
 // paths of the binaries, which need not be there.
@@ -28,7 +30,8 @@ func paths(root string) (b binaries, module string, err error) {
 	return binaries{
 		quaymaster: filepath.Join(cache, "quaymaster"), e2e: filepath.Join(cache, "e2e.test"),
 		kubectl: filepath.Join(cache, "kubectl"), ginkgo: filepath.Join(cache, "ginkgo"),
-		agnhost: filepath.Join(cache, "agnhost"), nnp: filepath.Join(cache, "nnp"), nginx: filepath.Join(cache, "nginx", "usr", "sbin", "nginx"),
+		agnhost: filepath.Join(cache, "agnhost"), nnp: filepath.Join(cache, "nnp"), etcd: filepath.Join(cache, "etcd"),
+		sampleServer: filepath.Join(cache, "sample-apiserver"), debian: filepath.Join(cache, "debian"),
 	}, module, err
 }
 
@@ -60,8 +63,9 @@ func build(ctx context.Context, root string, node bool) (binaries, error) {
 	if node { // containers have none of the machine's libraries
 		static := []string{"build", "-trimpath", "-ldflags", "-s -w", "-tags", "netgo,osusergo"}
 		targets = append(targets, target{b.agnhost, "k8s.io/kubernetes/test/images/agnhost", module, static},
-			target{b.nnp, "k8s.io/kubernetes/test/images/nonewprivs", module, static})
-		if err := debian(ctx, filepath.Dir(b.agnhost), "nginx"); err != nil {
+			target{b.nnp, "k8s.io/kubernetes/test/images/nonewprivs", module, static},
+			target{b.etcd, "go.etcd.io/etcd/server/v3", module, static}, target{b.sampleServer, "k8s.io/sample-apiserver", module, static})
+		if err := unpack(ctx, b.debian); err != nil {
 			return b, err
 		}
 	}
@@ -82,23 +86,37 @@ func build(ctx context.Context, root string, node bool) (binaries, error) {
 	return b, nil
 }
 
-// debian unpacks a Debian package into a folder of its name below dir.
-func debian(ctx context.Context, dir, name string) error {
-	folder := filepath.Join(dir, name)
+// debianPackages have the programs of images that the machine need not have, with libraries of theirs.
+var debianPackages = []string{
+	"nginx", "libpcre2-8-0", "netcat-openbsd", "libbsd0", "libmd0", "bind9-dnsutils", "bind9-libs", "libedit2", "libfstrm0", "libicu72", "libidn2-0", "libjemalloc2",
+	"libjson-c5", "liblmdb0", "libmaxminddb0", "libnghttp2-14", "libprotobuf-c1", "libuv1", "libxml2",
+}
+
+// unpack makes a folder with what Debian's packages have.
+func unpack(ctx context.Context, folder string) error {
 	if _, err := os.Stat(folder); err == nil {
 		return nil
 	}
-	if _, err := output(ctx, dir, "apt-get", "download", name); err != nil {
+	temporary := folder + ".new"
+	if err := errors.Join(os.RemoveAll(temporary), os.Mkdir(temporary, 0o755)); err != nil {
 		return err
 	}
-	files, err := filepath.Glob(filepath.Join(dir, name+"_*.deb"))
-	if err != nil || len(files) != 1 {
-		return fmt.Errorf("apt-get download %s left %q, %w", name, files, err)
-	}
-	if _, err := output(ctx, dir, "dpkg-deb", "-x", files[0], folder+".new"); err != nil {
+	if _, err := output(ctx, temporary, "apt-get", append([]string{"download"}, debianPackages...)...); err != nil {
 		return err
 	}
-	return os.Rename(folder+".new", folder)
+	files, err := filepath.Glob(filepath.Join(temporary, "*.deb"))
+	if err != nil || len(files) != len(debianPackages) {
+		return fmt.Errorf("apt-get download left %q, %w", files, err)
+	}
+	for _, f := range files {
+		if _, err := output(ctx, temporary, "dpkg-deb", "-x", f, "."); err != nil {
+			return err
+		}
+		if err := os.Remove(f); err != nil {
+			return err
+		}
+	}
+	return os.Rename(temporary, folder)
 }
 
 // sources is the folder of upstream's module.
@@ -125,11 +143,11 @@ func cacheFolder(module string) (string, error) {
 func output(ctx context.Context, dir, name string, args ...string) (string, error) {
 	command := exec.CommandContext(ctx, name, args...)
 	command.Dir = dir
-	var errors strings.Builder
-	command.Stderr = &errors
+	var failed strings.Builder
+	command.Stderr = &failed
 	out, err := command.Output()
 	if err != nil {
-		return "", fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, errors.String())
+		return "", fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, failed.String())
 	}
 	return strings.TrimSpace(string(out)), nil
 }

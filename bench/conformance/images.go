@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"k8s.io/kubernetes/test/utils/image"
 
@@ -51,7 +52,7 @@ func images(b binaries) (map[string]v1.Image, error) {
 		return nil, err
 	}
 	config := v1.Config{Cmd: []string{"sh"}, Env: []string{searchPath}}
-	bash, err := dynamic("bash", "bin/sh")
+	bash, err := b.dynamic("bash", "bin/sh")
 	errs = append(errs, err)
 	// Debian's busybox keeps variables from programs whose names are none for a shell: bash hands them on.
 	busybox, err := containerdtest.Image(config, append(slices.DeleteFunc(slices.Clone(shell), func(f containerdtest.File) bool { return f.Path == "bin/sh" }), bash...)...)
@@ -61,6 +62,20 @@ func images(b binaries) (map[string]v1.Image, error) {
 	add(nonRoot, err, e2e(image.NonRoot)...)
 	agnhost, err := agnhostImage(b, shell)
 	add(agnhost, err, e2e(image.Agnhost, image.AgnhostPrev)...)
+	for id, animal := range map[image.ImageID]string{image.Nautilus: "nautilus", image.Kitten: "kitten"} {
+		demo, err := updateDemo(b, agnhost, animal)
+		add(demo, err, e2e(id)...)
+	}
+	names, err := dnsImage(b, shell)
+	add(names, err, e2e(image.GlibcDnsTesting)...)
+	program, err := read(b.etcd, "usr/local/bin/etcd", 0)
+	errs = append(errs, err)
+	etcd, err := containerdtest.Image(v1.Config{Env: []string{searchPath}}, append(slices.Clone(shell), program)...)
+	add(etcd, err, e2e(image.Etcd)...)
+	program, err = read(b.sampleServer, "sample-apiserver", 0)
+	errs = append(errs, err)
+	sample, err := containerdtest.Image(v1.Config{Entrypoint: []string{"/sample-apiserver"}}, append(slices.Clone(shell), program)...)
+	add(sample, err, e2e(image.APIServer)...)
 	privileges, err := read(b.nnp, "usr/local/bin/nnp", 0o4755)
 	errs = append(errs, err)
 	nnp, err := containerdtest.Image(v1.Config{Cmd: []string{"nnp"}, Env: []string{searchPath}}, append(shell, privileges)...)
@@ -75,7 +90,7 @@ func read(path, as string, mode int64) (containerdtest.File, error) {
 	return containerdtest.File{Path: as, Content: content, Mode: mode}, err
 }
 
-// agnhostImage follows upstream's Dockerfile, without iperf, dig and CoreDNS.
+// agnhostImage follows upstream's Dockerfile, without iperf and CoreDNS.
 func agnhostImage(b binaries, shell []containerdtest.File) (v1.Image, error) {
 	program, err := read(b.agnhost, "agnhost", 0)
 	if err != nil {
@@ -99,14 +114,73 @@ func agnhostImage(b binaries, shell []containerdtest.File) (v1.Image, error) {
 		}
 		files = append(files, f)
 	}
-	curl, err := dynamic("curl", "usr/bin/curl")
-	if err != nil {
-		return nil, err
+	for program, as := range map[string]string{
+		"curl": "usr/bin/curl", "usr/bin/dig": "usr/bin/dig", "bin/nc.openbsd": "usr/bin/nc", "ss": "usr/bin/ss", "getent": "usr/bin/getent",
+		"bash": "bin/sh", // Debian's busybox has its own programs before those of PATH
+	} {
+		more, err := b.dynamic(program, as)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, more...)
 	}
 	return containerdtest.Image(v1.Config{
 		Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}, Env: []string{searchPath},
 		ExposedPorts: map[string]struct{}{"80/tcp": {}, "8080/tcp": {}, "8081/tcp": {}, "9376/tcp": {}, "5000/tcp": {}},
-	}, append(files, curl...)...)
+	}, unique(files)...)
+}
+
+// updateDemo is agnhost serving the picture of an animal.
+func updateDemo(b binaries, agnhost v1.Image, animal string) (v1.Image, error) {
+	if agnhost == nil {
+		return nil, nil // its own error says why
+	}
+	var files []containerdtest.File
+	for _, file := range []string{animal + ".jpg", "data.json"} {
+		f, err := read(filepath.Join(b.upstream, "test/images", animal, "html", file), file, 0o644)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	img, err := containerdtest.Append(agnhost, files...)
+	if err != nil {
+		return nil, err
+	}
+	c, err := img.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	config := c.Config
+	config.Cmd = []string{"test-webserver"}
+	return mutate.Config(img, config)
+}
+
+// dnsImage has a resolver of glibc, where agnhost upstream has one of musl.
+func dnsImage(b binaries, shell []containerdtest.File) (v1.Image, error) {
+	files := append(slices.Clone(shell), containerdtest.File{Path: "etc/nsswitch.conf", Content: []byte("hosts: files dns\n"), Mode: 0o644})
+	for program, as := range map[string]string{"usr/bin/dig": "usr/bin/dig", "getent": "usr/bin/getent", "hostname": "usr/bin/hostname", "bash": "bin/sh"} {
+		more, err := b.dynamic(program, as)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, more...)
+	}
+	return containerdtest.Image(v1.Config{Cmd: []string{"sh"}, Env: []string{searchPath}}, unique(files)...)
+}
+
+// unique leaves the last of files with one path.
+func unique(files []containerdtest.File) []containerdtest.File {
+	seen := map[string]bool{}
+	var out []containerdtest.File
+	for _, f := range slices.Backward(files) {
+		if !seen[f.Path] {
+			seen[f.Path] = true
+			out = append(out, f)
+		}
+	}
+	slices.Reverse(out)
+	return out
 }
 
 const nginxConf = `daemon off;
@@ -117,7 +191,7 @@ http { access_log /dev/stdout; server { listen 80; root /usr/share/nginx/html; }
 `
 
 func nginxImage(b binaries, shell []containerdtest.File) (v1.Image, error) {
-	program, err := dynamic(b.nginx, "usr/sbin/nginx")
+	program, err := b.dynamic("usr/sbin/nginx", "usr/sbin/nginx")
 	if err != nil {
 		return nil, err
 	}
@@ -132,18 +206,22 @@ func nginxImage(b binaries, shell []containerdtest.File) (v1.Image, error) {
 	}, files...)
 }
 
-// dynamic is one of the machine's programs with the libraries that it loads.
-func dynamic(program, as string) ([]containerdtest.File, error) {
-	path, err := exec.LookPath(program)
-	if err != nil {
-		return nil, fmt.Errorf("%w: apt-get install %s", err, program)
+// dynamic is a program with the libraries that it loads: one of Debian's packages by its path there, or
+// one of the machine's by its name.
+func (b binaries) dynamic(program, as string) ([]containerdtest.File, error) {
+	path := filepath.Join(b.debian, program)
+	if _, err := os.Stat(path); err != nil {
+		if path, err = exec.LookPath(program); err != nil {
+			return nil, fmt.Errorf("%w: apt-get install %s", err, program)
+		}
 	}
 	first, err := read(path, as, 0)
 	if err != nil {
 		return nil, err
 	}
 	files := []containerdtest.File{first}
-	libraries, err := output(context.Background(), "/", "ldd", path)
+	unpacked := filepath.Join(b.debian, "usr/lib", triple) + ":" + filepath.Join(b.debian, "lib", triple)
+	libraries, err := output(context.Background(), "/", "env", "LD_LIBRARY_PATH="+unpacked, "ldd", path)
 	if err != nil {
 		return nil, err
 	}
@@ -151,12 +229,11 @@ func dynamic(program, as string) ([]containerdtest.File, error) {
 		return nil, fmt.Errorf("%s needs libraries that are not there:\n%s", program, libraries)
 	}
 	for line := range strings.Lines(libraries) { // name => path (address), or path (address)
-		fields := strings.Fields(line)
-		for _, f := range fields {
+		for _, f := range strings.Fields(line) {
 			if !strings.HasPrefix(f, "/") {
 				continue
 			}
-			lib, err := read(f, strings.TrimPrefix(f, "/"), 0)
+			lib, err := read(f, strings.TrimPrefix(strings.TrimPrefix(f, b.debian), "/"), 0)
 			if err != nil {
 				return nil, err
 			}
@@ -166,6 +243,9 @@ func dynamic(program, as string) ([]containerdtest.File, error) {
 	}
 	return files, nil
 }
+
+// triple is the folder of libraries of this architecture.
+const triple = "x86_64-linux-gnu"
 
 // serveImages is a registry on the loopback that has them under their names' paths; its address has no scheme.
 func serveImages(ctx context.Context, b binaries) (address string, err error) {

@@ -3,7 +3,7 @@
 // compares with what was recorded.
 //
 //	conformance                        every test that is not left out
-//	conformance -node                  those of groups node and storage, on a real node
+//	conformance -node                  the same on a real node
 //	conformance -focus 'sig-auth'      those whose name matches
 //	conformance -update                record the outcomes
 //
@@ -176,10 +176,10 @@ func inside(ctx context.Context, o options, b binaries, out io.Writer) (err erro
 	return record.compare(out, outcomes)
 }
 
-// tests are those that there are: on a real node the groups that are about nodes.
+// tests are upstream's, with the reasons of those that are left out.
 func (o options) tests() ([]test, error) {
 	if o.node {
-		return conformanceTests(leftOutNode, "node", "storage")
+		return conformanceTests(leftOutNode)
 	}
 	return conformanceTests(leftOutSimulated)
 }

@@ -133,13 +133,22 @@ func real(ctx context.Context, b binaries, dir string) (_ *cluster, err error) {
 	if err != nil {
 		return nil, err
 	}
+	cgroups := fmt.Sprintf("conformance%d", os.Getpid()) + filepath.Base(short)
 	c.parts = append(c.parts, func() {
+		if err := containerdtest.RemoveCgroups(cgroups); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	}, func() {
 		_ = os.WriteFile(filepath.Join(dir, "containerd.log"), []byte(daemon.Log()), 0o600)
 		if err := daemon.Stop(); err != nil {
 			fmt.Fprintln(os.Stderr, "end containerd:", err)
 		}
 	})
 	if err := daemon.SetNetwork(daemon.Bridge("10.88.0.0/16")); err != nil {
+		return nil, err
+	}
+	// A machine has a default route, or what it sends to a service's address would not come as far as the rules for it.
+	if _, err := output(ctx, "/", "ip", "route", "add", "default", "dev", "lo", "src", containerdtest.NodeIP); err != nil {
 		return nil, err
 	}
 	data := filepath.Join(dir, "data")
@@ -156,8 +165,9 @@ func real(ctx context.Context, b binaries, dir string) (_ *cluster, err error) {
 	agent, err := launch(ctx, filepath.Join(dir, "agent.log"), exec.Command(b.quaymaster, "agent", "--server", "https://"+containerdtest.NodeIP+":6443",
 		"--token", strings.TrimSpace(string(token)), "--name", "node1", "--data", filepath.Join(dir, "agent"), "--listen", containerdtest.NodeIP+":10250",
 		"--runtime", "containerd", "--runtime-address", daemon.Address(),
+		"--service-proxy", "nftables", "--dns-listen", containerdtest.NodeIP+":53",
 		"--eviction-hard", "memory.available<50Mi,nodefs.available<1%,imagefs.available<1%", // the machine may have other uses
-		"--cgroup-root", fmt.Sprintf("/conformance%d", os.Getpid())+filepath.Base(short)))
+		"--cgroup-root", "/"+cgroups))
 	if err != nil {
 		return nil, err
 	}

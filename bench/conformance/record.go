@@ -205,7 +205,7 @@ is in [conformance.txt](conformance.txt), written by `+"`task conformance -- -up
 	fmt.Fprintf(&out, `
 ## A node with containerd
 
-The tests of groups node and storage, against `+"`quaymaster server`"+` and `+"`quaymaster agent --runtime containerd`"+` on Debian's containerd and runc in namespaces of their own; images are made
+The same tests against `+"`quaymaster server`"+` and `+"`quaymaster agent --runtime containerd --service-proxy nftables --dns-listen`"+`, on Debian's containerd and runc in namespaces of their own; images are made
 from upstream's sources and Debian's programs and come from a registry on the loopback, under the names that the tests ask for. Each
 test's outcome is in [conformance-node.txt](conformance-node.txt), written by `+"`task conformance-node -- -update`"+`.
 `)

@@ -28,11 +28,7 @@ func TestRecorded(t *testing.T) {
 			t.Errorf("%s is not what the list of tests left out and the outcomes make: run with -update", o.recordFile())
 		}
 		groups, by, sum := counts(tests, r.state)
-		all, of := 446, 10
-		if node {
-			all, of = 197, 2
-		}
-		if len(tests) != all || len(groups) != of || by["storage"].all != 91 || sum.passed > sum.run || sum.run+sum.left > sum.all {
+		if len(tests) != 446 || len(groups) != 10 || by["storage"].all != 91 || sum.passed > sum.run || sum.run+sum.left > sum.all {
 			t.Errorf("%d tests in %d groups: %+v", len(tests), len(groups), sum)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	_ "embed"
 	"fmt"
 	"regexp"
-	"slices"
 	"strings"
 
 	"k8s.io/kubernetes/test/conformance/testdata"
@@ -33,8 +32,8 @@ type leftOut struct {
 
 var groupOf = regexp.MustCompile(`^\[sig-([a-z-]+)\]`)
 
-// conformanceTests lists upstream's of some groups, or of all, in its order, with the reasons of those that are left out.
-func conformanceTests(leftOut []byte, groups ...string) ([]test, error) {
+// conformanceTests lists upstream's in its order, with the reasons of those that are left out.
+func conformanceTests(leftOut []byte) ([]test, error) {
 	const file = "test/conformance/testdata/conformance.yaml"
 	content, err := testdata.GetConformanceTestdataFS().ReadTestFile(file)
 	if err != nil {
@@ -56,9 +55,6 @@ func conformanceTests(leftOut []byte, groups ...string) ([]test, error) {
 		group := groupOf.FindStringSubmatch(l.Codename)
 		if group == nil {
 			return nil, fmt.Errorf("upstream's list of tests: %q does not say its group", l.Codename)
-		}
-		if len(groups) > 0 && !slices.Contains(groups, group[1]) {
-			continue
 		}
 		t := test{name: l.Codename, group: group[1]}
 		for pattern, reason := range reasons {

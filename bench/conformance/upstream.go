@@ -2,5 +2,9 @@
 
 package main
 
-// The package whose test binary is built, so that go.mod has what it needs.
-import _ "k8s.io/kubernetes/test/e2e"
+// The packages whose binaries are built, so that go.mod has what they need.
+import (
+	_ "go.etcd.io/etcd/server/v3"
+	_ "k8s.io/kubernetes/test/e2e"
+	_ "k8s.io/sample-apiserver"
+)

@@ -25,6 +25,7 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/cri"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd"
 	"github.com/quaymaster/quaymaster/runtime/plugin"
+	"github.com/quaymaster/quaymaster/runtime/proxy"
 )
 
 type agentFlags struct {
@@ -38,6 +39,10 @@ type agentFlags struct {
 	podCIDR, cniBin                                                                             []string
 	evictionGrace, shutdown, shutdownCritical                                                   time.Duration
 	podPIDs, maxPods                                                                            int64
+	serviceProxy, dnsListen                                                                     string
+	dnsForward                                                                                  []string
+
+	proxy *proxy.Proxy // one for all runs
 }
 
 func newAgent() *cobra.Command {
@@ -70,7 +75,10 @@ certificate that it was given. The container runtime is a process of its own.`,
 	f.StringSliceVar(&flags.podCIDR, "pod-cidr", nil, "ranges of the node's pods, like 10.244.1.0/24, one of each IP family: makes their network where --cni-conf-dir has none")
 	f.StringVar(&flags.cniConf, "cni-conf-dir", "", "folder of network configurations (default: containerd's, else /etc/cni/net.d)")
 	f.StringSliceVar(&flags.cniBin, "cni-bin-dir", nil, "folders of network plugins (default: /opt/cni/bin and /usr/lib/cni)")
-	f.StringSliceVar(&flags.clusterDNS, "cluster-dns", nil, "name servers of pods that want the cluster's (default: the machine's)")
+	f.StringVar(&flags.serviceProxy, "service-proxy", proxyNone, "what leads from services' addresses to pods on this node: nftables: rules of the kernel; none: nothing, or another program")
+	f.StringVar(&flags.dnsListen, "dns-listen", "", "address of a server of the cluster's names, which pods must reach, like 10.0.0.2:53 (default: none)")
+	f.StringSliceVar(&flags.dnsForward, "dns-forward", nil, "servers that it asks for all other names (default: the machine's)")
+	f.StringSliceVar(&flags.clusterDNS, "cluster-dns", nil, "name servers of pods that want the cluster's (default: --dns-listen's, else the machine's)")
 	f.DurationVar(&flags.shutdown, "shutdown-grace-period", 0, "how long pods have to end after SIGPWR, which says that the machine is about to go (0: SIGPWR is not heeded)")
 	f.DurationVar(&flags.shutdownCritical, "shutdown-grace-period-critical-pods", 0, "how much of it is left for critical pods, which end last")
 	f.StringVar(&flags.readOnly, "read-only-listen", "", "address of health, pods, statistics and metrics without TLS and for anybody, like 127.0.0.1:10255 (default: none)")
@@ -90,6 +98,9 @@ certificate that it was given. The container runtime is a process of its own.`,
 // run is once, again whenever the node's runtime has changed.
 func (f *agentFlags) run(cmd *cobra.Command) error {
 	flags := *f
+	if err := flags.services(logger(cmd, f.verbose)); err != nil {
+		return err
+	}
 	for {
 		once := flags // each run fills in what depends on the runtime
 		err := once.once(cmd)
@@ -232,6 +243,7 @@ func (f *agentFlags) once(cmd *cobra.Command) (err error) {
 	return remote.Run(ctx, remote.Options{
 		Shutdown: powerFails(ctx, f.shutdown > 0), ShutdownGrace: f.shutdown, ShutdownCritical: f.shutdownCritical,
 		Server: f.server, Token: f.token, NodeName: f.name, Dir: dir,
+		Proxy: f.proxy, DNS: f.names(log),
 		Backend: backend, Events: events, Listener: listener, Health: health, ReadOnly: readOnly, Manifests: f.manifests, ManifestURL: f.manifestURL,
 		Switch: &remote.Switch{Runtime: runtime.asked, Check: func(to string) error {
 			name, address, err := parseRuntime(to)

@@ -16,7 +16,8 @@ import (
 )
 
 // ownBindings let agents join: who holds a join token may ask for a node's
-// certificate, a node may renew its own, and both are approved.
+// certificate, a node may renew its own, and both are approved. A node is its own
+// service proxy and reads what upstream's kube-proxy reads.
 func ownBindings() []rbacv1.ClusterRoleBinding {
 	bind := func(name, role, group string) rbacv1.ClusterRoleBinding {
 		return rbacv1.ClusterRoleBinding{
@@ -28,6 +29,7 @@ func ownBindings() []rbacv1.ClusterRoleBinding {
 	return []rbacv1.ClusterRoleBinding{
 		bind("quaymaster:join", "system:node-bootstrapper", "system:bootstrappers"),
 		bind("quaymaster:approve-node-client", "system:certificates.k8s.io:certificatesigningrequests:nodeclient", "system:bootstrappers"),
+		bind("quaymaster:node-proxier", "system:node-proxier", "system:nodes"),
 		bind("quaymaster:approve-node-renewal", "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", "system:nodes"),
 	}
 }

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -29,6 +31,8 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/agent/server"
 	"github.com/quaymaster/quaymaster/runtime/agent/static"
 	"github.com/quaymaster/quaymaster/runtime/cri"
+	"github.com/quaymaster/quaymaster/runtime/dns"
+	"github.com/quaymaster/quaymaster/runtime/proxy"
 )
 
 // Options of Run. Server, NodeName, Dir, Backend and Listener are needed; Token
@@ -62,6 +66,10 @@ type Options struct {
 	ShutdownGrace, ShutdownCritical time.Duration
 	// Switch, if not nil, has the node change its runtime when its Node object says so.
 	Switch *Switch
+	// Proxy, if not nil, leads what is sent to services to pods. One process has one.
+	Proxy *proxy.Proxy
+	// DNS, if not nil, is a server of the cluster's names; its Informers are set here.
+	DNS *dns.Options
 	// Events are of the node itself, such as of its backends' processes; nil = none.
 	Events <-chan Event
 	// Joined, if set, is called once the cluster has taken the node in.
@@ -145,6 +153,15 @@ func Run(ctx context.Context, opts Options) error {
 	shared := informers.NewSharedInformerFactory(client, 0)
 	services := shared.Core().V1().Services()
 	servicesSynced := services.Informer().HasSynced
+	var clusterNames *dns.Server
+	if opts.DNS != nil {
+		settings := *opts.DNS
+		settings.Informers = shared
+		if clusterNames, err = dns.New(settings); err != nil {
+			return err
+		}
+		defer clusterNames.Close()
+	}
 	events := record.NewBroadcaster(record.WithContext(ctx))
 	defer events.Shutdown()
 	events.StartRecordingToSink(&typedv1.EventSinkImpl{Interface: tell.CoreV1().Events("")})
@@ -162,8 +179,26 @@ func Run(ctx context.Context, opts Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
-	errs := make([]error, 6)
+	errs := make([]error, 7)
 	wg.Go(func() { informer.RunWithContext(ctx) })
+	if opts.Proxy != nil {
+		own := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, opts.NodeName).String()
+		}))
+		follow, err := opts.Proxy.Follow(shared, own)
+		if err != nil {
+			return err
+		}
+		own.StartWithContext(ctx)
+		defer own.Shutdown()
+		wg.Go(func() { follow(ctx) })
+	}
+	if clusterNames != nil {
+		wg.Go(func() {
+			defer cancel()
+			errs[6] = clusterNames.Run(ctx)
+		})
+	}
 	shared.StartWithContext(ctx)
 	defer shared.Shutdown()
 	wg.Go(func() {

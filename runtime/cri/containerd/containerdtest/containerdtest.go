@@ -16,8 +16,10 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -91,7 +93,27 @@ func Inside(run func() int) int {
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC, Pdeathsig: syscall.SIGKILL,
 	}
-	if err := cmd.Run(); err != nil {
+	// What ends this process ends the other in good order: it has control groups, which no namespace takes along.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	if err := cmd.Start(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() {
+		for {
+			select {
+			case s := <-signals:
+				_ = cmd.Process.Signal(s) // it may have ended
+			case <-ended:
+				return
+			}
+		}
+	}()
+	if err := cmd.Wait(); err != nil {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {
 			return exit.ExitCode()
@@ -443,6 +465,41 @@ func Cgroups(name string) []string {
 		return nil
 	})
 	return out
+}
+
+// RemoveCgroups ends what runs in the control groups whose path holds a name, and removes them.
+func RemoveCgroups(name string) error {
+	var err error
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		left := Cgroups(name)
+		if len(left) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("control groups that are left: %w", err)
+		}
+		err = nil
+		for _, root := range left {
+			var dirs []string
+			_ = filepath.WalkDir(root, func(path string, entry os.DirEntry, err error) error { // what is gone already need not be removed
+				if err == nil && entry.IsDir() {
+					dirs = append(dirs, path)
+				}
+				return nil
+			})
+			for _, dir := range slices.Backward(dirs) {
+				procs, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+				for _, pid := range strings.Fields(string(procs)) {
+					if n, _ := strconv.Atoi(pid); n > 0 { // 0 is in a namespace that we do not see
+						_ = syscall.Kill(n, syscall.SIGKILL)
+					}
+				}
+				if e := syscall.Rmdir(dir); e != nil && !errors.Is(e, syscall.ENOENT) {
+					err = errors.Join(err, fmt.Errorf("%s: %w", dir, e))
+				}
+			}
+		}
+	}
 }
 
 // Namespaces returns the network namespaces that are left of pods.

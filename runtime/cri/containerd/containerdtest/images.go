@@ -35,6 +35,24 @@ type File struct {
 
 // Image makes one of files in one layer.
 func Image(config v1.Config, files ...File) (v1.Image, error) {
+	img, err := Append(empty.Image, files...)
+	if err != nil {
+		return nil, err
+	}
+	if img, err = mutate.Config(img, config); err != nil {
+		return nil, err
+	}
+	c, err := img.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	c = c.DeepCopy()
+	c.OS, c.Architecture = "linux", "amd64"
+	return mutate.ConfigFile(img, c)
+}
+
+// Append adds a layer of files to an image.
+func Append(img v1.Image, files ...File) (v1.Image, error) {
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
 	for _, f := range files {
@@ -62,20 +80,7 @@ func Image(config v1.Config, files ...File) (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	img, err := mutate.AppendLayers(empty.Image, l)
-	if err != nil {
-		return nil, err
-	}
-	if img, err = mutate.Config(img, config); err != nil {
-		return nil, err
-	}
-	c, err := img.ConfigFile()
-	if err != nil {
-		return nil, err
-	}
-	c = c.DeepCopy()
-	c.OS, c.Architecture = "linux", "amd64"
-	return mutate.ConfigFile(img, c)
+	return mutate.AppendLayers(img, l)
 }
 
 // PauseImage is that of sandboxes. It is built once.
