@@ -103,6 +103,7 @@ func (s *Scheduler) apply(ctx context.Context, m *message) {
 		s.applyPod(m.pod)
 	case m.goneP != nil:
 		key := types.NamespacedName{Namespace: m.goneP.Namespace, Name: m.goneP.Name}
+		s.podEnded(key)
 		if p := s.queue.pods[key]; p != nil {
 			s.drop(p)
 		}
@@ -111,9 +112,11 @@ func (s *Scheduler) apply(ctx context.Context, m *message) {
 		s.queue.active.used(m.goneP)
 	case m.node != nil:
 		s.sawRevision(m.node.ResourceVersion)
+		s.nodeTrouble(m.node)
 		s.state.SetNode(m.node)
 	case m.goneN != "":
 		s.state.RemoveNode(m.goneN)
+		s.suspects.Forget(m.goneN)
 		s.checkAllVolumes()
 		s.nodeGone()
 	case m.profiles:
@@ -178,6 +181,9 @@ func (s *Scheduler) applyPod(pod *v1.Pod) {
 			s.drop(p)
 		}
 		s.gangPod(pod, pod.Spec.NodeName == "" || cluster.Ended(pod))
+		if cluster.Ended(pod) {
+			s.podEnded(key)
+		}
 		s.state.SetPod(pod)
 		s.queue.active.used(pod)
 		return
@@ -261,7 +267,7 @@ func (s *Scheduler) decide(ctx context.Context, p *pending) {
 		s.refuse(p, v1.PodReasonUnschedulable, cluster.UnsupportedMessage(field)) // until the pod changes
 		return
 	}
-	if s.awaitsEviction(p) {
+	if s.awaitsEviction(p) || s.heldBack(p) {
 		return
 	}
 	if p.gang != nil {

@@ -28,6 +28,7 @@ import (
 	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
 	"github.com/quaymaster/quaymaster/core/decision"
 	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
+	"github.com/quaymaster/quaymaster/core/scheduler/suspect"
 	"github.com/quaymaster/quaymaster/policies"
 )
 
@@ -134,6 +135,7 @@ type Scheduler struct {
 	inFlight int
 	binding  map[*commit]struct{} // pods whose volumes are being bound
 	gangs    map[gangKey]*gang
+	suspects suspect.Log
 	// preempting are the gangs that wait for victims to end.
 	preempting map[*gang]struct{}
 	auditAt    time.Time // not before, by default

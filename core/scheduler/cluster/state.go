@@ -349,6 +349,16 @@ func (s *State) Placed(key types.NamespacedName) *v1.Pod {
 	return nil
 }
 
+// PodsOn returns the pods that occupy a node.
+func (s *State) PodsOn(name string) (list []*v1.Pod) {
+	if n := s.nodes[name]; n != nil {
+		for _, e := range n.pods {
+			list = append(list, e.pod)
+		}
+	}
+	return list
+}
+
 // TakeFreed returns the rows where something may fit that did not before, since
 // the last call; a row may be there twice.
 func (s *State) TakeFreed() []int32 {
