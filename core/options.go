@@ -5,10 +5,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/utils/clock"
+
+	"github.com/quaymaster/quaymaster/core/apiserver"
+	"github.com/quaymaster/quaymaster/core/controllers/upstream"
 )
 
 // Options of an engine. The zero value is an engine in memory, without a port,
@@ -48,6 +52,11 @@ type Options struct {
 	// the same keys: copy DataDir/pki of the first. DataDir keeps keys, kubeconfig
 	// and node data; History says how often etcd is compacted.
 	Etcd *Etcd
+	// ClusterCIDRs are where each node gets its range of pod addresses from, written to its
+	// spec.podCIDRs: one of each IP family at most. None: nodes get no range.
+	ClusterCIDRs []netip.Prefix
+	// NodeCIDRMaskSizes are the bits of a node's range, of each of ClusterCIDRs. Default 24 for IPv4, 64 for IPv6.
+	NodeCIDRMaskSizes []int
 	// Nodes live in the engine's process.
 	Nodes []Node
 	// Version of the program that embeds the engine, shown by /version.
@@ -114,6 +123,9 @@ func (o *Options) complete() error {
 	if o.HistoryShare < 0 || o.HistoryShare > 1 {
 		errs = append(errs, fmt.Errorf("option HistoryShare: %g is no part: it goes from 0 to 1", o.HistoryShare))
 	}
+	if err := o.nodeRanges().Check(); err != nil {
+		errs = append(errs, fmt.Errorf("option ClusterCIDRs: %w", err))
+	}
 	seen := map[string]bool{}
 	for i := range o.Nodes {
 		node := &o.Nodes[i]
@@ -139,4 +151,20 @@ func (o *Options) complete() error {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return errors.Join(errs...)
+}
+
+// nodeRanges are those of the options with their defaults.
+func (o *Options) nodeRanges() upstream.NodeRanges {
+	r := upstream.NodeRanges{Cluster: o.ClusterCIDRs, Services: apiserver.ServiceRanges()}
+	for i, p := range o.ClusterCIDRs {
+		size := upstream.NodeSizeIPv4
+		if p.Addr().Is6() {
+			size = upstream.NodeSizeIPv6
+		}
+		if i < len(o.NodeCIDRMaskSizes) && o.NodeCIDRMaskSizes[i] != 0 {
+			size = o.NodeCIDRMaskSizes[i]
+		}
+		r.Sizes = append(r.Sizes, size)
+	}
+	return r
 }

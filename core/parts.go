@@ -257,7 +257,7 @@ func (p *parts) assembleControllers() (err error) {
 	}
 	cert, key := p.server.Authority()
 	p.upstream, err = upstream.New(upstream.Options{
-		Client: p.client, Config: p.config(), Informers: p.informers, Kinds: p.kinds, CACert: cert, CAKey: key, Clock: options.Clock,
+		Client: p.client, Config: p.config(), Informers: p.informers, Kinds: p.kinds, CACert: cert, CAKey: key, NodeRanges: options.nodeRanges(), Clock: options.Clock,
 	})
 	return err
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/agent/cgroup"
 	"github.com/quaymaster/quaymaster/runtime/agent/eviction"
 	"github.com/quaymaster/quaymaster/runtime/agent/remote"
+	"github.com/quaymaster/quaymaster/runtime/cni"
 	"github.com/quaymaster/quaymaster/runtime/cni/gate"
 	"github.com/quaymaster/quaymaster/runtime/cri"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd"
@@ -72,7 +73,7 @@ certificate that it was given. The container runtime is a process of its own.`,
 	f.StringVar(&flags.health, "health-listen", "", "address of /healthz without TLS, like 127.0.0.1:10248 (default: none)")
 	f.StringVar(&flags.network, "network", networkAuto, "network of pods: cni: standard plugins, run by a backend of the node; runtime: the container runtime's own affair; auto: cni with --pod-cidr, else runtime; or the absolute path of a backend's program")
 	f.StringVar(&flags.networkChecksum, "network-checksum", "", "checksum that the program at --network must have, sha256:HEX")
-	f.StringSliceVar(&flags.podCIDR, "pod-cidr", nil, "ranges of the node's pods, like 10.244.1.0/24, one of each IP family: makes their network where --cni-conf-dir has none")
+	f.StringSliceVar(&flags.podCIDR, "pod-cidr", nil, "ranges of the node's pods, like 10.244.1.0/24, one of each IP family: makes their network where --cni-conf-dir has none (default with --network cni: what the server gives the node of --cluster-cidr)")
 	f.StringVar(&flags.cniConf, "cni-conf-dir", "", "folder of network configurations (default: containerd's, else /etc/cni/net.d)")
 	f.StringSliceVar(&flags.cniBin, "cni-bin-dir", nil, "folders of network plugins (default: /opt/cni/bin and /usr/lib/cni)")
 	f.StringVar(&flags.serviceProxy, "service-proxy", proxyNone, "what leads from services' addresses to pods on this node: nftables: rules of the kernel; none: nothing, or another program")
@@ -252,6 +253,12 @@ func (f *agentFlags) once(cmd *cobra.Command) (err error) {
 			}
 			return err
 		}},
+		PodCIDRs: func(ranges []string) error {
+			if !withNetwork || len(f.podCIDR) > 0 {
+				return nil
+			}
+			return cni.WriteRanges(podCIDRFile(dir), ranges)
+		},
 		Labels: runtime.withLabels(f.labels), Taints: taints, Capacity: runtime.capacity, Containers: containers, Version: api.Version(version),
 		Joined: func() {
 			fmt.Fprintf(cmd.OutOrStdout(), "ready: node %s has joined %s\n", f.name, f.server)

@@ -43,7 +43,7 @@ func newNetworkBackend() *cobra.Command {
 		Args:   cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			var err error
-			if opts.PodCIDRs, err = parseRanges(ranges); err != nil {
+			if opts.PodCIDRs, err = parseRanges("--pod-cidr", ranges); err != nil {
 				return err
 			}
 			opts.Logger = backend.Logger(slog.LevelInfo)
@@ -60,15 +60,17 @@ func newNetworkBackend() *cobra.Command {
 	f.StringSliceVar(&opts.BinDirs, "bin-dir", nil, "folders of plugins")
 	f.StringVar(&opts.Bridge, "bridge", "", "interface of the built-in network")
 	f.StringSliceVar(&ranges, "pod-cidr", nil, "ranges of the node's pods")
+	f.StringVar(&opts.PodCIDRFile, "pod-cidr-file", "", "file that has them, or will have")
 	return command
 }
 
-func parseRanges(texts []string) ([]netip.Prefix, error) {
+// parseRanges reads the networks of a flag.
+func parseRanges(flag string, texts []string) ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	for _, text := range texts {
 		p, err := netip.ParsePrefix(text)
 		if err != nil {
-			return nil, fmt.Errorf("--pod-cidr %q: say a network like 10.244.1.0/24", text)
+			return nil, fmt.Errorf("%s %q: say a network like 10.244.0.0/16", flag, text)
 		}
 		out = append(out, p)
 	}
@@ -92,7 +94,7 @@ func networkSocketDir(data string) (string, error) {
 
 // wantsNetwork tells whether the node has a network of its own, and checks the flags.
 func (f *agentFlags) wantsNetwork(r nodeRuntime) (bool, error) {
-	if _, err := parseRanges(f.podCIDR); err != nil {
+	if _, err := parseRanges("--pod-cidr", f.podCIDR); err != nil {
 		return false, err
 	}
 	switch f.network {
@@ -135,6 +137,9 @@ func (f *agentFlags) openNetwork(executable, data string, out io.Writer, events 
 		for _, r := range f.podCIDR {
 			opts.Command = append(opts.Command, "--pod-cidr", r)
 		}
+		if len(f.podCIDR) == 0 {
+			opts.Command = append(opts.Command, "--pod-cidr-file", podCIDRFile(data))
+		}
 	}
 	n := &nodeNetwork{}
 	var opened atomic.Pointer[gate.Gate]
@@ -158,6 +163,9 @@ func (f *agentFlags) openNetwork(executable, data string, out io.Writer, events 
 	fmt.Fprintln(out, "network:", name)
 	return n, nil
 }
+
+// podCIDRFile is where a node keeps the ranges of pod addresses that the cluster gave it.
+func podCIDRFile(data string) string { return filepath.Join(data, "network", "pod-cidr") }
 
 // takeFolders fills in where network configurations and plugins are: the runtime's folders come first.
 func (f *agentFlags) takeFolders(ctx context.Context, b cri.Backend) {

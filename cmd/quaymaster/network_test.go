@@ -42,11 +42,17 @@ func newNetNode(t testing.TB) *netNode {
 // newNodeOn is a cluster with an agent on any runtime.
 func newNodeOn(t testing.TB, d *containerdtest.Daemon, runtime ...string) *netNode {
 	t.Helper()
+	return newNodeWith(t, d, nil, append([]string{"--pod-cidr", netNodeCIDR}, runtime...)...)
+}
+
+// newNodeWith is one of a server with flags and an agent with flags.
+func newNodeWith(t testing.TB, d *containerdtest.Daemon, ofServer []string, ofAgent ...string) *netNode {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("a whole node with its containers takes long: not with -short")
 	}
 	n := &netNode{t: t, daemon: d}
-	_, url, dir, client := server(t)
+	_, url, dir, client := server(t, ofServer...)
 	n.client = client
 	token, err := os.ReadFile(filepath.Join(dir, "join-token"))
 	if err != nil {
@@ -64,7 +70,7 @@ func newNodeOn(t testing.TB, d *containerdtest.Daemon, runtime ...string) *netNo
 	})
 	// The disk of who runs the tests may be as full as it likes, hence no bounds.
 	n.agent = start(t, append([]string{"agent", "--server", url, "--token", strings.TrimSpace(string(token)), "--name", "n1", "--data", filepath.Join(n.daemon.Dir, "agent"), "--listen", containerdtest.NodeIP + ":0",
-		"--cgroup-root", root, "--eviction-hard", "none", "--pod-cidr", netNodeCIDR}, runtime...)...)
+		"--cgroup-root", root, "--eviction-hard", "none"}, ofAgent...)...)
 	t.Cleanup(func() {
 		if t.Failed() {
 			log := n.daemon.Log() // none of a node without one
@@ -225,4 +231,19 @@ func TestPodNetworkOfAWholeNode(t *testing.T) {
 		t.Errorf("a pod on a configured network holds %v", held)
 	}
 	n.gone("configured")
+}
+
+// TestNodeTakesItsRangeOfTheCluster has the server give the node its range of pod addresses, of which the agent makes the network.
+func TestNodeTakesItsRangeOfTheCluster(t *testing.T) {
+	n := newNodeWith(t, containerdtest.Bare(t), []string{"--cluster-cidr", "10.79.0.0/23"}, "--network", "cni", "--runtime", "oci")
+	n.create("pod", "trap 'exit 0' TERM; sleep 100000 & wait")
+	pod := n.becomes("pod", corev1.PodRunning)
+	node, err := n.client.CoreV1().Nodes().Get(t.Context(), "n1", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if given, err := netip.ParsePrefix(node.Spec.PodCIDR); err != nil || given.Bits() != 24 || !given.Contains(netip.MustParseAddr(pod.Status.PodIP)) {
+		t.Errorf("the node has %q, %v, its pod %q", node.Spec.PodCIDR, err, pod.Status.PodIP)
+	}
+	n.gone("pod")
 }

@@ -28,12 +28,19 @@ type serverFlags struct {
 	verbose                bool
 	api                    core.API
 	audit                  core.Audit
+
+	clusterCIDR                          []string
+	maskSize, maskSizeIPv4, maskSizeIPv6 int
 }
 
 func (f *serverFlags) add(command *cobra.Command) {
 	flags := command.Flags()
 	flags.StringVar(&f.data, "data", "quaymaster-data", "directory of the store, keys and kubeconfig")
 	flags.StringVar(&f.listen, "listen", "127.0.0.1:6443", "address of the HTTPS port; port 0 picks a free one")
+	flags.StringSliceVar(&f.clusterCIDR, "cluster-cidr", nil, "ranges of pod addresses, like 10.244.0.0/16, one of each IP family: each node gets a part (default: none, nodes say --pod-cidr)")
+	flags.IntVar(&f.maskSize, "node-cidr-mask-size", 0, "bits of a node's part where --cluster-cidr is one range (default 24, of IPv6 64)")
+	flags.IntVar(&f.maskSizeIPv4, "node-cidr-mask-size-ipv4", 0, "bits of a node's IPv4 part (default 24)")
+	flags.IntVar(&f.maskSizeIPv6, "node-cidr-mask-size-ipv6", 0, "bits of a node's IPv6 part (default 64)")
 	flags.StringVar(&f.policies, "policies", "", "directory watched for Policy and SchedulerProfile files")
 	flags.DurationVar(&f.history, "history", 72*time.Hour, "how long superseded states of objects stay readable: to history, diff, undelete, forks and backup --since")
 	flags.Float64Var(&f.historyShare, "history-share", 0.1, "the most of the disk's room that they take, as a part of what they and free space make together")
@@ -71,6 +78,9 @@ func (f *serverFlags) options(cmd *cobra.Command) (core.Options, error) {
 	} else if f.etcd.CAFile+f.etcd.CertFile+f.etcd.KeyFile+f.etcd.Prefix != "" {
 		return options, errors.New("--etcd-cafile, --etcd-certfile, --etcd-keyfile and --etcd-prefix belong to --etcd-servers, which is missing")
 	}
+	if err := f.ranges(&options); err != nil {
+		return options, err
+	}
 	if f.policies != "" {
 		if info, err := os.Stat(f.policies); err != nil {
 			return options, fmt.Errorf("--policies: %w", err)
@@ -79,6 +89,27 @@ func (f *serverFlags) options(cmd *cobra.Command) (core.Options, error) {
 		}
 	}
 	return options, nil
+}
+
+// ranges reads where the nodes' ranges of pod addresses come from.
+func (f *serverFlags) ranges(options *core.Options) (err error) {
+	if options.ClusterCIDRs, err = parseRanges("--cluster-cidr", f.clusterCIDR); err != nil {
+		return err
+	}
+	if f.maskSize != 0 && len(options.ClusterCIDRs) != 1 {
+		return errors.New("--node-cidr-mask-size is for one --cluster-cidr; for two say --node-cidr-mask-size-ipv4 and --node-cidr-mask-size-ipv6")
+	}
+	for _, p := range options.ClusterCIDRs {
+		size := f.maskSizeIPv4
+		if p.Addr().Is6() {
+			size = f.maskSizeIPv6
+		}
+		if f.maskSize != 0 {
+			size = f.maskSize
+		}
+		options.NodeCIDRMaskSizes = append(options.NodeCIDRMaskSizes, size)
+	}
+	return nil
 }
 
 // logger writes warnings and errors, or everything, to standard error.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -117,6 +118,11 @@ func (w *waitForAddresses) Admit(_ context.Context, a admission.Attributes, _ ad
 		return admission.NewForbidden(a, errors.New("not yet ready to handle request"))
 	}
 	return nil
+}
+
+// ServiceRanges are where services get their addresses from, as long as nobody makes another ServiceCIDR.
+func ServiceRanges() []netip.Prefix {
+	return []netip.Prefix{netip.MustParsePrefix(serviceCIDR.String())}
 }
 
 // ensureServiceCIDR makes the default ServiceCIDR, and waits until addresses can

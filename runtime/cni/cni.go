@@ -40,16 +40,18 @@ type Options struct {
 	// PodCIDRs are the node's ranges, one of each IP family: the built-in network is used
 	// where ConfDir has none. IPv4 of at most 29 bits, IPv6 of at most 125.
 	PodCIDRs []netip.Prefix
-	Bridge   string        // the built-in network's interface; "" = qm0
-	Timeout  time.Duration // of a whole chain of plugins; 0 = 1 min
-	Logger   *slog.Logger  // nil = discard
+	// PodCIDRFile, if PodCIDRs are none, has them, one a line, as soon as the node has been given them; "" = none.
+	PodCIDRFile string
+	Bridge      string        // the built-in network's interface; "" = qm0
+	Timeout     time.Duration // of a whole chain of plugins; 0 = 1 min
+	Logger      *slog.Logger  // nil = discard
 }
 
 // Service is a network.NetworkServer over CNI plugins.
 type Service struct {
 	network.UnimplementedNetworkServer
 	opts    Options
-	builtIn []byte // its configuration; nil = none
+	builtIn []byte // its configuration; nil = none, or in a file
 	exec    *pluginExec
 	cni     *libcni.CNIConfig
 	log     *slog.Logger
@@ -86,7 +88,7 @@ func New(opts Options) (*Service, error) {
 	opts.StateDir = dir
 	s := &Service{opts: opts, exec: &pluginExec{}, log: opts.Logger, busy: map[string]chan struct{}{}}
 	if len(opts.PodCIDRs) > 0 {
-		if s.builtIn, err = Conflist(opts.PodCIDRs, opts.Bridge, filepath.Join(dir, "addresses")); err != nil {
+		if s.builtIn, err = s.conflist(opts.PodCIDRs); err != nil {
 			return nil, err
 		}
 	}

@@ -92,11 +92,64 @@ func (s *Service) current() (list *libcni.NetworkConfigList, origin string, err 
 		}
 		return list, name, nil
 	}
-	if s.builtIn == nil {
-		return nil, "", fmt.Errorf("%w in %s, and no range for pods: put one there, or give the node --pod-cidr", errNone, s.opts.ConfDir)
+	builtIn := s.builtIn
+	if builtIn == nil && s.opts.PodCIDRFile != "" {
+		ranges, err := ReadRanges(s.opts.PodCIDRFile)
+		if err != nil {
+			return nil, "", err
+		}
+		if len(ranges) > 0 {
+			if builtIn, err = s.conflist(ranges); err != nil {
+				return nil, "", fmt.Errorf("the node's pod addresses: %w", err)
+			}
+		}
 	}
-	list, err = parse(s.builtIn)
+	if builtIn == nil {
+		return nil, "", fmt.Errorf("%w in %s, and no range for pods: put one there, or give the node --pod-cidr, or the server --cluster-cidr", errNone, s.opts.ConfDir)
+	}
+	list, err = parse(builtIn)
 	return list, "built-in", err
+}
+
+// conflist is the built-in network of ranges.
+func (s *Service) conflist(ranges []netip.Prefix) ([]byte, error) {
+	return Conflist(ranges, s.opts.Bridge, filepath.Join(s.opts.StateDir, "addresses"))
+}
+
+// ReadRanges reads a node's ranges of pod addresses; none, if there is no such file.
+func ReadRanges(path string) ([]netip.Prefix, error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the node's pod addresses: %w", err)
+	}
+	var out []netip.Prefix
+	for _, text := range strings.Fields(string(data)) {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("the node's pod addresses: %s: %w", path, err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// WriteRanges writes the file that ReadRanges reads, in one step.
+func WriteRanges(path string, ranges []string) error {
+	for _, text := range ranges {
+		if _, err := netip.ParsePrefix(text); err != nil {
+			return fmt.Errorf("the node's pod addresses: %w", err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("the node's pod addresses: %w", err)
+	}
+	if err := os.WriteFile(path+".new", []byte(strings.Join(ranges, "\n")+"\n"), 0o600); err != nil {
+		return fmt.Errorf("the node's pod addresses: %w", err)
+	}
+	return os.Rename(path+".new", path)
 }
 
 // missing returns the plugins of a list that are in none of the folders, those for addresses as well.

@@ -1,6 +1,6 @@
 // Package upstream runs the housekeeping controllers that are Kubernetes' own:
 // service accounts, root certificates, join tokens, aggregated roles,
-// certificate signing, quotas, ranges of service addresses, protection of volumes in use and the types in
+// certificate signing, quotas, ranges of service addresses and of nodes' pods, protection of volumes in use and the types in
 // admission policies. They are fed by the engine's informers and write through
 // its in-memory client.
 package upstream
@@ -48,6 +48,8 @@ type Options struct {
 	// CACert and CAKey are the cluster's authority, PEM. The certificate is
 	// published to every namespace, the key signs approved requests.
 	CACert, CAKey []byte
+	// NodeRanges are given to nodes in parts; of no Cluster none is.
+	NodeRanges NodeRanges
 	// Clock of the certificates' validity; the real one by default.
 	Clock clock.PassiveClock
 }
@@ -120,6 +122,13 @@ func New(o Options) (*Controllers, error) {
 		return nil, fmt.Errorf("housekeeping controllers: %w", err)
 	}
 	c.run = append(c.run, workloads...)
+	if len(o.NodeRanges.Cluster) > 0 {
+		nodes, err := o.late("ranges of nodes", newNodeRanges, core.Nodes().Informer())
+		if err != nil {
+			return nil, fmt.Errorf("housekeeping controllers: %w", err)
+		}
+		c.run = append(c.run, nodes)
+	}
 	if o.Kinds != nil {
 		quota, err := o.late("resource quota", newQuota, core.ResourceQuotas().Informer())
 		if err != nil {

@@ -64,6 +64,8 @@ type Options struct {
 	// ShutdownCritical is critical pods'; and Run returns.
 	Shutdown                        <-chan struct{}
 	ShutdownGrace, ShutdownCritical time.Duration
+	// PodCIDRs, if not nil, is told the node's ranges of pod addresses as often as its Node object has others.
+	PodCIDRs func([]string) error
 	// Switch, if not nil, has the node change its runtime when its Node object says so.
 	Switch *Switch
 	// Proxy, if not nil, leads what is sent to services to pods. One process has one.
@@ -231,6 +233,11 @@ func Run(ctx context.Context, opts Options) error {
 			defer cancel()
 			errs[2] = manifests.Run(ctx)
 		})
+	}
+	if opts.PodCIDRs != nil {
+		if err := watchRanges(ctx, &wg, client, opts); err != nil {
+			return err
+		}
 	}
 	if opts.Switch != nil {
 		wg.Go(func() {
