@@ -94,6 +94,9 @@ func openOn(options *Options, openStore func(*parts) error) (_ *parts, err error
 	if err = openStore(p); err != nil {
 		return nil, err
 	}
+	if p.embedded != nil {
+		p.metrics.MustRegister(p.embedded)
+	}
 	if options.Listen != "" {
 		if p.listener, err = net.Listen("tcp", options.Listen); err != nil {
 			return nil, fmt.Errorf("listen on %s: %w; choose another address or end what uses it", options.Listen, err)

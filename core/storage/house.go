@@ -17,6 +17,8 @@ func (s *Store) compactTo(ctx context.Context, rev int64) error {
 		case rev > s.rev:
 			return rpctypes.ErrGRPCFutureRev
 		}
+		known, end := len(s.index.log), s.chores.compaction.begin(s.opts.Clock)
+		defer func() { end(int64(known - len(s.index.log))) }()
 		if s.disk != nil {
 			if err := s.backlog.move(); err != nil { // there must be nothing that Badger would be given later
 				return err
@@ -129,6 +131,9 @@ func (s *Store) keepHouse() {
 	}
 }
 
+// longChore is after how long one says how far it is.
+const longChore = 10 * time.Second
+
 // merge is disk.merge, in the writer's goroutine.
 func (s *Store) merge() error {
 	s.backlog.moving.Lock()
@@ -141,9 +146,21 @@ func (s *Store) merge() error {
 func (s *Store) collect(merged *int64) error {
 	if s.disk.valueLog()-*merged >= 4*s.opts.logFile {
 		defer func() { *merged = s.disk.valueLog() }()
-		if err := s.control(s.ctx, func(*writer) error { return s.merge() }); err != nil {
+		end := s.chores.merge.begin(s.opts.Clock)
+		err := s.control(s.ctx, func(*writer) error { return s.merge() })
+		if end(0); err != nil {
 			return err
 		}
 	}
-	return s.disk.collect(func() bool { return s.ctx.Err() != nil })
+	start, held := s.opts.Clock.Now(), s.disk.valueLog()
+	end, told := s.chores.collection.begin(s.opts.Clock), start
+	err := s.disk.collect(func() bool {
+		if now := s.opts.Clock.Now(); now.Sub(told) >= longChore {
+			told = now
+			s.opts.Logger.Info("storage: the value log is being collected", "before", held, "now", s.disk.valueLog(), "since", now.Sub(start))
+		}
+		return s.ctx.Err() != nil
+	})
+	end(held - s.disk.valueLog())
+	return err
 }

@@ -136,6 +136,8 @@ type Store struct {
 	written  chan struct{} // closed when the writer has returned
 	tasks    sync.WaitGroup
 
+	chores chores
+
 	// life is held for reading while a call may touch Badger, which panics
 	// once closed.
 	life   sync.RWMutex
