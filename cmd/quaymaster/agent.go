@@ -55,7 +55,7 @@ func newAgent() *cobra.Command {
 the server's token, which is in DIR/join-token there; later starts use the
 certificate that it was given. The container runtime is a process of its own.`,
 		Example: "  quaymaster agent --server https://10.0.0.1:6443 --token \"$(cat join-token)\" --name node01",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return flags.run(cmd) },
 	}
 	hostname, _ := os.Hostname() // without one --name has no default and is asked for

@@ -25,7 +25,7 @@ func newBackend() *cobra.Command {
 		&cobra.Command{
 			Use:    "sim",
 			Hidden: true,
-			Args:   cobra.NoArgs,
+			Args:   noArgs,
 			RunE: func(*cobra.Command, []string) error {
 				b, err := sim.New(sim.Options{})
 				if err != nil {

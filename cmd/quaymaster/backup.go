@@ -44,7 +44,7 @@ URL /backup.`,
   quaymaster backup -o tuesday.qmb --since monday.qmb
   quaymaster store new-key backup.key && quaymaster backup -o monday.qmb --key backup.key
   quaymaster restore monday.qmb tuesday.qmb --data ./data`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			k, err := storage.ReadKeys(keys...)
 			if err != nil {

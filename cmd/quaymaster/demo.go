@@ -16,7 +16,7 @@ func newDemo() *cobra.Command {
 		Long: `Demo starts an engine and four nodes as processes of their own on this machine
 and drives them through HTTPS, step by step. It ends with 0 only when each step
 really happened.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if options.Binary, err = os.Executable(); err != nil {
 				return err

@@ -72,7 +72,7 @@ import stores the images of an archive in a containerd.`,
 		&cobra.Command{
 			Use:   "list",
 			Short: "List the images",
-			Args:  cobra.NoArgs,
+			Args:  noArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				if data == "" {
 					return errNoData

@@ -60,6 +60,7 @@ Start with "quaymaster demo" for a tour, or "quaymaster up" for a cluster.`,
 			root.AddCommand(c)
 		}
 	}
+	root.SetFlagErrorFunc(helpOnFlags)
 	root.AddCommand(newVersion())
 	return root
 }

@@ -40,7 +40,7 @@ func newNetworkBackend() *cobra.Command {
 	command := &cobra.Command{
 		Use:    "network",
 		Hidden: true,
-		Args:   cobra.NoArgs,
+		Args:   noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			var err error
 			if opts.PodCIDRs, err = parseRanges("--pod-cidr", ranges); err != nil {

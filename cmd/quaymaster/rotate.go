@@ -23,7 +23,7 @@ your backups, apart from them.
 Only administrators may do it, and whom a role allows "post" of the non-resource
 URL /encryption/rotate.`,
 		Example: "  quaymaster rotate-key --kubeconfig ./data/kubeconfig",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config, _, err := from.config()
 			if err != nil {

@@ -54,7 +54,7 @@ rewrite" encrypts everything anew.
 The old key stays in the file, below the new one: it opens the backups of its
 time. Remove its line when you need them no more.`,
 		Example: "  quaymaster store rotate-key --data ./data --store-key ./store.key",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := storage.RotateKey(filepath.Join(data, "store"), key); err != nil {
 				return err
@@ -82,7 +82,7 @@ Interrupted, it leaves the old one.`,
 		Example: `  quaymaster store rewrite --data ./data --new-key ./store.key                          # encrypt
   quaymaster store rewrite --data ./data --store-key ./store.key --new-key ./store.key  # all keys anew
   quaymaster store rewrite --data ./data --store-key ./store.key --decrypt`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if decrypt == (into != "") {
 				return fmt.Errorf("say --new-key FILE, or --decrypt to have it in the clear")

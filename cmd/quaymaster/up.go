@@ -142,7 +142,7 @@ func newUp() *cobra.Command {
 		Long: `Up runs the API server, the store, the controllers, the scheduler, the policies
 and the nodes in one process. It prints one line when requests are answered.`,
 		Example: "  quaymaster up --data ./data --nodes 3\n  KUBECONFIG=./data/kubeconfig quaymaster kubectl get nodes",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			options, err := flags.options(cmd)
 			if err != nil {
@@ -178,7 +178,7 @@ func newServer() *cobra.Command {
 		Long: `Server runs everything but nodes. It writes DIR/join-token, with which
 "quaymaster agent" joins a node from this or another machine.`,
 		Example: "  quaymaster server --data ./data --listen 10.0.0.1:6443",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			options, err := flags.options(cmd)
 			if err != nil {

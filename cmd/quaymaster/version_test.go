@@ -34,6 +34,8 @@ func TestBadArguments(t *testing.T) {
 		want string
 	}{
 		{[]string{"fly"}, `unknown command "fly"`},
+		{[]string{"backup", "monday.qmb"}, `quaymaster backup takes no argument "monday.qmb"; write: quaymaster backup -o FILE [flags]`},
+		{[]string{"restore", "--revision", "7"}, `unknown flag: --revision; "quaymaster restore --help" lists the flags`},
 		{[]string{"up", "--runtime", "docker"}, `--runtime "docker": it is auto, wasm or sim`},
 		{[]string{"up", "--policies", "/nowhere"}, "--policies: stat /nowhere"},
 		{[]string{"explain", "node", "n1"}, "only pods are scheduled: say explain pod n1"},
