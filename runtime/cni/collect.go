@@ -77,7 +77,7 @@ func (s *Service) GC(ctx context.Context, in *network.GCRequest) (*network.GCRes
 }
 
 // sweep removes what standard plugins leave of an attachment: addresses of host-local, rules and chains of
-// bridge, portmap and firewall, the device of bandwidth, and the network namespace.
+// bridge, portmap and firewall, in iptables or nftables, the device of bandwidth, and the network namespace.
 func (s *Service) sweep(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf, addresses []address) error {
 	var errs []error
 	var ips []net.IP
@@ -89,6 +89,9 @@ func (s *Service) sweep(ctx context.Context, list *libcni.NetworkConfigList, rt 
 	}
 	for _, tables := range []string{"iptables", "ip6tables"} {
 		errs = append(errs, sweepRules(ctx, tables, rt.ContainerID, ips))
+	}
+	if usesNFT(list) {
+		errs = append(errs, sweepNFT(ctx, rt.ContainerID))
 	}
 	// The name is the bandwidth plugin's: 15 characters of a hash.
 	ifb := fmt.Sprintf("bwp%x", sha512.Sum512([]byte(list.Name+rt.ContainerID)))[:15]
