@@ -59,6 +59,9 @@ func (i *Image) Reference() string {
 	return i.ID
 }
 
+// ImagesDir is where a backend in a folder keeps its images.
+func ImagesDir(dir string) string { return filepath.Join(dir, "images") }
+
 // OpenImages opens a layout, or makes an empty one.
 func OpenImages(dir string) (*Images, error) {
 	i := &Images{dir: dir}

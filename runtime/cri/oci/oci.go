@@ -117,7 +117,7 @@ func New(opts Options) (*Backend, error) {
 }
 
 func open(opts Options, folder *base.Folder, groups *cgroup.Manager) (*Backend, error) {
-	images, err := OpenImages(filepath.Join(opts.Dir, "images"))
+	images, err := OpenImages(ImagesDir(opts.Dir))
 	if err != nil {
 		return nil, err
 	}
