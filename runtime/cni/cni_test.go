@@ -16,11 +16,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/quaymaster/quaymaster/runtime/cni"
+	"github.com/quaymaster/quaymaster/runtime/cni/cnitest"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd/containerdtest"
 	"github.com/quaymaster/quaymaster/runtime/plugin"
 	"github.com/quaymaster/quaymaster/sdk/backend"
@@ -28,24 +28,7 @@ import (
 	"github.com/quaymaster/quaymaster/sdk/backend/verify"
 )
 
-// childEnv makes the test's binary a network backend's process: its state's folder, and the one of configurations.
-const childEnv = "QUAYMASTER_TEST_NETWORK"
-
-func TestMain(m *testing.M) {
-	if dirs := os.Getenv(childEnv); dirs != "" {
-		state, conf, _ := strings.Cut(dirs, ":")
-		s, err := cni.New(options(state, conf))
-		if err == nil {
-			err = backend.ServeNetwork(s)
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	os.Exit(containerdtest.Main(m))
-}
+func TestMain(m *testing.M) { cnitest.Main(m, options) }
 
 func options(state, conf string) cni.Options {
 	return cni.Options{
@@ -99,35 +82,11 @@ func ip(t *testing.T, r *network.AddResponse) string {
 // left tells what the node's network still holds of pods.
 func left(t *testing.T, state string) string {
 	t.Helper()
-	var out []string
-	for _, pattern := range []string{"attachments/*", "cache/results/*", "addresses/*/10.*"} {
-		names, err := filepath.Glob(filepath.Join(state, pattern))
-		if err != nil {
-			t.Fatal(err)
-		}
-		out = append(out, names...)
-	}
-	links, err := netlink.LinkList()
+	out, err := cnitest.Left(state, "10.77.0.")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, l := range links {
-		if l.Type() == "veth" || l.Type() == "ifb" {
-			out = append(out, "interface "+l.Attrs().Name)
-		}
-	}
-	for _, table := range []string{"nat", "filter"} {
-		rules, err := exec.Command("iptables-save", "-t", table).Output()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for line := range strings.Lines(string(rules)) {
-			if strings.Contains(line, "id-") || strings.Contains(line, "10.77.0.") {
-				out = append(out, strings.TrimSpace(line))
-			}
-		}
-	}
-	return strings.Join(out, "\n")
+	return out
 }
 
 func TestBuiltInNetwork(t *testing.T) {
@@ -290,7 +249,7 @@ func TestKilledWhileItAttaches(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := plugin.Start(plugin.Options{Kind: backend.Network, Command: []string{exe}, Env: []string{childEnv + "=" + state + ":" + conf}, FirstDelay: time.Millisecond})
+	s, err := plugin.Start(plugin.Options{Kind: backend.Network, Command: []string{exe}, Env: []string{cnitest.Env(state, conf)}, FirstDelay: time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -357,7 +316,7 @@ func TestConformance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := plugin.Start(plugin.Options{Kind: backend.Network, Command: []string{exe}, Env: []string{childEnv + "=" + state + ":" + conf}})
+	s, err := plugin.Start(plugin.Options{Kind: backend.Network, Command: []string{exe}, Env: []string{cnitest.Env(state, conf)}})
 	if err != nil {
 		t.Fatal(err)
 	}

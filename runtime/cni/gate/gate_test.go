@@ -16,10 +16,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/quaymaster/quaymaster/runtime/cni"
+	"github.com/quaymaster/quaymaster/runtime/cni/cnitest"
 	"github.com/quaymaster/quaymaster/runtime/cni/gate"
 	"github.com/quaymaster/quaymaster/runtime/cri"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd"
@@ -29,27 +29,14 @@ import (
 	"github.com/quaymaster/quaymaster/sdk/backend/network"
 )
 
-// childEnv makes the test's binary the process of a network: its state's folder, and that of configurations.
-const childEnv = "QUAYMASTER_TEST_NETWORK"
-
 func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == cni.RelayType {
 		gate.RunRelay()
 		os.Exit(0)
 	}
-	if dirs := os.Getenv(childEnv); dirs != "" {
-		state, conf, _ := strings.Cut(dirs, ":")
-		s, err := cni.New(cni.Options{StateDir: state, ConfDir: conf, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.78.0.0/24")}, Bridge: "qmgate0", BinDirs: []string{containerdtest.CNIPlugins()}})
-		if err == nil {
-			err = backend.ServeNetwork(s)
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	os.Exit(containerdtest.Main(m))
+	cnitest.Main(m, func(state, conf string) cni.Options {
+		return cni.Options{StateDir: state, ConfDir: conf, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.78.0.0/24")}, Bridge: "qmgate0", BinDirs: []string{containerdtest.CNIPlugins()}}
+	})
 }
 
 type cluster struct {
@@ -69,7 +56,7 @@ func start(t *testing.T) *cluster {
 	c := &cluster{t: t, d: d, state: filepath.Join(d.Dir, "network")}
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	if c.process, err = plugin.Start(plugin.Options{
-		Kind: backend.Network, Command: []string{exe}, Env: []string{childEnv + "=" + c.state + ":" + d.ConfDir()}, FirstDelay: 10 * time.Millisecond, Wait: time.Minute, Logger: log,
+		Kind: backend.Network, Command: []string{exe}, Env: []string{cnitest.Env(c.state, d.ConfDir())}, FirstDelay: 10 * time.Millisecond, Wait: time.Minute, Logger: log,
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -192,30 +179,11 @@ func (c *cluster) clean() {
 }
 
 func (c *cluster) left() string {
-	out := containerdtest.Namespaces()
-	for _, pattern := range []string{"attachments/*", "cache/results/*", "addresses/*/10.*"} {
-		names, _ := filepath.Glob(filepath.Join(c.state, pattern))
-		out = append(out, names...)
-	}
-	links, err := netlink.LinkList()
+	out, err := cnitest.Left(c.state, "10.78.0.")
 	if err != nil {
 		return err.Error()
 	}
-	for _, l := range links {
-		if l.Type() == "veth" || l.Type() == "ifb" {
-			out = append(out, "interface "+l.Attrs().Name)
-		}
-	}
-	rules, err := exec.Command("iptables-save").Output()
-	if err != nil {
-		return err.Error()
-	}
-	for line := range strings.Lines(string(rules)) {
-		if strings.Contains(line, "10.78.0.") || strings.Contains(line, `id: \"`) {
-			out = append(out, strings.TrimSpace(line))
-		}
-	}
-	return strings.Join(out, "\n")
+	return strings.TrimSpace(strings.Join(containerdtest.Namespaces(), "\n") + "\n" + out)
 }
 
 // TestPodsOnContainerd attaches pods of a real containerd through the relay, kills the network's process
