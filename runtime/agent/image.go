@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,7 +12,10 @@ import (
 	"github.com/distribution/reference"
 	grpcstatus "google.golang.org/grpc/status"
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/quaymaster/quaymaster/runtime/agent/credentials"
 )
 
 // maxNodeImages is how many images a Node's status lists at most.
@@ -74,7 +78,7 @@ func (p *pod) image(ctx context.Context, api *v1.Pod, c *v1.Container) (ref, rea
 	sandbox, err := a.sandboxConfig(api, p.attempt-1)
 	var pulled *runtimeapi.PullImageResponse
 	if err == nil {
-		pulled, err = a.opts.Backend.PullImage(ctx, &runtimeapi.PullImageRequest{Image: spec, SandboxConfig: sandbox})
+		pulled, err = a.pull(ctx, api, &runtimeapi.PullImageRequest{Image: spec, SandboxConfig: sandbox})
 	}
 	if err != nil {
 		p.backoff.next(clock, key, clock.Now())
@@ -90,6 +94,49 @@ func (p *pod) image(ctx context.Context, api *v1.Pod, c *v1.Container) (ref, rea
 	delete(p.pullErr, name)
 	a.event(api, v1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q", c.Image), c.Name)
 	return pulled.ImageRef, "", "", 0
+}
+
+// pull asks the registry with what the pod's secrets have for the image, one after the other, or as nobody.
+func (a *Agent) pull(ctx context.Context, api *v1.Pod, request *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
+	who, err := credentials.For(request.Image.Image, a.pullSecrets(ctx, api))
+	if err != nil {
+		return nil, err
+	}
+	if len(who) == 0 {
+		who = append(who, nil)
+	}
+	var errs []error
+	for _, request.Auth = range who {
+		pulled, err := a.opts.Backend.PullImage(ctx, request)
+		if err == nil {
+			return pulled, nil
+		}
+		errs = append(errs, errors.New(grpcstatus.Convert(err).Message()))
+	}
+	return nil, errors.Join(errs...)
+}
+
+// pullSecrets reads a pod's; one that cannot be had is told as an event, for the image may do without it.
+func (a *Agent) pullSecrets(ctx context.Context, api *v1.Pod) []v1.Secret {
+	var out []v1.Secret
+	var failed []string
+	for _, ref := range api.Spec.ImagePullSecrets {
+		if ref.Name == "" { // older API servers let them pass
+			continue
+		}
+		secret, err := a.opts.Client.CoreV1().Secrets(api.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+		if err != nil {
+			a.log.Info("an image pull secret cannot be had", "pod", api.Namespace+"/"+api.Name, "secret", ref.Name, "err", err)
+			failed = append(failed, ref.Name)
+			continue
+		}
+		out = append(out, *secret)
+	}
+	if len(failed) > 0 {
+		a.event(api, v1.EventTypeWarning, "FailedToRetrieveImagePullSecret",
+			fmt.Sprintf("Unable to retrieve some image pull secrets (%s); attempting to pull the image may not succeed.", strings.Join(failed, ", ")), "")
+	}
+	return out
 }
 
 // containerImages is a Node's list of images, the largest first.
