@@ -281,12 +281,12 @@ func (a *Agent) Run(ctx context.Context) error {
 	return nil
 }
 
-// versionTime bounds how long a node waits for its runtime before it is registered.
-const versionTime = 5 * time.Second
+// askTime bounds each question to the runtime that the node's registration, status and lease wait for.
+const askTime = 5 * time.Second
 
 // askVersion asks the backend what it is.
 func (a *Agent) askVersion(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, versionTime)
+	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	v, err := a.opts.Backend.Version(ctx, &runtimeapi.VersionRequest{})
 	if err != nil {
@@ -338,7 +338,7 @@ func (a *Agent) health(ctx context.Context) error {
 
 // checkRuntime asks the runtime for its state.
 func (a *Agent) checkRuntime(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	r, err := a.opts.Backend.Status(ctx, &runtimeapi.StatusRequest{})
 	if err != nil {
@@ -377,6 +377,8 @@ func (a *Agent) runtimeFeatures() (*v1.NodeFeatures, []v1.NodeRuntimeHandler) {
 
 // images lists at most fifty images, as upstream does.
 func (a *Agent) images(ctx context.Context) ([]v1.ContainerImage, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
 	r, err := a.opts.Backend.ListImages(ctx, &runtimeapi.ListImagesRequest{})
 	if err != nil {
 		return nil, err

@@ -28,7 +28,11 @@ func (b backOffs) remaining(c clock.PassiveClock, key string, event time.Time) (
 	if !ok || event.Sub(e.updated) > 2*maxBackOff {
 		return 0, 0
 	}
-	return max(e.delay-c.Since(event), 0), e.delay
+	passed := c.Since(event)
+	if passed < 0 { // the machine's clock was set back: what is left is counted from the last restart, by a clock that is not set
+		passed = max(c.Since(e.updated), 0)
+	}
+	return max(e.delay-passed, 0), e.delay
 }
 
 // next doubles the delay, or begins anew where the last one is long ago.

@@ -60,6 +60,9 @@ func TestBackOff(t *testing.T) {
 			t.Errorf("after the delay: %v", left)
 		}
 	}
+	if left, _ := b.remaining(c, "x", c.Now().Add(time.Hour)); left != 0 { // its end is to come: the clock was set back
+		t.Errorf("after an end that is to come: %v", left)
+	}
 	ended := c.Now().Add(2*maxBackOff + time.Second) // a long run is forgiven
 	c.SetTime(ended)
 	if left, _ := b.remaining(c, "x", ended); left != 0 {

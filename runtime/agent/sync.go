@@ -66,9 +66,10 @@ func (p *pod) step(ctx context.Context, api *v1.Pod, gone bool) (again time.Dura
 		}
 	}
 	if p.endedUntold(api) && !p.done(api) {
-		// Nobody should be sent to it while its image is pulled anew and its hooks run.
+		// Nobody should be sent to it while its image is pulled anew and its hooks run. An API server that is
+		// away holds no restart back; the step's end tells again.
 		if err := p.report(ctx, false); err != nil {
-			return 0, err
+			p.a.log.Info("a container's end is not told before its restart", "pod", api.Namespace+"/"+api.Name, "err", err)
 		}
 	}
 	api = p.allocate(api)
@@ -239,8 +240,13 @@ func (p *pod) lost() {
 	p.sandboxID, p.rt.SandboxReady, p.rt.IPs, p.rt.Containers = "", false, nil, nil
 }
 
+// reportTime bounds how long an API server that does not answer holds a pod's worker.
+const reportTime = 10 * time.Second
+
 // report writes the pod's status where it differs from what the API has.
 func (p *pod) report(ctx context.Context, terminal bool) error {
+	ctx, cancel := context.WithTimeout(ctx, reportTime)
+	defer cancel()
 	for range 5 {
 		p.mu.Lock()
 		api, gone := p.api, p.gone

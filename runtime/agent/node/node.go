@@ -286,14 +286,13 @@ func (m *Manager) status(ctx context.Context, node *v1.Node, now time.Time) {
 	if m.opts.Features != nil {
 		st.Features, st.RuntimeHandlers = m.opts.Features()
 	}
-	if m.opts.Images != nil {
-		if images, err := m.opts.Images(ctx); err == nil {
-			st.Images = images
-		}
-	}
 	ready := v1.NodeCondition{Type: v1.NodeReady, Status: v1.ConditionTrue, Reason: "KubeletReady", Message: "kubelet is posting ready status"}
 	if err := m.opts.Healthy(); err != nil {
 		ready.Status, ready.Reason, ready.Message = v1.ConditionFalse, "KubeletNotReady", err.Error()
+	} else if m.opts.Images != nil { // a runtime that hangs is not asked more: the lease would not be renewed meanwhile
+		if images, err := m.opts.Images(ctx); err == nil {
+			st.Images = images
+		}
 	}
 	short := map[v1.NodeConditionType]bool{}
 	if m.opts.Pressure != nil {

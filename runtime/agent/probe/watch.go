@@ -103,7 +103,8 @@ func (p *Pod) State(id string) (started, ready bool, failed string) {
 // watch probes until the container ends or the probe has done its part.
 func (p *Pod) watch(ctx context.Context, r *run, kind string, spec *v1.Probe, t Target, began time.Time) {
 	period := time.Duration(max(spec.PeriodSeconds, 1)) * time.Second
-	delay := began.Add(time.Duration(spec.InitialDelaySeconds) * time.Second).Sub(p.opts.Clock.Now())
+	initial := time.Duration(spec.InitialDelaySeconds) * time.Second
+	delay := min(began.Add(initial).Sub(p.opts.Clock.Now()), initial) // a clock that was set back makes it no longer
 	timer := p.opts.Clock.NewTimer(max(delay, 0))
 	defer timer.Stop()
 	var last bool

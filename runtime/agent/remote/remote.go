@@ -76,6 +76,7 @@ type Options struct {
 	Events <-chan Event
 	// Joined, if set, is called once the cluster has taken the node in.
 	Joined func()
+	Clock  agent.Clock  // of the node's and pods' periods; nil = real
 	Logger *slog.Logger // nil = discard
 }
 
@@ -173,7 +174,7 @@ func Run(ctx context.Context, opts Options) error {
 		Containers: opts.Containers, Services: services.Lister(), ServicesSynced: servicesSynced,
 		Addresses: []v1.NodeAddress{{Type: v1.NodeInternalIP, Address: opts.Address.String()}, {Type: v1.NodeHostName, Address: opts.NodeName}},
 		Port:      int32(addr.Port), Version: opts.Version, Dir: opts.Dir, Joined: opts.Joined, Logger: opts.Logger,
-		Recorder: recorder,
+		Recorder: recorder, Clock: opts.Clock,
 	})
 	if err != nil {
 		return err
