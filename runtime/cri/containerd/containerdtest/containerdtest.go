@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -76,6 +77,9 @@ func IsInside() bool { return os.Getenv(inside) != "" }
 // there the function, whose exit code it returns.
 func Inside(run func() int) int {
 	if IsInside() {
+		if os.Getpid() == 1 {
+			return first()
+		}
 		if err := enter(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
@@ -122,6 +126,38 @@ func Inside(run func() int) int {
 		return 1
 	}
 	return 0
+}
+
+// first is the first process of a namespace: it runs the program once more and reaps, as a machine's does, what
+// loses its parent. A container whose process nobody reaps would not come to its end.
+func first() int {
+	runtime.LockOSThread() // the program ends with the thread that began it
+	exe, err := os.Executable()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	program, err := os.StartProcess(exe, os.Args, &os.ProcAttr{
+		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	for {
+		var status syscall.WaitStatus
+		switch pid, err := syscall.Wait4(-1, &status, 0, nil); {
+		case err == syscall.EINTR:
+		case err != nil:
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		case pid != program.Pid:
+		case status.Signaled():
+			return 128 + int(status.Signal())
+		case status.Exited():
+			return status.ExitStatus()
+		}
+	}
 }
 
 // enter furnishes the namespaces.
@@ -197,16 +233,10 @@ type Daemon struct {
 const Pause = "registry.k8s.io/pause:3.10.1"
 
 // Start starts a containerd with the sandbox image and a registry; it ends with the test. Where
-// that cannot be, the test is skipped with the reason, or fails where Required is set.
-func Start(t testing.TB) *Daemon {
+// that cannot be, the test is skipped with the reason, or fails where Required is set. The folder can be prepared first.
+func Start(t testing.TB, prepare ...func(dir string)) *Daemon {
 	t.Helper()
-	Need(t)
-	dir, err := os.MkdirTemp("", "ctd") // a short path: a socket's has 107 bytes
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := &Daemon{Dir: dir, t: t}
-	t.Cleanup(d.remove)
+	d := folder(t, prepare)
 	if err := d.configure(""); err != nil {
 		t.Fatal(err)
 	}
@@ -216,16 +246,25 @@ func Start(t testing.TB) *Daemon {
 }
 
 // Bare is what a test has of a Daemon without one: the folder and the registry.
-func Bare(t testing.TB) *Daemon {
+func Bare(t testing.TB, prepare ...func(dir string)) *Daemon {
+	t.Helper()
+	d := folder(t, prepare)
+	d.registry()
+	return d
+}
+
+func folder(t testing.TB, prepare []func(dir string)) *Daemon {
 	t.Helper()
 	Need(t)
-	dir, err := os.MkdirTemp("", "qm")
+	dir, err := os.MkdirTemp("", "ctd") // a short path: a socket's has 107 bytes
 	if err != nil {
 		t.Fatal(err)
 	}
 	d := &Daemon{Dir: dir, t: t}
 	t.Cleanup(d.remove)
-	d.registry()
+	for _, f := range prepare {
+		f(dir)
+	}
 	return d
 }
 
