@@ -49,7 +49,7 @@ func serve(address string) error {
 		return err
 	}
 	n, err := cni.New(cni.Options{
-		StateDir: filepath.Join(address, "network"), ConfDir: filepath.Join(address, "net.d"), BinDirs: []string{containerdtest.CNIPlugins()},
+		StateDir: filepath.Join(address, "network"), ConfDir: filepath.Join(address, "net.d"), BinDirs: []string{filepath.Join(address, "bin"), containerdtest.CNIPlugins()},
 		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.88.0.0/24")}, Bridge: "qmtest0", Logger: log,
 	})
 	if err != nil {

@@ -7,14 +7,13 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
-	"github.com/quaymaster/quaymaster/runtime/agent"
 	"github.com/quaymaster/quaymaster/runtime/agent/eviction"
 )
 
 // TestEviction makes a node run short of memory by a threshold of all of it, and lets a
 // pod fill more disk than it may.
 func TestEviction(t *testing.T) {
-	n := newNode(t, func(c *agent.Containers) { c.LogSize = 1 << 20 })
+	n := newNode(t, func(n *node) { n.containers.LogSize = 1 << 20 })
 	n.create(n.podOf("fills", "dd if=/dev/zero of=/data/file bs=1024 count=4096; "+forever, func(p *v1.Pod) {
 		p.Spec.Volumes = []v1.Volume{{Name: "data", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{SizeLimit: ptr(resource.MustParse("1Mi"))}}}}
 		p.Spec.Containers[0].VolumeMounts = []v1.VolumeMount{{Name: "data", MountPath: "/data"}}
@@ -38,7 +37,7 @@ func TestEviction(t *testing.T) {
 	if pod.Status.Reason != "Evicted" || !strings.HasPrefix(pod.Status.Message, "The node was low on resource: memory. Threshold quantity: ") {
 		t.Errorf("status %+v", pod.Status)
 	}
-	n.condition(v1.NodeMemoryPressure, v1.ConditionTrue)
+	n.condition(v1.NodeMemoryPressure, v1.ConditionTrue, "")
 	n.create(n.podOf("late", forever, func(p *v1.Pod) {
 		p.Spec.Tolerations = []v1.Toleration{{Operator: v1.TolerationOpExists}}
 	}))

@@ -15,34 +15,58 @@ import (
 
 func (n *node) nodeReady(want v1.ConditionStatus) {
 	n.t.Helper()
-	n.condition(v1.NodeReady, want)
+	n.condition(v1.NodeReady, want, "")
 }
 
-// TestFaults ends the agent and the daemon under running pods.
+// always makes a pod's container be restarted, and ready by a probe. The probe is patient: on a machine
+// that is busy with other things a program may take longer than the second of default to begin.
+func always(p *v1.Pod) {
+	p.Spec.RestartPolicy = v1.RestartPolicyAlways
+	p.Spec.Containers[0].ReadinessProbe = &v1.Probe{
+		PeriodSeconds: 1, TimeoutSeconds: 60, ProbeHandler: v1.ProbeHandler{Exec: &v1.ExecAction{Command: []string{"true"}}},
+	}
+}
+
+// unharmed checks that a pod is as it was before a fault: the same container, the same address, ready all the time.
+func (n *node) unharmed(before *v1.Pod, when string) {
+	n.t.Helper()
+	now := n.ready(before.Name)
+	if was, is := before.Status.ContainerStatuses[0], now.Status.ContainerStatuses[0]; was.ContainerID != is.ContainerID || is.RestartCount != was.RestartCount || now.Status.PodIP != before.Status.PodIP {
+		n.t.Errorf("%s: a pod was harmed: %+v, then %+v", when, was, is)
+	}
+	was, is := condition(before, v1.PodReady), condition(now, v1.PodReady)
+	if !is.LastTransitionTime.Equal(&was.LastTransitionTime) {
+		n.t.Errorf("%s: the pod was unready meanwhile: %+v, then %+v", when, was, is)
+	}
+}
+
+// signal sends one to the backend's process.
+func (n *node) signal(s syscall.Signal) {
+	n.t.Helper()
+	pid, _ := n.process.PID()
+	if err := syscall.Kill(pid, s); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// anotherBackend waits until the backend's process is another one.
+func (n *node) anotherBackend(starts int) {
+	n.t.Helper()
+	coretest.Eventually(n.t, "another process of the backend", func(context.Context) (bool, error) {
+		_, now := n.process.PID()
+		return now > starts, nil
+	})
+}
+
+// TestFaults ends and stops the agent, the backend and the daemon under running pods.
 func TestFaults(t *testing.T) {
 	n := newNode(t)
-	always := func(p *v1.Pod) {
-		p.Spec.RestartPolicy = v1.RestartPolicyAlways
-		p.Spec.Containers[0].ReadinessProbe = &v1.Probe{PeriodSeconds: 1, ProbeHandler: v1.ProbeHandler{Exec: &v1.ExecAction{Command: []string{"true"}}}}
-	}
 	n.create(n.podOf("stays", forever, always))
 	n.create(n.podOf("dies", "while ! test -e /tmp/die; do sleep 0.1; done; exit 1", always))
 	n.create(n.podOf("goes", forever))
 	before := n.ready("stays")
 	n.ready("dies")
 	goes := n.phase("goes", v1.PodRunning)
-	unharmed := func(when string) {
-		t.Helper()
-		now := n.ready("stays")
-		if was, is := before.Status.ContainerStatuses[0], now.Status.ContainerStatuses[0]; was.ContainerID != is.ContainerID || is.RestartCount != 0 || now.Status.PodIP != before.Status.PodIP {
-			t.Errorf("%s: a pod was harmed: %+v, then %+v", when, was, is)
-		}
-		for _, c := range now.Status.Conditions {
-			if old := condition(before, c.Type); c.Type == v1.PodReady && !c.LastTransitionTime.Equal(&old.LastTransitionTime) {
-				t.Errorf("%s: the pod was unready meanwhile", when)
-			}
-		}
-	}
 	kill := func(name string) {
 		t.Helper()
 		n.exec(n.get(name), "touch /tmp/die")
@@ -56,7 +80,7 @@ func TestFaults(t *testing.T) {
 	}
 	n.run()
 	n.until("dies", "is not restarted", func(p *v1.Pod) bool { return p.Status.ContainerStatuses[0].RestartCount == 1 && isReady(p) })
-	unharmed("restart of the agent")
+	n.unharmed(before, "restart of the agent")
 	coretest.Eventually(t, "what is left of the deleted pod to go", func(context.Context) (bool, error) {
 		pods, err := n.cgroups.Pods()
 		for _, uid := range pods {
@@ -68,35 +92,58 @@ func TestFaults(t *testing.T) {
 	})
 
 	// The backend's process is killed: another one takes its place.
-	pid, starts := n.process.PID()
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	coretest.Eventually(t, "another process of the backend", func(context.Context) (bool, error) {
-		_, now := n.process.PID()
-		return now > starts, nil
-	})
+	_, starts := n.process.PID()
+	n.signal(syscall.SIGKILL)
+	n.anotherBackend(starts)
 	kill("dies")
 	n.until("dies", "is not restarted", func(p *v1.Pod) bool { return p.Status.ContainerStatuses[0].RestartCount == 2 && isReady(p) })
-	unharmed("SIGKILL of the backend")
+	n.unharmed(before, "SIGKILL of the backend")
 
-	// The daemon is killed: the node says so, and comes back.
-	n.daemon.Kill()
-	n.nodeReady(v1.ConditionFalse)
-	n.daemon.Run()
+	// It hangs: the node says so, until another one takes its place.
+	_, starts = n.process.PID()
+	n.signal(syscall.SIGSTOP)
+	n.condition(v1.NodeReady, v1.ConditionFalse, "container runtime is down")
+	n.anotherBackend(starts)
 	n.nodeReady(v1.ConditionTrue)
-	unharmed("SIGKILL of containerd")
+	n.unharmed(before, "a backend that hangs")
 
-	// The sandbox's own process is killed: the pod gets a new sandbox.
-	for _, pid := range containerdtest.Processes("/pause") {
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+	if !onOCI() {
+		n.daemon.Kill()
+		n.condition(v1.NodeReady, v1.ConditionFalse, "container runtime is down")
+		n.daemon.Run()
+		n.nodeReady(v1.ConditionTrue)
+		n.unharmed(before, "SIGKILL of containerd")
+
+		if err := syscall.Kill(n.daemon.PID(), syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
+		n.condition(v1.NodeReady, v1.ConditionFalse, "container runtime is down")
+		if err := syscall.Kill(n.daemon.PID(), syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		n.nodeReady(v1.ConditionTrue)
+		n.unharmed(before, "a containerd that hangs")
+	}
+
+	// The sandbox's own process is killed: the pod gets a new sandbox. A pod of the backend without a daemon
+	// has none; there what holds the container is killed, and the container with it.
+	if onOCI() {
+		for _, pid := range containerdtest.Commands("oci-shim") {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+	} else {
+		for _, pid := range containerdtest.Processes("/pause") {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n.event("stays", "SandboxChanged", "Pod sandbox changed")
 	}
 	n.until("stays", "does not come back", func(p *v1.Pod) bool {
 		return p.Status.ContainerStatuses[0].RestartCount == 1 && isReady(p)
 	})
-	n.event("stays", "SandboxChanged", "Pod sandbox changed")
 	n.delete("stays", "dies")
 	n.clean()
 }

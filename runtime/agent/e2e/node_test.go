@@ -68,26 +68,39 @@ type node struct {
 	stop    func() // the agent, until run
 
 	containers *agent.Containers
+	prepare    func(dir string)      // the folder of everything, at first; nil = it is as it is
+	network    string                // the configuration; "" = one bridge
+	options    func(*remote.Options) // of the agent; nil = as they are
 }
 
-func newNode(t testing.TB, change ...func(*agent.Containers)) *node {
+// newNode starts a node and, at the test's end, looks for what is left of its pods.
+func newNode(t testing.TB, change ...func(*node)) *node {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("a whole node with its containers takes long: not with -short")
 	}
-	n := &node{t: t, root: fmt.Sprintf("/qmtest%d", time.Now().UnixNano())}
+	goroutines(t)
+	n := &node{t: t, root: fmt.Sprintf("/qmtest%d", time.Now().UnixNano()), containers: &agent.Containers{}, prepare: func(string) {}}
+	for _, f := range change {
+		f(n)
+	}
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	opts := plugin.Options{Command: []string{exe}}
+	opts := plugin.Options{Command: []string{exe}, HealthPeriod: 5 * time.Second}
 	if onOCI() {
-		n.daemon = containerdtest.Bare(t)
-		opts.Env = []string{backendEnv + "=" + filepath.Join(n.daemon.Dir, "oci")}
+		n.daemon = containerdtest.Bare(t, n.prepare)
+		opts.Env = []string{backendEnv + "=" + n.oci()}
 	} else {
-		n.daemon = containerdtest.Start(t)
-		n.daemon.Network(n.daemon.Bridge("10.88.0.0/24"))
+		n.daemon = containerdtest.Start(t, n.prepare)
+		if n.network == "" {
+			n.network = n.daemon.Bridge("10.88.0.0/24")
+		}
 		opts.Env = []string{backendEnv + "=" + n.daemon.Address()}
+	}
+	if n.network != "" {
+		n.setNetwork(n.network)
 	}
 	n.dir = filepath.Join(n.daemon.Dir, "agent")
 	if n.process, err = plugin.Start(opts); err != nil {
@@ -108,21 +121,9 @@ func newNode(t testing.TB, change ...func(*agent.Containers)) *node {
 	if n.cgroups, err = cgroup.New(cgroup.Options{Root: n.root, PodPIDs: 500}); err != nil {
 		t.Fatal(err)
 	}
-	n.containers = &agent.Containers{Cgroups: n.cgroups}
-	for _, f := range change {
-		f(n.containers)
-	}
+	n.containers.Cgroups = n.cgroups
 	n.run()
-	t.Cleanup(func() {
-		if t.Failed() {
-			log := n.daemon.Log()
-			t.Logf("%s\nthe daemon:\n%s", n.events(), log[max(0, len(log)-8000):])
-		}
-		n.stop()
-		if err := n.cgroups.Close(); err != nil && !t.Failed() {
-			t.Errorf("control groups are left: %v", err)
-		}
-	})
+	t.Cleanup(n.end)
 	coretest.Eventually(t, "the node to be ready and the service account to be there", func(ctx context.Context) (bool, error) {
 		node, err := n.client.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
 		if err != nil {
@@ -137,6 +138,34 @@ func newNode(t testing.TB, change ...func(*agent.Containers)) *node {
 		return false, nil
 	})
 	return n
+}
+
+// oci is the folder of the backend without a daemon.
+func (n *node) oci() string { return filepath.Join(n.daemon.Dir, "oci") }
+
+// setNetwork gives the node's pods a network by a configuration of CNI.
+func (n *node) setNetwork(conflist string) {
+	n.t.Helper()
+	if !onOCI() {
+		n.daemon.Network(conflist)
+		return
+	}
+	n.write(filepath.Join(n.oci(), "net.d", "10-test.conflist"), conflist, 0o600)
+}
+
+// write makes a file whole, and the folders to it.
+func (n *node) write(path, content string, mode os.FileMode) {
+	n.t.Helper()
+	err := os.MkdirAll(filepath.Dir(path), 0o755)
+	if err == nil {
+		err = os.WriteFile(path+".new", []byte(content), mode)
+	}
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		n.t.Fatal(err)
+	}
 }
 
 // in is the node whose failures are those of a subtest.
@@ -160,12 +189,16 @@ func (n *node) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	joined, done := make(chan struct{}), make(chan error, 1)
 	go func() {
-		done <- remote.Run(ctx, remote.Options{
+		opts := remote.Options{
 			Server: "https://" + n.engine.Address().String(), Token: n.engine.JoinToken(), NodeName: "n1", Dir: n.dir, Backend: n.process.Backend(),
 			Listener: listener, Capacity: capacity, Joined: func() { close(joined) },
 			Containers: n.containers,
 			Logger:     slog.New(slog.NewTextHandler(testLog{n.t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
-		})
+		}
+		if n.options != nil {
+			n.options(&opts)
+		}
+		done <- remote.Run(ctx, opts)
 	}()
 	select {
 	case <-joined:
@@ -290,55 +323,6 @@ func (n *node) delete(names ...string) {
 	}
 }
 
-// clean checks that nothing of any pod is left on the machine.
-func (n *node) clean() {
-	n.t.Helper()
-	var left string
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		if left = n.left(); left == "" {
-			return
-		}
-		if time.Now().After(deadline) {
-			n.t.Fatalf("left behind:\n%s", left)
-		}
-	}
-}
-
-func (n *node) left() string {
-	var out []string
-	boxes, err := n.backend.ListPodSandbox(context.Background(), &runtimeapi.ListPodSandboxRequest{})
-	if err != nil {
-		return err.Error()
-	}
-	for _, s := range boxes.Items {
-		out = append(out, "sandbox "+s.Metadata.Name)
-	}
-	if pods, err := n.cgroups.Pods(); err != nil || len(pods) > 0 {
-		out = append(out, fmt.Sprintf("control groups of %v, %v", pods, err))
-	}
-	for _, ns := range containerdtest.Namespaces() {
-		out = append(out, "network namespace "+ns)
-	}
-	for _, pid := range containerdtest.Processes("containerd-shim") {
-		out = append(out, fmt.Sprintf("shim %d", pid))
-	}
-	for _, dir := range []string{"pods", "log"} {
-		entries, _ := os.ReadDir(filepath.Join(n.dir, dir))
-		for _, e := range entries {
-			out = append(out, dir+"/"+e.Name())
-		}
-	}
-	for _, what := range []string{"oci-shim", "oci-pause"} {
-		for _, pid := range containerdtest.Commands(what) {
-			out = append(out, fmt.Sprintf("%s %d", what, pid))
-		}
-	}
-	out = append(out, containerdtest.Mounts(n.dir)...)
-	out = append(out, containerdtest.Mounts(filepath.Join(n.daemon.Dir, "oci"))...)
-	addresses, _ := filepath.Glob(filepath.Join(n.daemon.Dir, "ipam", "test", "10.*"))
-	return strings.Join(append(out, addresses...), "\n")
-}
-
 func (n *node) events() string {
 	list, err := n.client.CoreV1().Events("default").List(context.Background(), metav1.ListOptions{})
 	if err != nil {
@@ -351,7 +335,7 @@ func (n *node) events() string {
 	return strings.Join(out, "\n")
 }
 
-// event waits for one.
+// event waits for one of a pod with a text, whatever its reason if that is "".
 func (n *node) event(pod, reason, text string) {
 	n.t.Helper()
 	coretest.Eventually(n.t, "the event "+reason+" of pod "+pod+" with "+text, func(ctx context.Context) (bool, error) {
@@ -360,7 +344,7 @@ func (n *node) event(pod, reason, text string) {
 			return false, err
 		}
 		for _, e := range list.Items {
-			if e.InvolvedObject.Name == pod && e.Reason == reason && strings.Contains(e.Message, text) {
+			if e.InvolvedObject.Name == pod && (reason == "" || e.Reason == reason) && strings.Contains(e.Message, text) {
 				return true, nil
 			}
 		}
@@ -368,19 +352,22 @@ func (n *node) event(pod, reason, text string) {
 	})
 }
 
-var updateOptions = metav1.UpdateOptions{}
+var (
+	updateOptions = metav1.UpdateOptions{}
+	getOptions    = metav1.GetOptions{}
+)
 
-// condition waits for one of the node's.
-func (n *node) condition(kind v1.NodeConditionType, want v1.ConditionStatus) {
+// condition waits for one of the node's, whose message holds a text.
+func (n *node) condition(kind v1.NodeConditionType, want v1.ConditionStatus, text string) {
 	n.t.Helper()
-	coretest.Eventually(n.t, fmt.Sprintf("the node's condition %s=%s", kind, want), func(ctx context.Context) (bool, error) {
+	coretest.Eventually(n.t, fmt.Sprintf("the node's condition %s=%s with %q", kind, want, text), func(ctx context.Context) (bool, error) {
 		node, err := n.client.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
 		if err != nil {
 			return false, err
 		}
 		for _, c := range node.Status.Conditions {
 			if c.Type == kind {
-				return c.Status == want, nil
+				return c.Status == want && strings.Contains(c.Message, text), nil
 			}
 		}
 		return false, nil

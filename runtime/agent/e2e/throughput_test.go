@@ -15,8 +15,6 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/remotecommand"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"github.com/quaymaster/quaymaster/runtime/agent"
 )
 
 // BenchmarkEventToStatus ends containers and reports how long after a container's own end a watch of the API has it: the
@@ -124,7 +122,7 @@ func (n *node) stream(t testing.TB, out io.Writer, command ...string) {
 
 // BenchmarkLog reads a container's log of 64 MiB through the API server and the agent, as kubectl logs does.
 func BenchmarkLog(b *testing.B) {
-	n := newNode(b, func(c *agent.Containers) { c.LogSize = 1 << 30 })
+	n := newNode(b, func(n *node) { n.containers.LogSize = 1 << 30 })
 	const line, lines = 128, 512 << 10
 	n.create(n.podOf("says", fmt.Sprintf("yes %s | head -n %d", strings.Repeat("x", line-1), lines)))
 	n.phase("says", v1.PodSucceeded)

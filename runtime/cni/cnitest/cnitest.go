@@ -81,7 +81,7 @@ func Left(state string, addresses ...string) (string, error) {
 
 // ofPod tells a rule that names a pod's container, as the plugins' comments do, or an address; and a chain that is a pod's.
 func ofPod(line string, addresses []string) bool {
-	for _, a := range append([]string{`id: \"`, "id-", ":CNI-DN-", ":CNI-SN-"}, addresses...) {
+	for _, a := range append([]string{`id: \"`, ":CNI-DN-", ":CNI-SN-"}, addresses...) {
 		if strings.Contains(line, a) {
 			return true
 		}
