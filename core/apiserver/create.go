@@ -17,32 +17,43 @@ import (
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 )
 
-// create makes what the body of a request holds.
-func (o *ordinary) create(r *http.Request, body []byte) (runtime.Object, error) {
+// create makes what the body of a request holds. What is stored of it is returned
+// as well if it is the answer.
+func (o *ordinary) create(r *http.Request, body []byte) (object, answer runtime.Object, err error) {
 	info, _ := apirequest.RequestInfoFrom(r.Context())
 	options := &metav1.CreateOptions{}
 	if !o.parameters(r, options) || len(validation.ValidateCreateOptions(options)) > 0 {
-		return nil, errExtraordinary
+		return nil, nil, errExtraordinary
 	}
 	options.TypeMeta.SetGroupVersionKind(metav1.SchemeGroupVersion.WithKind("CreateOptions"))
 	in, err := negotiation.NegotiateInputSerializer(r, false, o.serializer)
 	if err != nil {
-		return nil, errExtraordinary
+		return nil, nil, errExtraordinary
 	}
 	decoded, ok := o.decode(in, options.FieldValidation, body)
 	if !ok {
-		return nil, errExtraordinary
+		return nil, nil, errExtraordinary
 	}
 	m := accessor(decoded)
 	rest.WipeObjectMetaSystemFields(m)
 	if rest.EnsureObjectNamespaceMatchesRequestNamespace(info.Namespace, m) != nil || hasDuplicates(m.GetOwnerReferences()) {
-		return nil, errExtraordinary
+		return nil, nil, errExtraordinary
 	}
-	object, err := legacyscheme.Scheme.UnsafeConvertToVersion(decoded, runtime.InternalGroupVersioner)
+	object, err = legacyscheme.Scheme.UnsafeConvertToVersion(decoded, runtime.InternalGroupVersioner)
 	if err != nil {
-		return nil, errExtraordinary
+		return nil, nil, errExtraordinary
 	}
-	return o.store(r.Context(), info.Namespace, object, options, r.UserAgent())
+	ctx := r.Context()
+	if !o.stored.wanted(r) {
+		object, err = o.store(ctx, info.Namespace, object, options, r.UserAgent())
+		return object, nil, err
+	}
+	kept := &storedObject{}
+	object, err = o.store(context.WithValue(ctx, asWrittenKey{}, kept), info.Namespace, object, options, r.UserAgent())
+	if err != nil || kept.data == nil {
+		return object, nil, err
+	}
+	return object, kept, nil
 }
 
 // store admits a new object, of the internal version, and stores it.

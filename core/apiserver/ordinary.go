@@ -58,8 +58,9 @@ type ordinary struct {
 	storage    rest.Storage
 	serializer runtime.NegotiatedSerializer
 	ownership  *ownership
-	empty      runtime.Object // of the kind, which nobody changes
-	measured   map[string]http.HandlerFunc
+	empty      runtime.Object              // of the kind, which nobody changes
+	stored     *storedAnswers              // nil: what is stored is no answer
+	measured   map[string]http.HandlerFunc // by the request's verb
 }
 
 // errExtraordinary hands a request to upstream's handler. Nothing has been
@@ -94,14 +95,26 @@ func (all *ordinaries) add(k kind, version string, storages map[string]rest.Stor
 		if one.ownership, err = newOwnership(k, version, subresource, storage); err != nil {
 			return err
 		}
-		methods := map[string]bool{}
-		_, methods[http.MethodPost] = storage.(rest.Creater)
-		_, methods[http.MethodPut] = storage.(rest.Updater)
-		_, methods[http.MethodPatch] = storage.(rest.Patcher)
-		methods[http.MethodPost] = methods[http.MethodPost] && subresource == "" && k.scope == namespaced
-		for method, can := range methods {
-			if can {
-				one.measured[method] = metrics.InstrumentHandlerFunc(method, k.group, version, k.resource, subresource, "resource", metrics.APIServerComponent, false, "", one.respond)
+		if subresource == "" {
+			if one.stored, err = all.server.newStoredAnswers(k, gvk); err != nil {
+				return err
+			}
+		}
+		_, creates := storage.(rest.Creater)
+		_, updates := storage.(rest.Updater)
+		_, patches := storage.(rest.Patcher)
+		for _, verb := range []struct {
+			name, method string
+			can          bool
+		}{
+			{"create", http.MethodPost, creates && subresource == "" && k.scope == namespaced},
+			{"update", http.MethodPut, updates},
+			{"patch", http.MethodPatch, patches},
+			{"get", http.MethodGet, one.stored != nil},
+			{"list", "LIST", one.stored != nil}, // as upstream measures it
+		} {
+			if verb.can {
+				one.measured[verb.name] = metrics.InstrumentHandlerFunc(verb.method, k.group, version, k.resource, subresource, "resource", metrics.APIServerComponent, false, "", one.respond)
 			}
 		}
 		all.kinds[one.path] = one
@@ -120,31 +133,25 @@ func (all *ordinaries) before(next http.Handler) http.Handler {
 	})
 }
 
-// of finds what a request writes; nil if it does something else.
+// verbs that are a method of HTTP each.
+var verbs = map[string][]string{
+	http.MethodPost: {"create"}, http.MethodPut: {"update"}, http.MethodPatch: {"patch"}, http.MethodGet: {"get", "list"},
+}
+
+// of finds what a request reads or writes; nil if it does something else.
 func (all *ordinaries) of(r *http.Request) *ordinary {
-	var verb string
-	switch r.Method {
-	case http.MethodPost:
-		verb = "create"
-	case http.MethodPut:
-		verb = "update"
-	case http.MethodPatch:
-		verb = "patch"
-	default:
-		return nil
-	}
 	info, ok := apirequest.RequestInfoFrom(r.Context())
-	if !ok || info.Verb != verb || (verb == "create") != (info.Name == "") {
+	if !ok || !slices.Contains(verbs[r.Method], info.Verb) || (info.Verb == "create" || info.Verb == "list") != (info.Name == "") {
 		return nil
 	}
 	one := all.kinds[path{schema.GroupVersionResource{Group: info.APIGroup, Version: info.APIVersion, Resource: info.Resource}, info.Subresource}]
-	if one == nil || one.measured[r.Method] == nil {
+	if one == nil || one.measured[info.Verb] == nil {
 		return nil
 	}
 	end := "/" + info.Resource
 	if info.Namespace != "" {
 		end = "/namespaces/" + info.Namespace + end
-	} else if strings.Contains(r.URL.Path, "/namespaces/") || verb == "create" {
+	} else if strings.Contains(r.URL.Path, "/namespaces/") || info.Verb == "create" {
 		return nil
 	}
 	for _, part := range []string{info.Name, info.Subresource} {
@@ -162,6 +169,7 @@ func (all *ordinaries) of(r *http.Request) *ordinary {
 type outcome struct {
 	status int
 	object runtime.Object
+	stored runtime.Object // the object as it is stored, or a list, if that is the answer
 	err    error
 }
 
@@ -170,6 +178,14 @@ type outcomeKey struct{}
 // handle does what the request says, or leaves all to upstream's handler, which
 // finds the body as it was.
 func (o *ordinary) handle(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	if r.Method == http.MethodGet {
+		if made, ok := o.stored.read(r); ok {
+			o.answer(w, r, made)
+		} else {
+			next.ServeHTTP(w, r)
+		}
+		return
+	}
 	body := r.Body
 	read, err := readAll(body, r.ContentLength)
 	if err == nil && len(read) <= maxBody {
@@ -178,7 +194,7 @@ func (o *ordinary) handle(w http.ResponseWriter, r *http.Request, next http.Hand
 		switch r.Method {
 		case http.MethodPost:
 			made.status, verb = http.StatusCreated, requestmetrics.Create
-			made.object, made.err = o.create(r, read)
+			made.object, made.stored, made.err = o.create(r, read)
 		case http.MethodPut:
 			verb = requestmetrics.Update
 			made.object, made.err = o.update(r, read)
@@ -188,7 +204,7 @@ func (o *ordinary) handle(w http.ResponseWriter, r *http.Request, next http.Hand
 		}
 		if !errors.Is(made.err, errExtraordinary) {
 			requestmetrics.RecordRequestBodySize(r.Context(), o.GroupResource(), verb, len(read))
-			o.measured[r.Method](w, r.WithContext(context.WithValue(r.Context(), outcomeKey{}, made)))
+			o.answer(w, r, made)
 			return
 		}
 	}
@@ -216,6 +232,11 @@ func readAll(body io.Reader, length int64) ([]byte, error) {
 	return read.Bytes(), err
 }
 
+func (o *ordinary) answer(w http.ResponseWriter, r *http.Request, made outcome) {
+	info, _ := apirequest.RequestInfoFrom(r.Context())
+	o.measured[info.Verb](w, r.WithContext(context.WithValue(r.Context(), outcomeKey{}, made)))
+}
+
 type failing struct{ error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.error }
@@ -227,6 +248,10 @@ func (o *ordinary) respond(w http.ResponseWriter, r *http.Request) {
 	}
 	if made.err != nil {
 		responsewriters.ErrorNegotiated(made.err, o.serializer, o.gvk.GroupVersion(), w, r)
+		return
+	}
+	if made.stored != nil {
+		o.stored.write(w, r, made)
 		return
 	}
 	responsewriters.WriteObjectNegotiated(o.serializer, negotiation.DefaultEndpointRestrictions, o.gvk.GroupVersion(), w, r, made.status, made.object, false)

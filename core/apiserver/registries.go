@@ -98,8 +98,10 @@ func (o restOptions) GetRESTOptions(resource schema.GroupResource, _ runtime.Obj
 	if config.Codec, config.EncodeVersioner, err = serverstorage.NewStorageCodec(codec); err != nil {
 		return generic.RESTOptions{}, fmt.Errorf("storage codec of %s: %w", resource, err)
 	}
-	if writtenResources[resource] {
-		config.Codec = skipping{config.Codec}
+	if answeredResources[resource] {
+		if config.Codec, err = newLasting(config.Codec, codec.StorageVersion.WithKind(k.kind), api.KubernetesVersion); err != nil {
+			return generic.RESTOptions{}, fmt.Errorf("storage codec of %s: %w", resource, err)
+		}
 	}
 	return generic.RESTOptions{
 		StorageConfig:           config.ForResource(resource),

@@ -47,7 +47,7 @@ func (s *storages) noting(decorator generic.StorageDecorator) generic.StorageDec
 			s.all = map[schema.GroupResource]storedKind{}
 		}
 		s.all[config.GroupResource] = storedKind{made, prefix, key, newFunc, newListFunc}
-		if writtenResources[config.GroupResource] {
+		if answeredResources[config.GroupResource] {
 			return asWritten{made}, destroy, nil
 		}
 		return made, destroy, nil
