@@ -3,7 +3,6 @@ package apiserver
 import (
 	"context"
 	"fmt"
-	"net/http"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/validation"
@@ -17,7 +16,7 @@ import (
 // of built-in, namespaced kinds can be done so; see Ordinary.
 func (d *Direct) CreateAs(ctx context.Context, gvr schema.GroupVersionResource, namespace string, object runtime.Object, options metav1.CreateOptions, agent string) (runtime.Object, error) {
 	one := d.server.ordinaries.kinds[path{gvr, ""}]
-	if one == nil || one.measured[http.MethodPost] == nil {
+	if one == nil || one.measured["create"] == nil {
 		return nil, fmt.Errorf("%s cannot be created without a request", gvr.GroupResource())
 	}
 	object = object.DeepCopyObject()

@@ -198,18 +198,26 @@ func (a answers) serve(b *testing.B, config *rest.Config) string {
 }
 
 // BenchmarkWatchers tells what a pod that is bound to a node costs while agents
-// watch the pods of their nodes through the in-memory transport, and what an
-// idle watch holds.
+// watch the pods of their nodes, and what an idle watch holds: through the port,
+// where client and server are counted, or the in-memory transport.
 func BenchmarkWatchers(b *testing.B) {
 	for _, test := range []struct {
-		watchers int
-		cached   bool
-	}{{1, false}, {1000, false}, {5000, false}, {1, true}, {1000, true}, {5000, true}} {
+		watchers      int
+		cached, https bool
+	}{{1, false, false}, {1000, false, false}, {5000, false, false}, {1, false, true}, {1000, false, true}, {5000, false, true}, {1, true, false}, {1000, true, false}, {5000, true, false}} {
 		watchers := test.watchers
-		b.Run(fmt.Sprintf("nodes=%d/cache=%t", watchers, test.cached), func(b *testing.B) {
+		b.Run(fmt.Sprintf("nodes=%d/cache=%t/https=%t", watchers, test.cached, test.https), func(b *testing.B) {
 			watchCache = func(r schema.GroupResource) bool { return test.cached && r.Resource == "pods" }
 			defer func() { watchCache = nil }()
-			c := start(b, nil)
+			c := start(b, func(o *apiserver.Options) {
+				if test.https {
+					o.Listener = listen(b)
+				}
+			})
+			client := c.client
+			if test.https {
+				client = clientFor(b, c.https(b))
+			}
 			var before, after runtime.MemStats
 			runtime.GC()
 			runtime.ReadMemStats(&before)
@@ -223,7 +231,7 @@ func BenchmarkWatchers(b *testing.B) {
 				ends.Wait()
 			}()
 			for i := range watchers {
-				w, err := c.client.CoreV1().Pods("").Watch(b.Context(), metav1.ListOptions{FieldSelector: fmt.Sprintf("spec.nodeName=n%d", i)})
+				w, err := client.CoreV1().Pods("").Watch(b.Context(), metav1.ListOptions{FieldSelector: fmt.Sprintf("spec.nodeName=n%d", i)})
 				if err != nil {
 					b.Fatal(err)
 				}
