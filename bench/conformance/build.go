@@ -20,6 +20,7 @@ type binaries struct {
 
 	agnhost, nnp, etcd, sampleServer string // for images of real containers
 	debian                           string // Debian's packages for the same, unpacked
+	busybox                          string // one with a shell as that of upstream's image
 	upstream                         string // the folder of upstream's sources
 }
 
@@ -32,6 +33,7 @@ func paths(root string) (b binaries, module string, err error) {
 		kubectl: filepath.Join(cache, "kubectl"), ginkgo: filepath.Join(cache, "ginkgo"),
 		agnhost: filepath.Join(cache, "agnhost"), nnp: filepath.Join(cache, "nnp"), etcd: filepath.Join(cache, "etcd"),
 		sampleServer: filepath.Join(cache, "sample-apiserver"), debian: filepath.Join(cache, "debian"),
+		busybox: filepath.Join(cache, "busybox"),
 	}, module, err
 }
 
@@ -66,6 +68,9 @@ func build(ctx context.Context, root string, node bool) (binaries, error) {
 			target{b.nnp, "k8s.io/kubernetes/test/images/nonewprivs", module, static},
 			target{b.etcd, "go.etcd.io/etcd/server/v3", module, static}, target{b.sampleServer, "k8s.io/sample-apiserver", module, static})
 		if err := unpack(ctx, b.debian); err != nil {
+			return b, err
+		}
+		if err := buildBusybox(ctx, b.busybox); err != nil {
 			return b, err
 		}
 	}

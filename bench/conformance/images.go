@@ -47,15 +47,12 @@ func images(b binaries) (map[string]v1.Image, error) {
 	}
 	pause, err := containerdtest.PauseImage()
 	add(pause, err, append(e2e(image.Pause), containerdtest.Pause)...)
-	shell, err := containerdtest.Busybox()
+	shell, err := containerdtest.BusyboxAt(b.busybox)
 	if err != nil {
 		return nil, err
 	}
 	config := v1.Config{Cmd: []string{"sh"}, Env: []string{searchPath}}
-	bash, err := b.dynamic("bash", "bin/sh")
-	errs = append(errs, err)
-	// Debian's busybox keeps variables from programs whose names are none for a shell: bash hands them on.
-	busybox, err := containerdtest.Image(config, append(slices.DeleteFunc(slices.Clone(shell), func(f containerdtest.File) bool { return f.Path == "bin/sh" }), bash...)...)
+	busybox, err := containerdtest.Image(config, shell...)
 	add(busybox, err, e2e(image.BusyBox)...)
 	config.User = "1234"
 	nonRoot, err := containerdtest.Image(config, shell...)
@@ -116,7 +113,6 @@ func agnhostImage(b binaries, shell []containerdtest.File) (v1.Image, error) {
 	}
 	for program, as := range map[string]string{
 		"curl": "usr/bin/curl", "usr/bin/dig": "usr/bin/dig", "bin/nc.openbsd": "usr/bin/nc", "ss": "usr/bin/ss", "getent": "usr/bin/getent",
-		"bash": "bin/sh", // Debian's busybox has its own programs before those of PATH
 	} {
 		more, err := b.dynamic(program, as)
 		if err != nil {
@@ -159,7 +155,7 @@ func updateDemo(b binaries, agnhost v1.Image, animal string) (v1.Image, error) {
 // dnsImage has a resolver of glibc, where agnhost upstream has one of musl.
 func dnsImage(b binaries, shell []containerdtest.File) (v1.Image, error) {
 	files := append(slices.Clone(shell), containerdtest.File{Path: "etc/nsswitch.conf", Content: []byte("hosts: files dns\n"), Mode: 0o644})
-	for program, as := range map[string]string{"usr/bin/dig": "usr/bin/dig", "getent": "usr/bin/getent", "hostname": "usr/bin/hostname", "bash": "bin/sh"} {
+	for program, as := range map[string]string{"usr/bin/dig": "usr/bin/dig", "getent": "usr/bin/getent", "hostname": "usr/bin/hostname"} {
 		more, err := b.dynamic(program, as)
 		if err != nil {
 			return nil, err

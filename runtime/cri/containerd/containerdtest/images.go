@@ -110,6 +110,11 @@ var Busybox = sync.OnceValues(func() ([]File, error) {
 	if err != nil {
 		return nil, err
 	}
+	return BusyboxAt(path)
+})
+
+// BusyboxAt are those of another busybox, which must be a static one.
+func BusyboxAt(path string) ([]File, error) {
 	program, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
@@ -127,7 +132,7 @@ var Busybox = sync.OnceValues(func() ([]File, error) {
 		}
 	}
 	return files, nil
-})
+}
 
 // images imports the sandbox image and starts a registry that has busybox.
 func (d *Daemon) images() {
