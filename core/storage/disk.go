@@ -336,6 +336,14 @@ func (d *disk) valueLog() (size int64) {
 	return size
 }
 
+// tables counts Badger's tables.
+func (d *disk) tables() (n int) {
+	for _, level := range d.db.Levels() {
+		n += level.NumTables
+	}
+	return n
+}
+
 // load fills the index from the disk, after it has redone an unfinished intent.
 func (s *Store) load() error {
 	d := s.disk

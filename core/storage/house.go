@@ -2,23 +2,66 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-// compactTo forgets what only reads below rev could see.
+// compactTo forgets what only reads below rev could see, in steps, between which
+// others write.
 func (s *Store) compactTo(ctx context.Context, rev int64) error {
-	return s.control(ctx, func(*writer) error {
-		switch {
-		case rev <= s.compact:
-			return rpctypes.ErrGRPCCompacted
-		case rev > s.rev:
-			return rpctypes.ErrGRPCFutureRev
+	s.mu.RLock()
+	first, now := s.compact, s.rev
+	s.mu.RUnlock()
+	switch {
+	case rev <= first:
+		return rpctypes.ErrGRPCCompacted
+	case rev > now:
+		return rpctypes.ErrGRPCFutureRev
+	}
+	s.chores.target.Store(rev)
+	var forgotten atomic.Int64
+	end := s.chores.compaction.begin(s.opts.Clock, func(since time.Duration) {
+		s.opts.Logger.Info("storage: history is being compacted", "to", rev, "forgotten", forgotten.Load(), "left", s.changesUntil(rev), "since", since)
+	})
+	defer func() { end(forgotten.Load()) }()
+	for {
+		step := s.compactionStep(rev)
+		n, err := s.compactStep(ctx, step)
+		forgotten.Add(n)
+		// Another may have been faster with a part of it.
+		if step == rev || err != nil && !errors.Is(err, rpctypes.ErrGRPCCompacted) {
+			return err
 		}
-		known, end := len(s.index.log), s.chores.compaction.begin(s.opts.Clock)
-		defer func() { end(int64(known - len(s.index.log))) }()
+	}
+}
+
+// compactionStep is how far to go at once: a compaction to there forgets few enough
+// changes that writers hardly notice.
+func (s *Store) compactionStep(rev int64) int64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if log := s.index.log; len(log) > s.opts.compactStep {
+		return min(rev, log[s.opts.compactStep].rev)
+	}
+	return rev
+}
+
+// changesUntil counts those that a compaction to rev forgets.
+func (s *Store) changesUntil(rev int64) int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.index.since(rev + 1)
+}
+
+func (s *Store) compactStep(ctx context.Context, rev int64) (forgotten int64, err error) {
+	err = s.control(ctx, func(*writer) error {
+		if rev <= s.compact {
+			return rpctypes.ErrGRPCCompacted
+		}
 		if s.disk != nil {
 			if err := s.backlog.move(); err != nil { // there must be nothing that Badger would be given later
 				return err
@@ -29,9 +72,11 @@ func (s *Store) compactTo(ctx context.Context, rev int64) error {
 			return err
 		}
 		s.mu.Lock()
+		known := len(s.index.log)
 		gone := s.times.compact(rev)
 		s.compact = rev
 		s.index.compact(rev)
+		forgotten = int64(known - len(s.index.log))
 		if s.disk != nil {
 			s.disk.discard(s.pinned())
 		}
@@ -41,6 +86,7 @@ func (s *Store) compactTo(ctx context.Context, rev int64) error {
 		}
 		return nil
 	})
+	return forgotten, err
 }
 
 // keep writes what is the store's own to the disk, if there is one and room on it.
@@ -131,9 +177,6 @@ func (s *Store) keepHouse() {
 	}
 }
 
-// longChore is after how long one says how far it is.
-const longChore = 10 * time.Second
-
 // merge is disk.merge, in the writer's goroutine.
 func (s *Store) merge() error {
 	s.backlog.moving.Lock()
@@ -146,21 +189,19 @@ func (s *Store) merge() error {
 func (s *Store) collect(merged *int64) error {
 	if s.disk.valueLog()-*merged >= 4*s.opts.logFile {
 		defer func() { *merged = s.disk.valueLog() }()
-		end := s.chores.merge.begin(s.opts.Clock)
+		end := s.chores.merge.begin(s.opts.Clock, func(since time.Duration) {
+			s.opts.Logger.Info("storage: tables are being merged", "tables", s.disk.tables(), "since", since)
+		})
 		err := s.control(s.ctx, func(*writer) error { return s.merge() })
 		if end(0); err != nil {
 			return err
 		}
 	}
-	start, held := s.opts.Clock.Now(), s.disk.valueLog()
-	end, told := s.chores.collection.begin(s.opts.Clock), start
-	err := s.disk.collect(func() bool {
-		if now := s.opts.Clock.Now(); now.Sub(told) >= longChore {
-			told = now
-			s.opts.Logger.Info("storage: the value log is being collected", "before", held, "now", s.disk.valueLog(), "since", now.Sub(start))
-		}
-		return s.ctx.Err() != nil
+	held := s.disk.valueLog()
+	end := s.chores.collection.begin(s.opts.Clock, func(since time.Duration) {
+		s.opts.Logger.Info("storage: the value log is being collected", "before", held, "now", s.disk.valueLog(), "since", since)
 	})
+	err := s.disk.collect(func() bool { return s.ctx.Err() != nil })
 	end(held - s.disk.valueLog())
 	return err
 }

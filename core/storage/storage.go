@@ -70,6 +70,8 @@ type Options struct {
 	logFile   int64 // bytes of a file of the value log
 	replay    int   // events that a watch reads from history at once
 	journal   int64 // bytes of a file of the journal
+	// compactStep is how many changes compaction forgets before it lets others write.
+	compactStep int
 }
 
 func (o *Options) complete() {
@@ -111,6 +113,9 @@ func (o *Options) complete() {
 	}
 	if o.replay == 0 {
 		o.replay = replayEvents
+	}
+	if o.compactStep == 0 {
+		o.compactStep = 50_000
 	}
 	if o.journal == 0 {
 		o.journal = journalSize
