@@ -15,6 +15,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/kubernetes"
 	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -138,35 +139,70 @@ func (f *feed) WatchWithContext(ctx context.Context, options metav1.ListOptions)
 // decode makes the object of a stored value. Its resource version is the
 // revision that is given.
 func (f *feed) decode(ctx context.Context, key, data []byte, revision int64) (runtime.Object, error) {
-	into := reflect.New(f.example).Interface().(runtime.Object)
-	if f.transformer != nil {
-		var err error
-		if data, _, err = f.transformer.TransformFromStorage(ctx, data, value.DefaultContext(key)); err != nil {
-			return nil, fmt.Errorf("decrypt %s: %w", key, err)
+	data, err := f.plain(ctx, key, data)
+	if err != nil {
+		return nil, err
+	}
+	object, err := f.object(key, data)
+	if err != nil {
+		return nil, err
+	}
+	return object, at(object, key, revision)
+}
+
+// shared decodes objects that nobody will change. Pods are without managed fields, which no
+// controller reads, as upstream's controllers have them.
+func (f *feed) shared(ctx context.Context, s *sharer, key, data []byte, revision int64) (runtime.Object, error) {
+	data, err := f.plain(ctx, key, data)
+	if err != nil {
+		return nil, err
+	}
+	if f.example == podType {
+		if pod, ok := s.pod(data); ok {
+			return pod, at(pod, key, revision)
 		}
 	}
-	object, _, err := f.decoder.Decode(data, nil, into)
+	object, err := f.object(key, data)
+	if err != nil {
+		return nil, err
+	}
+	s.share(object, object.(metav1.Object))
+	return object, at(object, key, revision)
+}
+
+var podType = reflect.TypeFor[corev1.Pod]()
+
+// plain is a stored value without its encryption.
+func (f *feed) plain(ctx context.Context, key, data []byte) ([]byte, error) {
+	if f.transformer == nil {
+		return data, nil
+	}
+	data, _, err := f.transformer.TransformFromStorage(ctx, data, value.DefaultContext(key))
+	if err != nil {
+		return nil, fmt.Errorf("decrypt %s: %w", key, err)
+	}
+	return data, nil
+}
+
+func (f *feed) object(key, data []byte) (runtime.Object, error) {
+	object, _, err := f.decoder.Decode(data, nil, reflect.New(f.example).Interface().(runtime.Object))
 	if err != nil {
 		return nil, fmt.Errorf("decode %s: %w", key, err)
 	}
 	if reflect.TypeOf(object).Elem() != f.example {
 		return nil, fmt.Errorf("decode %s: stored as %T, not as %s", key, object, f.example)
 	}
-	accessor, err := meta.Accessor(object)
-	if err != nil {
-		return nil, fmt.Errorf("decode %s: %w", key, err)
-	}
-	accessor.SetResourceVersion(strconv.FormatInt(revision, 10))
 	return object, nil
 }
 
-// shared decodes objects that nobody will change.
-func (f *feed) shared(ctx context.Context, s *sharer, key, data []byte, revision int64) (runtime.Object, error) {
-	object, err := f.decode(ctx, key, data, revision)
-	if err == nil {
-		s.share(object, object.(metav1.Object))
+// at sets the resource version.
+func at(object runtime.Object, key []byte, revision int64) error {
+	accessor, err := meta.Accessor(object)
+	if err != nil {
+		return fmt.Errorf("decode %s: %w", key, err)
 	}
-	return object, err
+	accessor.SetResourceVersion(strconv.FormatInt(revision, 10))
+	return nil
 }
 
 // sharer to put back.

@@ -19,6 +19,8 @@ type sharer struct {
 	texts recent[string]
 	key   []byte // of the part in question: its kind, and what it is as protobuf
 	names []string
+
+	meta, spec, status, containers fragments // of the pod that is being decoded
 }
 
 // recent remembers between one and two times the number that it is asked to.
@@ -27,6 +29,16 @@ type recent[T any] struct {
 }
 
 const remembered = 2048
+
+func (r *recent[T]) get(key []byte) (value T, ok bool) {
+	if value, ok = r.young[string(key)]; ok {
+		return value, true
+	}
+	if value, ok = r.old[string(key)]; ok {
+		r.keep(string(key), value)
+	}
+	return value, ok
+}
 
 func (r *recent[T]) keep(key string, value T) T {
 	if len(r.young) >= remembered {
@@ -54,11 +66,8 @@ func text[T ~string](s *sharer, value T) T {
 
 // part is what had the sharer's key first, or the value.
 func part[T any](s *sharer, value T) T {
-	if known, ok := s.parts.young[string(s.key)]; ok {
+	if known, ok := s.parts.get(s.key); ok {
 		return known.(T)
-	}
-	if known, ok := s.parts.old[string(s.key)]; ok {
-		return s.parts.keep(string(s.key), known).(T)
 	}
 	s.parts.keep(string(s.key), value)
 	return value
@@ -95,6 +104,13 @@ const (
 	pullSecretsPart
 	hostIPsPart
 	statusResourcesPart
+	metaPart
+	annotationsPart
+	specPart
+	statusPart
+	conditionsPart
+	startPart
+	containerStatusPart
 )
 
 // add appends a message to the key. One that cannot be written is told from all others
@@ -187,16 +203,18 @@ func (s *sharer) share(object runtime.Object, m metav1.Object) {
 	m.SetLabels(s.labels(m.GetLabels()))
 	m.SetOwnerReferences(slice(s, ownersPart, m.GetOwnerReferences()))
 	m.SetFinalizers(s.strings(m.GetFinalizers()))
+	if pod, ok := object.(*corev1.Pod); ok {
+		pod.ManagedFields = nil
+		s.podSpec(&pod.Spec)
+		s.podStatus(&pod.Status)
+		s.addresses(&pod.Status)
+	}
 	managed := m.GetManagedFields()
 	for i := range managed {
 		f := &managed[i]
 		f.Manager, f.APIVersion, f.FieldsType = text(s, f.Manager), text(s, f.APIVersion), text(s, f.FieldsType)
 		f.Operation, f.Subresource = text(s, f.Operation), text(s, f.Subresource)
 		f.FieldsV1 = pointer(s, fieldsPart, f.FieldsV1)
-	}
-	if pod, ok := object.(*corev1.Pod); ok {
-		s.podSpec(&pod.Spec)
-		s.podStatus(&pod.Status)
 	}
 }
 
@@ -266,13 +284,20 @@ func (s *sharer) podStatus(p *corev1.PodStatus) {
 	for _, statuses := range []*[]corev1.ContainerStatus{&p.InitContainerStatuses, &p.ContainerStatuses} {
 		*statuses = exact(*statuses)
 		for i := range *statuses {
-			c := &(*statuses)[i]
-			c.Name, c.Image, c.ImageID = text(s, c.Name), text(s, c.Image), text(s, c.ImageID)
-			c.Resources = pointer(s, statusResourcesPart, c.Resources)
+			s.containerStatus(&(*statuses)[i])
 		}
 	}
-	if len(p.PodIPs) == 1 && p.PodIPs[0].IP == p.PodIP {
-		p.PodIPs = exact(p.PodIPs)
+}
+
+func (s *sharer) containerStatus(c *corev1.ContainerStatus) {
+	c.Name, c.Image, c.ImageID = text(s, c.Name), text(s, c.Image), text(s, c.ImageID)
+	c.Resources = pointer(s, statusResourcesPart, c.Resources)
+}
+
+// addresses of a pod are its own; the first is there once.
+func (s *sharer) addresses(p *corev1.PodStatus) {
+	p.PodIPs = exact(p.PodIPs)
+	if len(p.PodIPs) > 0 && p.PodIPs[0].IP == p.PodIP {
 		p.PodIPs[0].IP = p.PodIP
 	}
 }
