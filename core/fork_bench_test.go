@@ -27,9 +27,10 @@ import (
 // answered; beside it what the engine over them takes until it is ready, and synced, and
 // what it holds when it has come to rest. Bare pods have a container; running ones what a
 // Deployment's have, but an owner, which would have to be there: labels, requests,
-// a token's volume, tolerations and a status.
+// a token's volume, tolerations, managed fields and a status. Fifty started in each second; those
+// of any time and volume have times and a name of the volume that no other has.
 func BenchmarkFork(b *testing.B) {
-	for name, pod := range map[string]func(int) *corev1.Pod{"bare": barePod, "running": runningPod} {
+	for name, pod := range map[string]func(int) *corev1.Pod{"bare": barePod, "running": runningPod, "any": anyPod} {
 		b.Run(name, func(b *testing.B) { benchmarkFork(b, pod) })
 	}
 }
@@ -150,22 +151,36 @@ func barePod(i int) *corev1.Pod {
 		Spec:       corev1.PodSpec{NodeName: "node", Containers: []corev1.Container{{Name: "c", Image: "registry.example/image:1"}}}}
 }
 
-func runningPod(i int) *corev1.Pod {
-	pod, now, yes, seconds := barePod(i), metav1.NewTime(time.Unix(1_700_000_000, 0)), true, int64(300)
-	pod.UID, pod.CreationTimestamp = types.UID(fmt.Sprintf("00000000-0000-0000-0000-%012d", i)), now
+func runningPod(i int) *corev1.Pod { return startedPod(i, i*7919%2000, "kube-api-access-abcde") }
+
+// anyPod shares least with others.
+func anyPod(i int) *corev1.Pod { return startedPod(i, 3*i, fmt.Sprintf("kube-api-access-%05d", i)) }
+
+func startedPod(i, second int, volume string) *corev1.Pod {
+	pod, yes, seconds := barePod(i), true, int64(300)
+	created, now := metav1.Unix(1_700_000_000+int64(second), 0), metav1.Unix(1_700_000_002+int64(second), 0)
+	pod.UID, pod.CreationTimestamp = types.UID(fmt.Sprintf("00000000-0000-0000-0000-%012d", i)), created
 	pod.Labels = map[string]string{"app": "web", "pod-template-hash": "5d4f8c7b9d"}
+	for manager, fields := range map[string]string{"quaymaster": `{"f:metadata":{"f:labels":{"f:app":{}}},"f:spec":{"f:containers":{}}}`, "kubelet": `{"f:status":{"f:conditions":{},"f:phase":{}}}`} {
+		pod.ManagedFields = append(pod.ManagedFields, metav1.ManagedFieldsEntry{Manager: manager, Operation: metav1.ManagedFieldsOperationUpdate, APIVersion: "v1", Time: &now, FieldsType: "FieldsV1", FieldsV1: &metav1.FieldsV1{Raw: []byte(fields)}})
+	}
 	c := &pod.Spec.Containers[0]
 	c.Resources.Requests = corev1.ResourceList{"cpu": resource.MustParse("100m"), "memory": resource.MustParse("128Mi")}
-	c.VolumeMounts = []corev1.VolumeMount{{Name: "kube-api-access-abcde", ReadOnly: true, MountPath: "/var/run/secrets/kubernetes.io/serviceaccount"}}
-	pod.Spec.Volumes = []corev1.Volume{{Name: "kube-api-access-abcde", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token"}}}}}}}
+	c.VolumeMounts = []corev1.VolumeMount{{Name: volume, ReadOnly: true, MountPath: "/var/run/secrets/kubernetes.io/serviceaccount"}}
+	pod.Spec.Volumes = []corev1.Volume{{Name: volume, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token"}}}}}}}
 	for _, key := range []string{corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable} {
 		pod.Spec.Tolerations = append(pod.Spec.Tolerations, corev1.Toleration{Key: key, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: &seconds})
 	}
 	pod.Spec.ServiceAccountName, pod.Spec.SchedulerName, pod.Spec.RestartPolicy = "default", "default-scheduler", corev1.RestartPolicyAlways
-	pod.Status = corev1.PodStatus{Phase: corev1.PodRunning, HostIP: "10.0.0.1", PodIP: "10.1.2.3", PodIPs: []corev1.PodIP{{IP: "10.1.2.3"}}, StartTime: &now, QOSClass: corev1.PodQOSBurstable,
-		ContainerStatuses: []corev1.ContainerStatus{{Name: "c", Ready: true, Started: &yes, Image: c.Image, ImageID: "sha256:0", ContainerID: "containerd://0", State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: now}}}}}
+	pod.Status = corev1.PodStatus{Phase: corev1.PodRunning, HostIP: "10.0.0.1", PodIP: fmt.Sprintf("10.%d.%d.%d", i>>16, i>>8&255, i&255), StartTime: &created, QOSClass: corev1.PodQOSBurstable,
+		ContainerStatuses: []corev1.ContainerStatus{{Name: "c", Ready: true, Started: &yes, Image: c.Image, ImageID: "sha256:0", ContainerID: fmt.Sprintf("containerd://%064d", i), State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: now}}}}}
+	pod.Status.PodIPs = []corev1.PodIP{{IP: pod.Status.PodIP}}
 	for _, condition := range []corev1.PodConditionType{corev1.PodScheduled, corev1.PodInitialized, corev1.ContainersReady, corev1.PodReady} {
-		pod.Status.Conditions = append(pod.Status.Conditions, corev1.PodCondition{Type: condition, Status: corev1.ConditionTrue, LastTransitionTime: now})
+		at := created
+		if condition == corev1.ContainersReady || condition == corev1.PodReady {
+			at = now
+		}
+		pod.Status.Conditions = append(pod.Status.Conditions, corev1.PodCondition{Type: condition, Status: corev1.ConditionTrue, LastTransitionTime: at})
 	}
 	return pod
 }

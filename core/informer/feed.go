@@ -210,7 +210,7 @@ func (f *feed) sharer() *sharer {
 	if s, ok := f.sharers.Get().(*sharer); ok {
 		return s
 	}
-	return &sharer{}
+	return newSharer(rememberedListing)
 }
 
 // stream is one running watch.
@@ -227,7 +227,7 @@ func (s *stream) ResultChan() <-chan watch.Event { return s.results }
 func (s *stream) run(ctx context.Context, events clientv3.WatchChan) {
 	defer close(s.results)
 	defer s.cancel()
-	sharer := &sharer{}
+	sharer := newSharer(rememberedWatching)
 	send := func(e watch.Event) bool {
 		select {
 		case s.results <- e:

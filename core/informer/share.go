@@ -26,9 +26,19 @@ type sharer struct {
 // recent remembers between one and two times the number that it is asked to.
 type recent[T any] struct {
 	young, old map[string]T
+	most       int
 }
 
-const remembered = 2048
+// How many parts and texts are remembered: while a list is decoded, the times of many seconds, for
+// a list knows no order of them, and while a watch lasts few.
+const (
+	rememberedListing  = 8192
+	rememberedWatching = 1024
+)
+
+func newSharer(most int) *sharer {
+	return &sharer{parts: recent[any]{most: most}, texts: recent[string]{most: most}}
+}
 
 func (r *recent[T]) get(key []byte) (value T, ok bool) {
 	if value, ok = r.young[string(key)]; ok {
@@ -41,7 +51,7 @@ func (r *recent[T]) get(key []byte) (value T, ok bool) {
 }
 
 func (r *recent[T]) keep(key string, value T) T {
-	if len(r.young) >= remembered {
+	if len(r.young) >= r.most {
 		r.old, r.young = r.young, nil
 	}
 	if r.young == nil {

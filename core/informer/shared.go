@@ -24,6 +24,9 @@ type shared struct {
 	source      cache.ListerWatcher
 	indexer     cache.Indexer
 	synced      chan struct{} // closed when the first list is in the cache, and on its way to the handlers
+	// detector panics when an object of the cache was changed, and with it what shares
+	// its parts. It looks where KUBE_CACHE_MUTATION_DETECTOR is true, for tests.
+	detector cache.MutationDetector
 
 	mu         sync.Mutex // held while the cache changes and the handlers are handed it
 	started    bool
@@ -42,6 +45,7 @@ func newShared(source cache.ListerWatcher, example runtime.Object, description s
 		example: example, description: description, source: source,
 		indexer:  cache.NewIndexer(cache.DeletionHandlingMetaNamespaceKeyFunc, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}),
 		synced:   make(chan struct{}),
+		detector: cache.NewCacheMutationDetector(description),
 		handlers: map[*handler]struct{}{},
 	}
 }
@@ -129,6 +133,8 @@ func (s *shared) RunWithContext(ctx context.Context) {
 	}
 	s.mu.Unlock()
 
+	end := s.detect(ctx)
+	defer end()
 	s.controller.RunWithContext(ctx)
 
 	s.mu.Lock()
@@ -139,6 +145,17 @@ func (s *shared) RunWithContext(ctx context.Context) {
 	}
 	s.mu.Unlock()
 	s.running.Wait()
+}
+
+// detect has the detector look now and then, and once more when the function that it
+// returns is called.
+func (s *shared) detect(ctx context.Context) (end func()) {
+	last, enabled := s.detector.(interface{ CompareObjects() })
+	if !enabled {
+		return func() {}
+	}
+	go s.detector.Run(ctx.Done())
+	return last.CompareObjects
 }
 
 // HasSynced tells whether the first list is in the cache. Handlers may not have
@@ -239,6 +256,7 @@ func (s *shared) changed(object any) (e event, err error) {
 			return e, err
 		}
 	}
+	s.detector.AddObject(object)
 	old, was, err := s.indexer.Get(object)
 	if err != nil || !was {
 		return event{kind: added, now: object}, err
@@ -255,6 +273,7 @@ func (s *shared) remove(object any) (err error) {
 			return err
 		}
 	}
+	s.detector.AddObject(object)
 	if err := s.indexer.Delete(object); err != nil {
 		return err
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -365,4 +367,33 @@ func BenchmarkHandlers(b *testing.B) {
 			}
 		})
 	}
+}
+
+// changing tells the test's binary, by the environment, to change an object of an informer.
+const changing = "QUAYMASTER_TEST_CHANGING"
+
+// Where upstream's detector is asked for, who changes an object of an informer is found.
+func TestChangesOfSharedObjectsAreDetected(t *testing.T) {
+	if os.Getenv(changing) != "" {
+		changeShared(t)
+		return
+	}
+	command := exec.Command(os.Args[0], "-test.run", "^"+t.Name()+"$")
+	command.Env = append(os.Environ(), changing+"=1", "KUBE_CACHE_MUTATION_DETECTOR=true")
+	output, err := command.CombinedOutput()
+	if err == nil || !strings.Contains(string(output), "cache configmaps modified") {
+		t.Errorf("%v\n%s", err, output)
+	}
+}
+
+func changeShared(t *testing.T) {
+	source := &script{lists: [][]*corev1.ConfigMap{{{ObjectMeta: metav1.ObjectMeta{Name: "a", ResourceVersion: "1"}}}}, events: [][]watch.Event{nil}, last: make(chan struct{})}
+	informer := newShared(source, &corev1.ConfigMap{}, "configmaps")
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); informer.RunWithContext(ctx) }()
+	<-informer.synced
+	informer.GetIndexer().List()[0].(*corev1.ConfigMap).Data = map[string]string{"changed": "by somebody"}
+	cancel()
+	<-ended
 }

@@ -231,8 +231,15 @@ func (b *inbox) put(m message) {
 	}
 }
 
+// kept is how many messages a buffer may have room for to be used again: those of a
+// start's first list are let go.
+const kept = 4096
+
 // drain returns what is there; reuse is given back as the next buffer.
 func (b *inbox) drain(reuse []message) []message {
+	if cap(reuse) > kept {
+		reuse = nil
+	}
 	clear(reuse)
 	b.mu.Lock()
 	defer b.mu.Unlock()
