@@ -70,7 +70,7 @@ var plugins = []plugin{
 	{lifecycle.PluginName, lifecycle.Register, byDefault},
 	{antiaffinity.PluginName, antiaffinity.Register, byName},
 	{limitranger.PluginName, limitranger.Register, byDefault},
-	{serviceaccount.PluginName, serviceaccount.Register, byDefault},
+	{serviceaccount.PluginName, registerServiceAccount, byDefault},
 	{noderestriction.PluginName, noderestriction.Register, byDefault},
 	{nodetaint.PluginName, nodetaint.Register, byDefault},
 	{alwayspullimages.PluginName, alwayspullimages.Register, byName},
