@@ -165,7 +165,8 @@ func (p *parts) assemble() (err error) {
 				return nil, apierrors.NewServiceUnavailable("no scheduler runs in this engine: ask the one that leads; a fork has none until it is started")
 			}
 		},
-		Paths:   map[string]http.Handler{BackupPath: http.HandlerFunc(p.backup), HistoryPath: http.HandlerFunc(p.history), RotateKeyPath: http.HandlerFunc(p.rotateKey)},
+		Paths: map[string]http.Handler{BackupPath: http.HandlerFunc(p.backup), HistoryPath: http.HandlerFunc(p.history), RotateKeyPath: http.HandlerFunc(p.rotateKey),
+			CertificatesPath: http.HandlerFunc(p.certificates), RotateCertificatesPath: http.HandlerFunc(p.rotateCertificates), AuthoritiesPath: http.HandlerFunc(p.authorities)},
 		Metrics: p.metrics,
 		Components: map[string]func() error{
 			"controller-manager": p.works, "scheduler": p.works,
@@ -258,9 +259,9 @@ func (p *parts) assembleControllers() (err error) {
 	}); err != nil {
 		return err
 	}
-	cert, key := p.server.Authority()
 	p.upstream, err = upstream.New(upstream.Options{
-		Client: p.client, Config: p.config(), Informers: p.informers, Kinds: p.kinds, CACert: cert, CAKey: key, NodeRanges: options.nodeRanges(), Clock: options.Clock,
+		Client: p.client, Config: p.config(), Informers: p.informers, Kinds: p.kinds, NodeRanges: options.nodeRanges(), Clock: options.Clock,
+		Authority: p.server.Authority, Trust: p.server.CAPEM, Changed: p.server.CredentialsChanged,
 	})
 	return err
 }

@@ -51,7 +51,7 @@ Start with "quaymaster demo" for a tour, or "quaymaster up" for a cluster.`,
 		{"Run a cluster:", []*cobra.Command{newDemo(), newUp(), newServer(), newAgent()}},
 		{"Use it:", []*cobra.Command{newKubectl(), newExplain(), newSimulate(), newHistory(), newDiff(), newUndelete()}},
 		{"Write policies:", []*cobra.Command{newPolicy()}},
-		{"Care for its data:", []*cobra.Command{newBackup(), newRestore(), newRotateKey(), newStore()}},
+		{"Care for its data:", []*cobra.Command{newBackup(), newRestore(), newRotateKey(), newCerts(), newStore()}},
 		{"Care for its nodes:", []*cobra.Command{newNode(), newImage(), newBackend()}},
 	} {
 		root.AddGroup(&cobra.Group{ID: g.title, Title: g.title})

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -211,15 +210,9 @@ func serve(ctx context.Context, cmd *cobra.Command, options core.Options) (err e
 	case <-engine.Done():
 		return nil // Close has the reason
 	}
-	kubeconfig, err := engine.Kubeconfig()
+	changed := engine.CredentialsChanged()
+	path, err := writeFiles(engine, options.DataDir)
 	if err != nil {
-		return err
-	}
-	path := filepath.Join(options.DataDir, "kubeconfig")
-	if err := writeSecret(path, kubeconfig); err != nil {
-		return err
-	}
-	if err := writeSecret(filepath.Join(options.DataDir, "join-token"), []byte(engine.JoinToken()+"\n")); err != nil {
 		return err
 	}
 	if _, err := fmt.Fprintf(cmd.OutOrStdout(), "ready: https://%s  export KUBECONFIG=%s\n", engine.Address(), path); err != nil {
@@ -230,6 +223,11 @@ func serve(ctx context.Context, cmd *cobra.Command, options core.Options) (err e
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	settled.Go(func() { settle(ctx) })
+	settled.Go(func() {
+		keepFiles(ctx, engine, options.DataDir, changed, func(err error) {
+			options.Logger.Error("the kubeconfig and the join token are not up to date", "error", err)
+		})
+	})
 	<-engine.Done()
 	return nil
 }

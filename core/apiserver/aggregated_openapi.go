@@ -102,17 +102,16 @@ func (r *remotes) drop(name string) {
 // handlerOf sends requests to the server of an APIService, in the aggregator's
 // own name.
 func (a *aggregator) handlerOf(s *apiregistrationv1.APIService) http.Handler {
-	proxy := a.server.pki.frontProxyPair()
-	config := remote.BuildTransportConfig(nil, proxy.cert, proxy.key, s)
-	made, err := transport.New(config)
-	if err != nil {
-		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-		})
-	}
-	made = transport.NewAuthProxyRoundTripper("system:aggregator", "", []string{user.AllAuthenticated}, nil, made)
 	service := *s.Spec.Service
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// The certificate is made anew from time to time; upstream keeps the transport of each.
+		proxy := a.server.pki.frontProxyPair()
+		made, err := transport.New(remote.BuildTransportConfig(nil, proxy.cert, proxy.key, s))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		made = transport.NewAuthProxyRoundTripper("system:aggregator", "", []string{user.AllAuthenticated}, nil, made)
 		where, err := a.server.webhooks.ResolveEndpoint(service.Namespace, service.Name, *service.Port)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)

@@ -203,9 +203,6 @@ func (a *aggregator) run(ctx context.Context) {
 		return nil
 	})
 	group.Go(func() error { a.publishTrust(ctx); return nil })
-	if dir := a.server.options.Dir; dir != "" {
-		group.Go(func() error { a.renewFrontProxy(ctx, dir); return nil })
-	}
 	_ = group.Wait() // none fails
 	a.APIRegistrationInformers.Shutdown()
 }

@@ -1,7 +1,6 @@
 package apiserver
 
 import (
-	"crypto/x509"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -39,12 +38,7 @@ const tokenCacheTTL = 10 * time.Second
 func (s *Server) newAuthentication() error {
 	s.audiences = authenticator.Audiences{issuer}
 	var err error
-	if s.tokens, err = serviceaccount.JWTTokenGenerator(issuer, s.pki.tokenKey); err != nil {
-		return err
-	}
-	if s.tokenKeys, err = serviceaccount.StaticPublicKeysGetter([]any{s.pki.tokenKey.Public()}); err != nil {
-		return err
-	}
+	s.tokens, s.tokenKeys = s.pki.tokens, s.pki.tokens
 	core := s.options.Informers.Core().V1()
 	objects := tokengetter.NewGetterFromClient(s.client, core.Secrets().Lister(), core.ServiceAccounts().Lister(), core.Pods().Lister(), core.Nodes().Lister())
 	accepted := []authenticator.Token{
@@ -59,11 +53,9 @@ func (s *Server) newAuthentication() error {
 	}
 	tokens := tokencache.New(tokenunion.New(accepted...), true, tokenCacheTTL, 0)
 
-	roots := x509.NewCertPool()
-	roots.AddCert(s.pki.cluster.cert)
-	certificates := x509request.NewDynamic(func() (x509.VerifyOptions, bool) {
-		return x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, CurrentTime: s.clock.Now()}, true
-	}, x509request.CommonNameUserConversion)
+	certificates := newCertificates(x509request.NewDynamic(trust{s.pki, &s.pki.cluster}.VerifyOptions, x509request.CommonNameUserConversion), s.clock)
+	certificates.untrusted = s.pki.nextEnd
+	s.pki.onChange(certificates.known.Clear)
 
 	var open []apiserver.AnonymousAuthCondition
 	for _, path := range openPaths {
@@ -72,7 +64,7 @@ func (s *Server) newAuthentication() error {
 	s.authenticator = union.NewFailOnError(
 		group.NewAuthenticatedGroupAdder(union.New(
 			authenticator.RequestFunc(authenticateCaller),
-			newCertificates(certificates, s.clock),
+			certificates,
 			bearertoken.New(tokens),
 			websocket.NewProtocolAuthenticator(tokens),
 		)),

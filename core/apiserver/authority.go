@@ -14,25 +14,34 @@ import (
 	"path/filepath"
 	"time"
 
+	"k8s.io/client-go/util/cert"
 	"k8s.io/client-go/util/keyutil"
 )
 
 // pair is a certificate and its key, PEM.
 type pair struct{ cert, key []byte }
 
-// authority signs certificates.
+// authority signs certificates. It is never changed: a rotation makes another,
+// which has those before it among its retired ones for a while.
 type authority struct {
 	cert    *x509.Certificate
 	certPEM []byte
 	key     *ecdsa.PrivateKey
 	keyPEM  []byte
+	retired []retired
 }
 
 // loadAuthority reads name.crt and name.key from the directory, or makes them
 // there. An empty directory name keeps them in memory.
 func loadAuthority(dir, name, commonName string, now time.Time) (*authority, error) {
+	if err := settle(dir, name); err != nil {
+		return nil, fmt.Errorf("keys of the cluster: end the rotation of %s: %w", name, err)
+	}
 	var a authority
 	var err error
+	if a.retired, err = readRetired(dir, name); err != nil {
+		return nil, fmt.Errorf("keys of the cluster: %w", err)
+	}
 	if a.key, a.keyPEM, err = loadKey(dir, name+".key"); err != nil {
 		return nil, err
 	}
@@ -66,11 +75,29 @@ func loadAuthority(dir, name, commonName string, now time.Time) (*authority, err
 }
 
 func (a *authority) selfSigned(commonName string, now time.Time) ([]byte, error) {
+	template, err := authorityTemplate(commonName, now)
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, a.key.Public(), a.key)
+	if err != nil {
+		return nil, err
+	}
+	return certificatePEM(der), nil
+}
+
+func certificatePEM(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: cert.CertificateBlockType, Bytes: der})
+}
+
+// authorityTemplate has a number in its name, so that two of the same common
+// name are told apart by whoever looks for an issuer.
+func authorityTemplate(commonName string, now time.Time) (*x509.Certificate, error) {
 	serial, err := newSerial()
 	if err != nil {
 		return nil, err
 	}
-	template := &x509.Certificate{
+	return &x509.Certificate{
 		SerialNumber:          serial,
 		Subject:               pkix.Name{CommonName: commonName, SerialNumber: serial.Text(16)},
 		NotBefore:             now.Add(-backdate),
@@ -78,12 +105,7 @@ func (a *authority) selfSigned(commonName string, now time.Time) ([]byte, error)
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign | x509.KeyUsageDigitalSignature,
 		BasicConstraintsValid: true,
 		IsCA:                  true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, a.key.Public(), a.key)
-	if err != nil {
-		return nil, err
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
+	}, nil
 }
 
 // sign makes a key and a certificate for it, with the template's subject, usage
@@ -111,10 +133,13 @@ func (a *authority) sign(now time.Time, life time.Duration, template *x509.Certi
 	if keyPEM, err = keyutil.MarshalPrivateKeyToPEM(key); err != nil {
 		return fail(err)
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), keyPEM, nil
+	return certificatePEM(der), keyPEM, nil
 }
 
 // fresh tells whether more than a third of the certificate's life is left.
-func fresh(cert *x509.Certificate, now time.Time) bool {
-	return now.Before(cert.NotAfter.Add(-cert.NotAfter.Sub(cert.NotBefore) / 3))
+func fresh(cert *x509.Certificate, now time.Time) bool { return now.Before(renewal(cert)) }
+
+// renewal is when a certificate is made anew.
+func renewal(cert *x509.Certificate) time.Time {
+	return cert.NotAfter.Add(-cert.NotAfter.Sub(cert.NotBefore) / 3)
 }

@@ -191,17 +191,18 @@ func (s *Server) ensureJoinToken(ctx context.Context, d *Direct) error {
 			return err
 		}
 	}
-	s.joinToken = strings.Join([]string{"qm1", id, secret, s.pki.caHash()}, ".")
+	s.joinToken = strings.Join([]string{"qm1", id, secret}, ".")
 	return nil
 }
 
 // JoinToken is what an agent needs to join: "qm1.ID.SECRET.HASH", where
 // ID.SECRET is a bootstrap token and HASH the SHA-256 of the authority's
-// certificate (DER) in hexadecimal. It is empty until Ready.
+// certificate (DER) in hexadecimal. It is empty until Ready. One with the HASH of
+// an authority of before works as long as that is trusted.
 func (s *Server) JoinToken() string {
 	select {
 	case <-s.ready:
-		return s.joinToken
+		return s.joinToken + "." + s.pki.caHash()
 	default:
 		return ""
 	}

@@ -23,6 +23,9 @@ type certificates struct {
 	authenticator.Request
 	clock clock.PassiveClock
 	known *lru.Cache // *x509.Certificate to judgement
+	// untrusted is when an authority ceases to be trusted, and the judgements of
+	// before it end; nil: none ever does.
+	untrusted func() time.Time
 }
 
 type judgement struct {
@@ -47,7 +50,13 @@ func (c *certificates) AuthenticateRequest(r *http.Request) (*authenticator.Resp
 	}
 	response, ok, err := c.Request.AuthenticateRequest(r)
 	if err == nil && ok {
-		c.known.Add(leaf, judgement{response, now, earliest(now.Add(certificateTTL), r.TLS.PeerCertificates)})
+		to := earliest(now.Add(certificateTTL), r.TLS.PeerCertificates)
+		if c.untrusted != nil {
+			if end := c.untrusted(); end.Before(to) {
+				to = end
+			}
+		}
+		c.known.Add(leaf, judgement{response, now, to})
 	}
 	return response, ok, err
 }

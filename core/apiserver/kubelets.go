@@ -3,10 +3,10 @@ package apiserver
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -21,29 +21,40 @@ import (
 type kubelets struct {
 	server    *Server
 	nodes     *nodestore.REST
-	transport *http.Transport
+	transport atomic.Pointer[http.Transport]
 }
 
 // kubeletPort is where a node listens that does not say where.
 const kubeletPort = 10250
 
 func newKubelets(s *Server) *kubelets {
-	roots := x509.NewCertPool()
-	roots.AddCert(s.pki.cluster.cert)
-	return &kubelets{server: s, transport: &http.Transport{
+	k := &kubelets{server: s}
+	k.renew()
+	s.pki.onChange(k.renew)
+	return k
+}
+
+// renew makes a transport that trusts what is to be trusted now, and shows a
+// certificate of now. Requests under way go on.
+func (k *kubelets) renew() {
+	p := k.server.pki
+	before := k.transport.Swap(&http.Transport{
 		IdleConnTimeout:     90 * time.Second,
 		TLSHandshakeTimeout: 10 * time.Second,
 		TLSClientConfig: &tls.Config{
 			MinVersion: tls.VersionTLS12,
-			RootCAs:    roots,
+			RootCAs:    p.cluster.Load().pool(p.clock.Now()),
 			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-				return s.pki.kubeletClient()
+				return p.kubeletClient()
 			},
 		},
-	}}
+	})
+	if before != nil {
+		before.CloseIdleConnections()
+	}
 }
 
-func (k *kubelets) close() { k.transport.CloseIdleConnections() }
+func (k *kubelets) close() { k.transport.Load().CloseIdleConnections() }
 
 // preferredAddresses of a node, best first.
 var preferredAddresses = []core.NodeAddressType{core.NodeInternalIP, core.NodeExternalIP, core.NodeHostName, core.NodeInternalDNS, core.NodeExternalDNS}
@@ -68,12 +79,13 @@ func (k *kubelets) GetConnectionInfo(ctx context.Context, name types.NodeName) (
 	if port <= 0 {
 		port = kubeletPort
 	}
+	transport := k.transport.Load()
 	for _, kind := range preferredAddresses {
 		for _, address := range node.Status.Addresses {
 			if address.Type == kind {
 				return &kubeletclient.ConnectionInfo{
 					Scheme: "https", Hostname: address.Address, Port: strconv.Itoa(port),
-					Transport: k.transport, InsecureSkipTLSVerifyTransport: k.transport,
+					Transport: transport, InsecureSkipTLSVerifyTransport: transport,
 					NodeFeatures: node.Status.DeclaredFeatures,
 				}, nil
 			}

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/client-go/util/keyutil"
@@ -32,36 +33,51 @@ const (
 )
 
 // pki is the cluster's own certificate authority, that of the front proxy, and
-// the key of service account tokens. Leaf certificates are made when they are
+// the keys of service account tokens. Leaf certificates are made when they are
 // needed and live in memory, but for the front proxy's.
 type pki struct {
-	clock    clock.PassiveClock
-	cluster  *authority
-	front    *authority
-	tokenKey *ecdsa.PrivateKey
+	dir     string
+	clock   clock.PassiveClock
+	cluster rotating
+	front   rotating
+	tokens  *tokenKeys
 
-	mu     sync.Mutex
-	leaves map[string]*tls.Certificate // by purpose; replaced before they expire
-	proxy  pair                        // the front proxy's, as in its files
+	mu         sync.Mutex
+	leaves     map[string]*tls.Certificate // by purpose; replaced before they expire
+	proxy      pair                        // the front proxy's, as in its files
+	proxyIn    string                      // the folder of these files
+	renewProxy bool                        // whether they are made anew, however fresh
+	changed    chan struct{}               // closed at the next change of what is trusted or signed with
+	follow     []func()                    // called at each such change
+	turning    sync.Mutex                  // one rotation at a time
+}
+
+// rotating is an authority that others take the place of.
+type rotating struct {
+	atomic.Pointer[authority]
+	name, title string // of its files; for people
 }
 
 // loadPKI reads the authorities from the directory, or makes them there. An empty
 // directory name keeps everything in memory.
 func loadPKI(dir string, clock clock.PassiveClock) (*pki, error) {
-	p := &pki{clock: clock, leaves: map[string]*tls.Certificate{}}
+	p := &pki{dir: dir, clock: clock, leaves: map[string]*tls.Certificate{}, changed: make(chan struct{})}
+	p.cluster.name, p.cluster.title = "ca", "authority of the cluster"
+	p.front.name, p.front.title = "front-proxy-ca", "authority of the front proxy"
 	if dir != "" {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("keys of the cluster: %w", err)
 		}
 	}
+	for which, commonName := range map[*rotating]string{&p.cluster: "quaymaster", &p.front: "quaymaster-front-proxy"} {
+		a, err := loadAuthority(dir, which.name, commonName, clock.Now())
+		if err != nil {
+			return nil, err
+		}
+		which.Store(a)
+	}
 	var err error
-	if p.cluster, err = loadAuthority(dir, "ca", "quaymaster", clock.Now()); err != nil {
-		return nil, err
-	}
-	if p.front, err = loadAuthority(dir, "front-proxy-ca", "quaymaster-front-proxy", clock.Now()); err != nil {
-		return nil, err
-	}
-	p.tokenKey, _, err = loadKey(dir, "serviceaccount.key")
+	p.tokens, err = loadTokenKeys(dir, clock)
 	return p, err
 }
 
@@ -126,13 +142,16 @@ func newSerial() (*big.Int, error) {
 
 // caHash is what a join token pins: SHA-256 over the authority's certificate, DER.
 func (p *pki) caHash() string {
-	sum := sha256.Sum256(p.cluster.cert.Raw)
+	sum := sha256.Sum256(p.cluster.Load().cert.Raw)
 	return hex.EncodeToString(sum[:])
 }
 
-// sign makes a key and a certificate of the cluster's authority for it.
+// sign makes a key and a certificate of the cluster's authority for it. Bridges
+// come after the certificate, for whoever knows an earlier authority only.
 func (p *pki) sign(subject pkix.Name, usage x509.ExtKeyUsage, dns []string, ips []net.IP) (certPEM, keyPEM []byte, err error) {
-	return p.cluster.sign(p.clock.Now(), leafLifetime, &x509.Certificate{Subject: subject, ExtKeyUsage: []x509.ExtKeyUsage{usage}, DNSNames: dns, IPAddresses: ips})
+	a, now := p.cluster.Load(), p.clock.Now()
+	certPEM, keyPEM, err = a.sign(now, leafLifetime, &x509.Certificate{Subject: subject, ExtKeyUsage: []x509.ExtKeyUsage{usage}, DNSNames: dns, IPAddresses: ips})
+	return append(certPEM, headerLess(a.bridges(now)...)...), keyPEM, err
 }
 
 // leaf returns the certificate kept for the purpose, made anew by make when
@@ -176,9 +195,12 @@ func (p *pki) serving(listener net.Addr) (*tls.Certificate, error) {
 			}
 		}
 		certPEM, keyPEM, err := p.sign(pkix.Name{CommonName: "kube-apiserver"}, x509.ExtKeyUsageServerAuth, dns, ips)
-		return append(certPEM, p.cluster.certPEM...), keyPEM, err // an agent that joins knows the authority by its hash only
+		return append(certPEM, p.trustPEM()...), keyPEM, err // an agent that joins knows the authority by its hash only
 	})
 }
+
+// trustPEM is the cluster's authority, and those of before that are still trusted.
+func (p *pki) trustPEM() []byte { return p.cluster.Load().trustPEM(p.clock.Now()) }
 
 // kubeletClient is the certificate that the server shows to nodes.
 func (p *pki) kubeletClient() (*tls.Certificate, error) {

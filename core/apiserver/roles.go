@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/component-helpers/auth/rbac/reconciliation"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
 	"k8s.io/metrics/pkg/apis/metrics"
@@ -30,12 +31,18 @@ func ownBindings() []rbacv1.ClusterRoleBinding {
 		bind("quaymaster:join", "system:node-bootstrapper", "system:bootstrappers"),
 		bind("quaymaster:approve-node-client", "system:certificates.k8s.io:certificatesigningrequests:nodeclient", "system:bootstrappers"),
 		bind("quaymaster:node-proxier", "system:node-proxier", "system:nodes"),
+		bind("quaymaster:authorities", "quaymaster:authorities", user.AllAuthenticated),
 		bind("quaymaster:approve-node-renewal", "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", "system:nodes"),
 	}
 }
 
+// AuthoritiesPath has the authorities that are to be trusted, PEM, the one that
+// signs first: from there nodes learn of a rotation.
+const AuthoritiesPath = "/certificates/authorities"
+
 // ownRoles lets those who may view, edit or administer a namespace read what
-// its pods use, as metrics-server's role of this name does.
+// its pods use, as metrics-server's role of this name does, and all who have come
+// in whom to trust.
 func ownRoles() []rbacv1.ClusterRole {
 	return []rbacv1.ClusterRole{{
 		ObjectMeta: metav1.ObjectMeta{Name: "system:aggregated-metrics-reader", Labels: map[string]string{
@@ -45,6 +52,9 @@ func ownRoles() []rbacv1.ClusterRole {
 			"rbac.authorization.k8s.io/aggregate-to-admin": "true",
 		}},
 		Rules: []rbacv1.PolicyRule{{APIGroups: []string{metrics.GroupName}, Resources: []string{"pods", "nodes"}, Verbs: []string{"get", "list"}}},
+	}, {
+		ObjectMeta: metav1.ObjectMeta{Name: "quaymaster:authorities", Labels: map[string]string{"kubernetes.io/bootstrapping": "rbac-defaults"}},
+		Rules:      []rbacv1.PolicyRule{{NonResourceURLs: []string{AuthoritiesPath}, Verbs: []string{"get"}}},
 	}}
 }
 

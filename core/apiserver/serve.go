@@ -57,7 +57,7 @@ func (s *Server) Kubeconfig() ([]byte, error) {
 		return nil, fmt.Errorf("kubeconfig: %w", err)
 	}
 	config := clientcmdapi.NewConfig()
-	config.Clusters["quaymaster"] = &clientcmdapi.Cluster{Server: s.URL(), CertificateAuthorityData: s.pki.cluster.certPEM}
+	config.Clusters["quaymaster"] = &clientcmdapi.Cluster{Server: s.URL(), CertificateAuthorityData: s.pki.trustPEM()}
 	config.AuthInfos["quaymaster-admin"] = &clientcmdapi.AuthInfo{ClientCertificateData: certPEM, ClientKeyData: keyPEM}
 	config.Contexts["quaymaster"] = &clientcmdapi.Context{Cluster: "quaymaster", AuthInfo: "quaymaster-admin"}
 	config.CurrentContext = "quaymaster"

@@ -149,7 +149,7 @@ type Server struct {
 	aborted   context.Context // ends what did not finish in time
 	abort     context.CancelFunc
 	temporary string // a folder to remove in the end; ""
-	joinToken string
+	joinToken string // its first three parts
 	running   sync.Mutex
 	judged    waitgroup.SafeWaitGroup // requests in the admission chain
 }
@@ -214,8 +214,9 @@ func New(options Options) (*Server, error) {
 // Ready is closed when the system's own objects exist and requests are served.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
-// CAPEM is the certificate of the server's authority, PEM.
-func (s *Server) CAPEM() []byte { return s.pki.cluster.certPEM }
+// CAPEM is the certificate of the server's authority, PEM. After it come those of
+// before that are still trusted.
+func (s *Server) CAPEM() []byte { return s.pki.trustPEM() }
 
 // Handler serves the API. Requests are authenticated by what they carry.
 func (s *Server) Handler() http.Handler { return s.front.Handler }
@@ -304,6 +305,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	close(s.ready)
 	working.Go(func() { s.keep(hooks) })
+	working.Go(func() { s.keepCredentials(hooks) })
 	if s.outsiders != nil {
 		working.Go(func() { s.outsiders.follow(hooks) })
 	}
@@ -364,7 +366,9 @@ func (s *Server) Close() {
 }
 
 // Authority is the certificate and the key of the cluster's authority, PEM, for
-// the controllers that sign certificate requests.
+// the controllers that sign certificate requests. A rotation changes them, see
+// CredentialsChanged.
 func (s *Server) Authority() (certPEM, keyPEM []byte) {
-	return s.pki.cluster.certPEM, s.pki.cluster.keyPEM
+	a := s.pki.cluster.Load()
+	return a.certPEM, a.keyPEM
 }

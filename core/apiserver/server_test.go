@@ -98,12 +98,11 @@ func start(t testing.TB, change func(*apiserver.Options)) *cluster {
 		t.Fatal(err)
 	}
 	server, client, factory := p.server, p.client, p.informers
-	caCert, caKey := server.Authority()
 	served, err := servedKinds(factory)
 	if err != nil {
 		t.Fatal(err)
 	}
-	housekeeping, err := upstream.New(upstream.Options{Client: client, Informers: factory, Kinds: served, CACert: caCert, CAKey: caKey})
+	housekeeping, err := upstream.New(upstream.Options{Client: client, Informers: factory, Kinds: served, Authority: server.Authority, Trust: server.CAPEM, Changed: server.CredentialsChanged})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -9,11 +10,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
+	"slices"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/authentication/request/headerrequest"
 	"k8s.io/apiserver/pkg/server/dynamiccertificates"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/cert"
+	"k8s.io/client-go/util/retry"
 	"k8s.io/kubernetes/pkg/controlplane/controller/clusterauthenticationtrust"
 )
 
@@ -33,25 +38,30 @@ func (p *pki) frontProxy(dir string) (certFile, keyFile string, err error) {
 	life := leafLifetime
 	if dir == "" {
 		life = authorityLifetime
-		if dir, err = os.MkdirTemp("", "quaymaster-front-proxy-"); err != nil {
-			return "", "", fmt.Errorf("certificate of the front proxy: %w", err)
+		if dir = p.proxyIn; dir == "" {
+			if dir, err = os.MkdirTemp("", "quaymaster-front-proxy-"); err != nil {
+				return "", "", fmt.Errorf("certificate of the front proxy: %w", err)
+			}
 		}
 	}
+	p.proxyIn = dir
 	certFile, keyFile = filepath.Join(dir, frontProxyName+".crt"), filepath.Join(dir, frontProxyName+".key")
-	if kept, err := readPair(certFile, keyFile); err == nil && p.isFrontProxy(kept) {
+	if kept, err := readPair(certFile, keyFile); err == nil && !p.renewProxy && p.isFrontProxy(kept) {
 		p.proxy = kept
 		return certFile, keyFile, nil
 	}
 	template := &x509.Certificate{Subject: pkix.Name{CommonName: frontProxyName}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
 	var made pair
-	if made.cert, made.key, err = p.front.sign(p.clock.Now(), life, template); err != nil {
+	a, now := p.front.Load(), p.clock.Now()
+	if made.cert, made.key, err = a.sign(now, life, template); err != nil {
 		return "", "", err
 	}
+	made.cert = append(made.cert, headerLess(a.bridges(now)...)...)
 	// Upstream reads both when one changes, and keeps what it has of two that do not belong together.
 	if err := errors.Join(writeFile(keyFile, made.key), writeFile(certFile, made.cert)); err != nil {
 		return "", "", fmt.Errorf("certificate of the front proxy: %w", err)
 	}
-	p.proxy = made
+	p.proxy, p.renewProxy = made, false
 	return certFile, keyFile, nil
 }
 
@@ -66,7 +76,7 @@ func readPair(certFile, keyFile string) (p pair, err error) {
 // another authority, is made anew.
 func (p *pki) isFrontProxy(kept pair) bool {
 	parsed, err := tls.X509KeyPair(kept.cert, kept.key)
-	return err == nil && parsed.Leaf.CheckSignatureFrom(p.front.cert) == nil && fresh(parsed.Leaf, p.clock.Now())
+	return err == nil && parsed.Leaf.CheckSignatureFrom(p.front.Load().cert) == nil && fresh(parsed.Leaf, p.clock.Now())
 }
 
 // frontProxyPair is what frontProxy has put into its files last.
@@ -76,22 +86,6 @@ func (p *pki) frontProxyPair() pair {
 	return p.proxy
 }
 
-// renewFrontProxy keeps the files fresh until the context ends; upstream reads them again.
-func (a *aggregator) renewFrontProxy(ctx context.Context, dir string) {
-	ticker := time.NewTicker(12 * time.Hour)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-			if _, _, err := a.server.pki.frontProxy(dir); err != nil {
-				a.server.log.Error("the front proxy's certificate is not renewed", "error", err)
-			}
-		}
-	}
-}
-
 // publishTrust keeps the ConfigMap kube-system/extension-apiserver-authentication,
 // from which extension servers learn whom to believe.
 func (a *aggregator) publishTrust(ctx context.Context) {
@@ -99,19 +93,75 @@ func (a *aggregator) publishTrust(ctx context.Context) {
 	if !cache.WaitFor(ctx, "", a.server.options.Informers.Core().V1().Namespaces().Informer().HasSyncedChecker()) {
 		return
 	}
-	clientCA, err1 := dynamiccertificates.NewStaticCAContent("client-ca", a.server.pki.cluster.certPEM)
-	frontCA, err2 := dynamiccertificates.NewStaticCAContent("front-proxy-ca", a.server.pki.front.certPEM)
-	if err := errors.Join(err1, err2); err != nil {
-		a.server.log.Error("extension servers are not told whom to believe", "error", err)
-		return
-	}
-	clusterauthenticationtrust.NewClusterAuthenticationTrustController(clusterauthenticationtrust.ClusterAuthenticationInfo{
-		ClientCA:                         clientCA,
-		RequestHeaderCA:                  frontCA,
+	p := a.server.pki
+	publish := clusterauthenticationtrust.NewClusterAuthenticationTrustController(clusterauthenticationtrust.ClusterAuthenticationInfo{
+		ClientCA:                         trust{p, &p.cluster},
+		RequestHeaderCA:                  trust{p, &p.front},
 		RequestHeaderUsernameHeaders:     headerrequest.StaticStringSlice{"X-Remote-User"},
 		RequestHeaderUIDHeaders:          headerrequest.StaticStringSlice{"X-Remote-Uid"},
 		RequestHeaderGroupHeaders:        headerrequest.StaticStringSlice{"X-Remote-Group"},
 		RequestHeaderExtraHeaderPrefixes: headerrequest.StaticStringSlice{"X-Remote-Extra-"},
 		RequestHeaderAllowedNames:        headerrequest.StaticStringSlice{frontProxyName},
-	}, a.server.client).Run(ctx, 1)
+	}, a.server.client)
+	p.onChange(func() {
+		if err := a.dropTrust(ctx); err != nil && ctx.Err() == nil {
+			a.server.log.Error("extension servers are still told of an authority that is no longer trusted", "error", err)
+		}
+		publish.Enqueue()
+	})
+	publish.Run(ctx, 1)
+}
+
+// trust is what upstream publishes of an authority.
+type trust struct {
+	pki   *pki
+	which *rotating
+}
+
+var _ dynamiccertificates.CAContentProvider = trust{}
+
+func (t trust) Name() string { return t.which.title }
+
+func (t trust) CurrentCABundleContent() []byte { return t.which.Load().trustPEM(t.pki.clock.Now()) }
+
+func (t trust) VerifyOptions() (x509.VerifyOptions, bool) {
+	now := t.pki.clock.Now()
+	return x509.VerifyOptions{Roots: t.which.Load().pool(now), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, CurrentTime: now}, true
+}
+
+// AddListener implements dynamiccertificates.CAContentProvider; see publishTrust.
+func (trust) AddListener(dynamiccertificates.Listener) {}
+
+// dropTrust takes authorities that are trusted no more from the ConfigMap:
+// upstream's controller only adds, and drops what has expired. What another
+// server of the cluster has added stays.
+func (a *aggregator) dropTrust(ctx context.Context) error {
+	const name = "extension-apiserver-authentication"
+	gone := a.server.pki.gone()
+	return retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		published, err := a.server.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		changed := false
+		for _, key := range []string{"client-ca-file", "requestheader-client-ca-file"} {
+			all, err := cert.ParseCertsPEM([]byte(published.Data[key]))
+			if err != nil {
+				continue // somebody has broken it, which upstream says
+			}
+			left := slices.DeleteFunc(slices.Clone(all), func(c *x509.Certificate) bool { return gone[sha256.Sum256(c.Raw)] })
+			if len(left) < len(all) {
+				published.Data[key] = string(headerLess(left...))
+				changed = true
+			}
+		}
+		if !changed {
+			return nil
+		}
+		_, err = a.server.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Update(ctx, published, metav1.UpdateOptions{})
+		return err
+	})
 }

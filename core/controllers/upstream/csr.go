@@ -91,9 +91,9 @@ func (a *servingApprover) refuse(request *capi.CertificateSigningRequest, asked 
 // signer signs approved requests for upstream's signers of this authority.
 // Upstream's own signer wants the key in a file.
 type signer struct {
-	client kubernetes.Interface
-	ca     *authority.CertificateAuthority
-	clock  clock.PassiveClock
+	client    kubernetes.Interface
+	authority func() (certPEM, keyPEM []byte) // asked at each request
+	clock     clock.PassiveClock
 }
 
 const (
@@ -144,7 +144,11 @@ func (s *signer) handle(ctx context.Context, request *capi.CertificateSigningReq
 			Message: err.Error(), LastUpdateTime: metav1.NewTime(s.clock.Now()),
 		})
 	} else {
-		der, err := s.ca.Sign(asked.Raw, authority.PermissiveSigningPolicy{
+		ca, err := parseAuthority(s.authority())
+		if err != nil {
+			return fmt.Errorf("sign request %s: %w", request.Name, err)
+		}
+		der, err := ca.Sign(asked.Raw, authority.PermissiveSigningPolicy{
 			TTL: ttl(request.Spec.ExpirationSeconds), Usages: request.Spec.Usages, Backdate: backdate, Short: shortLived, Now: s.clock.Now,
 		})
 		if err != nil {

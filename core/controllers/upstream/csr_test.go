@@ -143,7 +143,7 @@ func TestSigner(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			api := fake.NewClientset(test.request)
-			s := &signer{client: api, ca: ca, clock: testclock.NewFakePassiveClock(now)}
+			s := &signer{client: api, authority: func() ([]byte, []byte) { return ca.RawCert, ca.RawKey }, clock: testclock.NewFakePassiveClock(now)}
 			if err := s.handle(context.Background(), test.request.DeepCopy()); err != nil {
 				t.Fatal(err)
 			}

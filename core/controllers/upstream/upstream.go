@@ -24,7 +24,6 @@ import (
 	"k8s.io/kubernetes/pkg/controller/certificates/approver"
 	"k8s.io/kubernetes/pkg/controller/certificates/authority"
 	"k8s.io/kubernetes/pkg/controller/certificates/cleaner"
-	"k8s.io/kubernetes/pkg/controller/certificates/rootcacertpublisher"
 	"k8s.io/kubernetes/pkg/controller/clusterroleaggregation"
 	"k8s.io/kubernetes/pkg/controller/serviceaccount"
 	"k8s.io/kubernetes/pkg/controller/volume/pvcprotection"
@@ -45,9 +44,11 @@ type Options struct {
 	// Config reaches what the client does not: the scale of any kind. nil runs no
 	// controller of disruption budgets.
 	Config *rest.Config
-	// CACert and CAKey are the cluster's authority, PEM. The certificate is
-	// published to every namespace, the key signs approved requests.
-	CACert, CAKey []byte
+	// Authority is the cluster's, PEM, whose key signs approved requests, and Trust
+	// what is published to every namespace. Changed is closed when they are others.
+	Authority func() (certPEM, keyPEM []byte)
+	Trust     func() []byte
+	Changed   func() <-chan struct{}
 	// NodeRanges are given to nodes in parts; of no Cluster none is.
 	NodeRanges NodeRanges
 	// Clock of the certificates' validity; the real one by default.
@@ -70,8 +71,7 @@ func New(o Options) (*Controllers, error) {
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
-	ca, err := parseAuthority(o.CACert, o.CAKey)
-	if err != nil {
+	if _, err := parseAuthority(o.Authority()); err != nil {
 		return nil, fmt.Errorf("housekeeping controllers: %w", err)
 	}
 	core, requests := o.Informers.Core().V1(), o.Informers.Certificates().V1().CertificateSigningRequests()
@@ -79,7 +79,7 @@ func New(o Options) (*Controllers, error) {
 	if err != nil {
 		return nil, fmt.Errorf("housekeeping controllers: service accounts: %w", err)
 	}
-	publisher, err := rootcacertpublisher.NewPublisher(core.ConfigMaps(), core.Namespaces(), o.Client, o.CACert)
+	publish, err := newPublisher(o)
 	if err != nil {
 		return nil, fmt.Errorf("housekeeping controllers: root certificates: %w", err)
 	}
@@ -97,10 +97,10 @@ func New(o Options) (*Controllers, error) {
 	}
 	ctx := context.Background() // carries upstream's logger alone
 	serving := &servingApprover{client: o.Client, nodes: core.Nodes().Lister()}
-	sign := &signer{client: o.Client, ca: ca, clock: o.Clock}
+	sign := &signer{client: o.Client, authority: o.Authority, clock: o.Clock}
 	c := &Controllers{run: []func(context.Context){
 		with(accounts.Run),
-		with(publisher.Run),
+		publish.run,
 		tokens.Run,
 		with(clusterroleaggregation.NewClusterRoleAggregation(o.Informers.Rbac().V1().ClusterRoles(), o.Client.RbacV1()).Run),
 		with(approver.NewCSRApprovingController(ctx, o.Client, requests).Run),

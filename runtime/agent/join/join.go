@@ -22,6 +22,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -72,11 +73,14 @@ type Options struct {
 
 // Credentials are a node's.
 type Credentials struct {
-	Config   *rest.Config // the node's own
-	ClientCA *x509.CertPool
+	Config *rest.Config // the node's own; clients of it read the files again
 
 	dir, node string
+	trusted   atomic.Pointer[x509.CertPool]
 }
+
+// ClientCA are the authorities of the node's clients now.
+func (c *Credentials) ClientCA() *x509.CertPool { return c.trusted.Load() }
 
 // Files in the agent's folder.
 const (
@@ -128,7 +132,7 @@ func Join(ctx context.Context, opts Options) (*Credentials, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask %s for the certificate of node %s: %w", opts.Server, opts.NodeName, err)
 	}
-	if err := writeKubeconfig(opts, ca); err != nil {
+	if err := writeKubeconfig(opts); err != nil {
 		return nil, err
 	}
 	return load(opts)
@@ -153,9 +157,12 @@ func fetchCA(ctx context.Context, u *url.URL, hash [sha256.Size]byte) ([]byte, e
 		if sha256.Sum256(c.Raw) != hash || !c.IsCA {
 			continue
 		}
-		roots := x509.NewCertPool()
+		roots, bridges := x509.NewCertPool(), x509.NewCertPool()
 		roots.AddCert(c)
-		if _, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, DNSName: u.Hostname()}); err != nil {
+		for _, other := range chain[1:] { // where a rotation is under way, one leads to the authority that signs now
+			bridges.AddCert(other)
+		}
+		if _, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: bridges, DNSName: u.Hostname()}); err != nil {
 			return nil, fmt.Errorf("the certificate of %s: %w", host, err)
 		}
 		return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}), nil
@@ -211,12 +218,12 @@ func writeFile(dir, name string, data []byte) error {
 	return nil
 }
 
-func writeKubeconfig(opts Options, ca []byte) error {
+func writeKubeconfig(opts Options) error {
 	const name = "quaymaster"
 	config := clientcmdapi.NewConfig()
-	config.Clusters[name] = &clientcmdapi.Cluster{Server: opts.Server, CertificateAuthorityData: ca}
+	config.Clusters[name] = &clientcmdapi.Cluster{Server: opts.Server, CertificateAuthority: caFile}
 	config.AuthInfos[name] = &clientcmdapi.AuthInfo{
-		ClientCertificate: clientName + ".crt", ClientKey: clientName + ".key", // beside the kubeconfig
+		ClientCertificate: clientName + ".crt", ClientKey: clientName + ".key", // beside the kubeconfig, as the authority
 	}
 	config.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name}
 	config.CurrentContext = name
@@ -251,7 +258,15 @@ func load(opts Options) (*Credentials, error) {
 	if !pool.AppendCertsFromPEM(ca) {
 		return nil, fmt.Errorf("%s in %s holds no certificate", caFile, opts.Dir)
 	}
-	return &Credentials{Config: config, ClientCA: pool, dir: opts.Dir, node: opts.NodeName}, nil
+	if len(config.CAData) > 0 { // of an earlier release, which had it in the kubeconfig
+		if err := writeKubeconfig(opts); err != nil {
+			return nil, err
+		}
+		config.CAData, config.CAFile = nil, filepath.Join(opts.Dir, caFile)
+	}
+	c := &Credentials{Config: config, dir: opts.Dir, node: opts.NodeName}
+	c.trusted.Store(pool)
+	return c, nil
 }
 
 // valid returns a stored certificate that goes with its key and has not expired.

@@ -121,7 +121,8 @@ func (a *authority) pool() *x509.CertPool {
 // whoever has the token or a certificate asks for.
 type clusterAPI struct {
 	*authority
-	life time.Duration
+	life    time.Duration
+	retired *authority // trusted still; nil: none
 
 	mu       sync.Mutex
 	requests map[string]*certificatesv1.CertificateSigningRequest
@@ -146,6 +147,11 @@ func (c *clusterAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	list := &certificatesv1.CertificateSigningRequestList{TypeMeta: metav1.TypeMeta{Kind: "CertificateSigningRequestList", APIVersion: "certificates.k8s.io/v1"}}
 	list.ResourceVersion = "1"
 	switch {
+	case r.URL.Path == "/certificates/authorities":
+		_ = pem.Encode(w, &pem.Block{Type: "CERTIFICATE", Bytes: c.cert.Raw})
+		if c.retired != nil {
+			_ = pem.Encode(w, &pem.Block{Type: "CERTIFICATE", Bytes: c.retired.cert.Raw})
+		}
 	case r.Method == http.MethodPost:
 		c.users = append(c.users, user)
 		req := &certificatesv1.CertificateSigningRequest{}
@@ -310,7 +316,7 @@ func TestServe(t *testing.T) {
 	done := make(chan error, 1)
 	go func() {
 		done <- server.Serve(ctx, server.ServeOptions{
-			NodeName: "n1", Listener: l, Certificate: func() (*tls.Certificate, error) { return &serving, nil }, ClientCA: ca.pool(), Client: client,
+			NodeName: "n1", Listener: l, Certificate: func() (*tls.Certificate, error) { return &serving, nil }, ClientCA: ca.pool, Client: client,
 			Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }),
 		})
 	}()

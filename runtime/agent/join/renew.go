@@ -33,7 +33,8 @@ type KeepOptions struct {
 }
 
 // Keep renews the node's certificates before they expire, until ctx ends: when four
-// fifths of their time have passed.
+// fifths of their time have passed, or when another authority signs. Every ten
+// minutes it asks which are to be trusted.
 func (c *Credentials) Keep(ctx context.Context, opts KeepOptions) {
 	for ctx.Err() == nil {
 		wait, err := c.renew(ctx, opts)
@@ -58,8 +59,12 @@ func renewal(leaf *x509.Certificate) time.Time {
 // renew renews what is due and returns how long there is until the next is.
 func (c *Credentials) renew(ctx context.Context, opts KeepOptions) (time.Duration, error) {
 	subject := pkix.Name{CommonName: "system:node:" + c.node, Organization: []string{"system:nodes"}}
-	wait := 24 * time.Hour
+	wait := askAuthorities
+	signing, err := c.follow(ctx, opts)
 	var errs []error
+	if err != nil {
+		errs = append(errs, fmt.Errorf("authorities: %w", err))
+	}
 	for _, k := range []struct {
 		name     string
 		template *x509.CertificateRequest
@@ -70,7 +75,8 @@ func (c *Credentials) renew(ctx context.Context, opts KeepOptions) (time.Duratio
 		{servingName, &x509.CertificateRequest{Subject: subject, DNSNames: opts.Names, IPAddresses: opts.IPs}, certificatesv1.KubeletServingSignerName, certificatesv1.UsageServerAuth},
 	} {
 		pair, err := c.pair(k.name)
-		if err == nil && !opts.Clock.Now().Before(renewal(pair.Leaf)) {
+		due := err == nil && (!opts.Clock.Now().Before(renewal(pair.Leaf)) || signing != nil && pair.Leaf.CheckSignatureFrom(signing) != nil)
+		if due {
 			limit, cancel := context.WithTimeout(ctx, retryRenewal)
 			err = request(limit, opts.Client, c.dir, k.name, k.template, k.signer, k.usage)
 			cancel()

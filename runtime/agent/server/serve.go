@@ -28,7 +28,7 @@ type ServeOptions struct {
 	NodeName    string
 	Listener    net.Listener
 	Certificate func() (*tls.Certificate, error) // the serving one, asked for at each handshake
-	ClientCA    *x509.CertPool                   // the cluster's
+	ClientCA    func() *x509.CertPool            // the cluster's, asked for at each handshake
 	Client      kubernetes.Interface             // for subject access reviews
 	Handler     http.Handler
 	Logger      *slog.Logger // nil = discard
@@ -43,12 +43,18 @@ func Serve(ctx context.Context, opts ServeOptions) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	base := &tls.Config{
+		MinVersion: tls.VersionTLS12, ClientAuth: tls.VerifyClientCertIfGiven, NextProtos: []string{"h2", "http/1.1"},
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return opts.Certificate() },
+	}
+	base.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		now := base.Clone()
+		now.ClientCAs = opts.ClientCA()
+		return now, nil
+	}
 	s := &http.Server{
-		Handler: authorize(opts),
-		TLSConfig: &tls.Config{
-			MinVersion: tls.VersionTLS12, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: opts.ClientCA,
-			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return opts.Certificate() },
-		},
+		Handler:           authorize(opts),
+		TLSConfig:         base,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          log.New(logWriter{opts.Logger}, "", 0),
