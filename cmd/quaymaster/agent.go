@@ -80,7 +80,7 @@ certificate that it was given. The container runtime is a process of its own.`,
 	f.StringVar(&flags.dnsListen, "dns-listen", "", "address of a server of the cluster's names, which pods must reach, like 10.0.0.2:53 (default: none)")
 	f.StringSliceVar(&flags.dnsForward, "dns-forward", nil, "servers that it asks for all other names (default: the machine's)")
 	f.StringSliceVar(&flags.clusterDNS, "cluster-dns", nil, "name servers of pods that want the cluster's (default: --dns-listen's, else the machine's)")
-	f.DurationVar(&flags.shutdown, "shutdown-grace-period", 0, "how long pods have to end after SIGPWR, which says that the machine is about to go (0: SIGPWR is not heeded)")
+	f.DurationVar(&flags.shutdown, "shutdown-grace-period", 0, "how long pods have to end when the machine is about to go, as systemd says, which waits for them, or SIGPWR (0: neither is heeded)")
 	f.DurationVar(&flags.shutdownCritical, "shutdown-grace-period-critical-pods", 0, "how much of it is left for critical pods, which end last")
 	f.StringVar(&flags.readOnly, "read-only-listen", "", "address of health, pods, statistics and metrics without TLS and for anybody, like 127.0.0.1:10255 (default: none)")
 	f.StringVar(&flags.clusterDomain, "cluster-domain", "cluster.local", "domain of the cluster's services")
@@ -241,8 +241,10 @@ func (f *agentFlags) once(cmd *cobra.Command) (err error) {
 			return err
 		}
 	}
+	going, mayGo := powerFails(ctx, f.shutdown, log)
+	defer mayGo()
 	return remote.Run(ctx, remote.Options{
-		Shutdown: powerFails(ctx, f.shutdown > 0), ShutdownGrace: f.shutdown, ShutdownCritical: f.shutdownCritical,
+		Shutdown: going, ShutdownGrace: f.shutdown, ShutdownCritical: f.shutdownCritical,
 		Server: f.server, Token: f.token, NodeName: f.name, Dir: dir,
 		Proxy: f.proxy, DNS: f.names(log),
 		Backend: backend, Events: events, Listener: listener, Health: health, ReadOnly: readOnly, Manifests: f.manifests, ManifestURL: f.manifestURL,

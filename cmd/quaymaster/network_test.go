@@ -29,6 +29,7 @@ type netNode struct {
 	daemon *containerdtest.Daemon
 	client kubernetes.Interface
 	agent  *exec.Cmd
+	dir    string // the server's
 }
 
 const netNodeCIDR = "10.79.0.0/24"
@@ -53,7 +54,7 @@ func newNodeWith(t testing.TB, d *containerdtest.Daemon, ofServer []string, ofAg
 	}
 	n := &netNode{t: t, daemon: d}
 	_, url, dir, client := server(t, ofServer...)
-	n.client = client
+	n.client, n.dir = client, dir
 	token, err := os.ReadFile(filepath.Join(dir, "join-token"))
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,6 +28,7 @@ type nodeSwitch struct {
 	cluster
 	runtime, selector string
 	force, detach     bool
+	deleteEmptyDir    bool
 	timeout           time.Duration
 }
 
@@ -39,6 +42,8 @@ no more pods, evicts those that it has as their disruption budgets allow, ends w
 is left (pods of DaemonSets and static ones), changes, and takes pods again. The
 plan is kept on the Node object and carried out by the node itself: interrupted
 at any step, by the end of this command, of the agent or of the machine, it goes on.
+Pods whose emptyDir volumes would be lost are named, and nothing begins without
+--delete-emptydir-data.
 Asking for the former runtime again, before pods are gone, calls it off.`,
 		Example: `  quaymaster node switch node01 --runtime oci
   quaymaster node switch --selector pool=edge --runtime containerd`,
@@ -49,6 +54,7 @@ Asking for the former runtime again, before pods are gone, calls it off.`,
 	f.StringVar(&s.runtime, "runtime", "", "containerd, cri@unix:///PATH, oci, wasm or sim")
 	f.StringVarP(&s.selector, "selector", "l", "", "labels of the nodes, in the place of names")
 	f.BoolVar(&s.force, "force", false, "evict pods too that no controller makes anew")
+	f.BoolVar(&s.deleteEmptyDir, "delete-emptydir-data", false, "evict pods too whose emptyDir volumes are lost with them")
 	f.BoolVar(&s.detach, "detach", false, "do not wait: all nodes begin at once")
 	f.DurationVar(&s.timeout, "timeout", 30*time.Minute, "time to wait for each node; its plan goes on")
 	return command
@@ -96,11 +102,49 @@ func (s *nodeSwitch) run(cmd *cobra.Command, names []string) error {
 	return nil
 }
 
+// loss says which pods of a node would lose data, as kubectl drain does.
+func (s *nodeSwitch) loss(ctx context.Context, client kubernetes.Interface, name string) error {
+	if s.deleteEmptyDir {
+		return nil
+	}
+	list, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + name})
+	if err != nil {
+		return err
+	}
+	var pods []*corev1.Pod
+	for i := range list.Items {
+		pods = append(pods, &list.Items[i])
+	}
+	var lose []string
+	for _, p := range drain.Evictable(pods) {
+		if drain.LosesData(p) {
+			lose = append(lose, p.Namespace+"/"+p.Name)
+		}
+	}
+	if len(lose) == 0 {
+		return nil
+	}
+	slices.Sort(lose)
+	return fmt.Errorf("cannot delete Pods with local storage (use --delete-emptydir-data to override): %s", strings.Join(lose, ", "))
+}
+
 // ask writes what is wanted on the Node.
 func (s *nodeSwitch) ask(ctx context.Context, client kubernetes.Interface, name string) error {
-	annotations := map[string]any{drain.Annotation: s.runtime, drain.Force: nil}
+	node, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	if node.Annotations[drain.Current] != s.runtime { // else a plan is called off, or nothing is to do
+		if err := s.loss(ctx, client, name); err != nil {
+			return err
+		}
+	}
+	annotations := map[string]any{drain.Annotation: s.runtime, drain.Force: nil, drain.DeleteEmptyDir: nil}
 	if s.force {
 		annotations[drain.Force] = "true"
+	}
+	if s.deleteEmptyDir {
+		annotations[drain.DeleteEmptyDir] = "true"
 	}
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": annotations}})
 	if err != nil {

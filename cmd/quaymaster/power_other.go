@@ -2,7 +2,13 @@
 
 package main
 
-import "context"
+import (
+	"context"
+	"log/slog"
+	"time"
+)
 
-// powerFails is Linux' signal alone.
-func powerFails(context.Context, bool) <-chan struct{} { return nil }
+// powerFails is Linux' signal, and systemd's, alone.
+func powerFails(context.Context, time.Duration, *slog.Logger) (going <-chan struct{}, mayGo func()) {
+	return nil, func() {}
+}

@@ -151,7 +151,7 @@ func (d *drain) next(ctx context.Context) (to string, again bool, err error) {
 		d.tell(v1.EventTypeNormal, "RuntimeSwitchStarted", fmt.Sprintf("The runtime is to change from %s to %s: the node takes no pods and is drained", state.From, state.To))
 		return "", true, nil
 	case Evict:
-		return "", true, d.evict(ctx, Evictable(pods), node.Annotations[Force] == "true")
+		return "", true, d.evict(ctx, Evictable(pods), node.Annotations)
 	case Empty:
 		state.Step = Switching
 		return "", true, d.save(ctx, node, state)
@@ -219,7 +219,7 @@ func (d *drain) ready(node *v1.Node) bool {
 }
 
 // evict asks for the end of pods, and says which of them cannot be.
-func (d *drain) evict(ctx context.Context, pods []*v1.Pod, force bool) error {
+func (d *drain) evict(ctx context.Context, pods []*v1.Pod, annotations map[string]string) error {
 	var blocked string
 	var errs []error
 	for _, p := range pods {
@@ -227,8 +227,12 @@ func (d *drain) evict(ctx context.Context, pods []*v1.Pod, force bool) error {
 			continue
 		}
 		name := p.Namespace + "/" + p.Name
-		if metav1.GetControllerOf(p) == nil && !force {
+		if metav1.GetControllerOf(p) == nil && annotations[Force] != "true" {
 			blocked = fmt.Sprintf("pod %s has no controller that would make it anew: delete it, or set the node's annotation %s=true", name, Force)
+			continue
+		}
+		if LosesData(p) && annotations[DeleteEmptyDir] != "true" {
+			blocked = fmt.Sprintf("the data in pod %s's emptyDir volumes would be lost: delete it, or set the node's annotation %s=true", name, DeleteEmptyDir)
 			continue
 		}
 		err := d.opts.Client.PolicyV1().Evictions(p.Namespace).Evict(ctx, &policyv1.Eviction{

@@ -280,6 +280,25 @@ func TestBudgetIsHonoured(t *testing.T) {
 	}
 }
 
+func emptyDir(p *v1.Pod) {
+	p.Spec.Volumes = []v1.Volume{{Name: "v", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}}}
+}
+
+// TestDataIsLostByLeave evicts a pod with an emptyDir where the Node says that it may.
+func TestDataIsLostByLeave(t *testing.T) {
+	c := newCluster(t, podOf("cache", "ReplicaSet", emptyDir))
+	node := nodeOf("b", "")
+	node.Annotations[DeleteEmptyDir] = "true"
+	node.Status.Conditions = []v1.NodeCondition{{Type: v1.NodeReady, Status: v1.ConditionTrue, LastHeartbeatTime: metav1.NewTime(time.Now().Add(time.Hour))}}
+	if err := c.client.Tracker().Update(v1.SchemeGroupVersion.WithResource("nodes"), node, ""); err != nil {
+		t.Fatal(err)
+	}
+	c.all()
+	if left := c.evictable(); len(left) > 0 {
+		t.Errorf("pods: %v", left)
+	}
+}
+
 // TestWhatKeepsAPlan is told by one event, and nothing is done meanwhile.
 func TestWhatKeepsAPlan(t *testing.T) {
 	for name, test := range map[string]struct {
@@ -288,6 +307,7 @@ func TestWhatKeepsAPlan(t *testing.T) {
 		reason string
 	}{
 		"a pod without a controller":      {[]*v1.Pod{podOf("bare", "")}, nil, Blocked},
+		"data that would be lost":         {[]*v1.Pod{podOf("cache", "ReplicaSet", emptyDir)}, nil, Blocked},
 		"a runtime that cannot run there": {nil, errors.New("there is no runc"), Failed},
 	} {
 		t.Run(name, func(t *testing.T) {

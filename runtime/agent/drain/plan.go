@@ -20,6 +20,8 @@ const (
 	Annotation = "quaymaster.dev/runtime"
 	// Force is the annotation, "true", by which pods are evicted too that no controller makes anew.
 	Force = "quaymaster.dev/runtime-switch-force"
+	// DeleteEmptyDir is the annotation, "true", by which pods are evicted too whose emptyDir volumes are lost with them.
+	DeleteEmptyDir = "quaymaster.dev/runtime-switch-delete-emptydir-data"
 	// Current is the annotation by which the node says which runtime it has.
 	Current = "quaymaster.dev/runtime-current"
 	// StateAnnotation is the plan's state, for as long as there is one.
@@ -112,4 +114,9 @@ func Evictable(pods []*v1.Pod) []*v1.Pod {
 		c := metav1.GetControllerOf(p)
 		return mirror || c != nil && c.Kind == "DaemonSet" || p.Status.Phase == v1.PodSucceeded || p.Status.Phase == v1.PodFailed
 	})
+}
+
+// LosesData tells whether a pod has data on the node that end with it: emptyDir volumes, as kubectl drain sees it.
+func LosesData(p *v1.Pod) bool {
+	return slices.ContainsFunc(p.Spec.Volumes, func(v v1.Volume) bool { return v.EmptyDir != nil })
 }
