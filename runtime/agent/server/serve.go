@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -60,11 +61,13 @@ func Serve(ctx context.Context, opts ServeOptions) error {
 		ErrorLog:          log.New(logWriter{opts.Logger}, "", 0),
 	}
 	done := make(chan struct{})
+	conns := &connections{Listener: opts.Listener, open: map[*connection]struct{}{}}
 	stop := context.AfterFunc(ctx, func() {
 		defer close(done)
 		_ = s.Close() // followers of logs would wait for ever otherwise
+		conns.closeAll()
 	})
-	err := s.ServeTLS(opts.Listener, "", "")
+	err := s.ServeTLS(conns, "", "")
 	if stop() {
 		close(done)
 	}
@@ -73,6 +76,53 @@ func Serve(ctx context.Context, opts ServeOptions) error {
 		return nil
 	}
 	return fmt.Errorf("serve the kubelet API: %w", err)
+}
+
+// connections knows what a listener has open: a server's Close leaves those alone that were upgraded to streams, and
+// who is attached to a container would not hear of the end.
+type connections struct {
+	net.Listener
+
+	mu     sync.Mutex
+	closed bool
+	open   map[*connection]struct{}
+}
+
+type connection struct {
+	net.Conn
+	of *connections
+}
+
+func (c *connections) Accept() (net.Conn, error) {
+	conn, err := c.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	out := &connection{conn, c}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		_ = conn.Close()
+	} else {
+		c.open[out] = struct{}{}
+	}
+	return out, nil
+}
+
+func (c *connections) closeAll() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	for conn := range c.open {
+		_ = conn.Conn.Close()
+	}
+}
+
+func (c *connection) Close() error {
+	c.of.mu.Lock()
+	delete(c.of.open, c)
+	c.of.mu.Unlock()
+	return c.Conn.Close()
 }
 
 // ServeHealth serves /healthz alone, without TLS and to anybody, until ctx ends.
