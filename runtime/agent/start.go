@@ -224,12 +224,40 @@ func (p *pod) sandbox(ctx context.Context, api *v1.Pod) error {
 	}
 	r, err := b.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
 	if err != nil {
+		p.strays = true
 		p.a.event(api, v1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: "+grpcstatus.Convert(err).Message(), "")
 		p.a.startFailed(p.uid, "create a sandbox: "+grpcstatus.Convert(err).Message())
 		return fmt.Errorf("create the sandbox: %w", err)
 	}
 	p.sandboxID = r.PodSandboxId
+	if err := p.sweep(ctx); err != nil {
+		p.a.log.Warn("a sandbox that failed is still there", "pod", api.Namespace+"/"+api.Name, "err", err)
+	}
 	return p.observe(ctx)
+}
+
+// sweep removes sandboxes of the pod that failed. A runtime keeps one whose network it could not take down, with its
+// address, until it is asked again.
+func (p *pod) sweep(ctx context.Context) error {
+	if !p.strays {
+		return nil
+	}
+	list, err := p.a.opts.Backend.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{
+		LabelSelector: map[string]string{labelPodUID: string(p.uid)},
+	}})
+	if err != nil {
+		return fmt.Errorf("list the pod's sandboxes: %w", err)
+	}
+	for _, s := range list.Items {
+		if s.Id == p.sandboxID {
+			continue
+		}
+		if _, err := p.a.opts.Backend.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.Id}); err != nil {
+			return fmt.Errorf("remove sandbox %s, which failed: %w", s.Id, err)
+		}
+	}
+	p.strays = false
+	return nil
 }
 
 // prepare makes what a pod's containers need of the machine.

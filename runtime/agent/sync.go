@@ -310,6 +310,9 @@ func (p *pod) remove(ctx context.Context) error {
 		}
 		p.sandboxID, p.rt.SandboxReady = "", false
 	}
+	if err := p.sweep(ctx); err != nil {
+		return err
+	}
 	p.release()
 	return p.a.cleanUp(p.object())
 }

@@ -46,6 +46,7 @@ type pod struct {
 	adopted   bool // looked for sandboxes that were there before the agent
 	sandboxID string
 	attempt   uint32 // of the next sandbox
+	strays    bool   // a sandbox failed, and the runtime may have kept it
 	rt        status.Runtime
 	waiting   map[string]status.Waiting
 	backoff   backOffs
