@@ -193,29 +193,30 @@ func hostPath(h *v1.HostPathVolumeSource) error {
 	if h.Type != nil {
 		kind = *h.Type
 	}
-	switch kind {
-	case v1.HostPathUnset:
+	if kind == v1.HostPathUnset {
 		return nil
-	case v1.HostPathDirectoryOrCreate:
-		if err := os.MkdirAll(h.Path, 0o755); err != nil {
-			return fmt.Errorf("hostPath type check failed: %w", err)
-		}
-		kind = v1.HostPathDirectory
-	case v1.HostPathFileOrCreate:
+	}
+	var mode fs.FileMode = fs.ModeIrregular // of what is not there, which is none of the types
+	switch info, err := os.Stat(h.Path); {
+	case err == nil:
+		mode = info.Mode()
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("hostPath type check failed: %w", err)
+	case kind == v1.HostPathDirectoryOrCreate:
+		return os.MkdirAll(h.Path, 0o755)
+	case kind == v1.HostPathFileOrCreate:
 		f, err := os.OpenFile(h.Path, os.O_CREATE|os.O_RDONLY, 0o644)
 		if err != nil {
-			return fmt.Errorf("hostPath type check failed: %w", err)
-		}
-		if err := f.Close(); err != nil {
 			return err
 		}
+		return f.Close()
+	}
+	switch kind {
+	case v1.HostPathDirectoryOrCreate:
+		kind = v1.HostPathDirectory
+	case v1.HostPathFileOrCreate:
 		kind = v1.HostPathFile
 	}
-	info, err := os.Stat(h.Path)
-	if err != nil {
-		return fmt.Errorf("hostPath type check failed: %w", err)
-	}
-	mode := info.Mode()
 	for _, t := range []struct {
 		kind v1.HostPathType
 		is   bool
