@@ -230,7 +230,7 @@ func TestClockJumps(t *testing.T) {
 	n.create(n.podOf("dies", "while ! test -e /tmp/die; do sleep 0.1; done; exit 1", always))
 	before := n.ready("stays")
 	restarts := int32(0)
-	for _, off := range []time.Duration{3 * time.Hour, -3 * time.Hour, 0} {
+	for _, off := range []time.Duration{3 * time.Hour, -3 * time.Hour} {
 		jump.set(off)
 		n.exec(n.ready("dies"), "touch /tmp/die")
 		restarts++

@@ -27,7 +27,7 @@ const boxContainers = 20
 // TestDeadContainers leaves dead containers, of pods that are gone and of one that goes on, while no agent is there.
 // The next one has its pods running no later, and what is dead goes.
 func TestDeadContainers(t *testing.T) {
-	many := 100
+	many := 2 * boxContainers
 	if *long {
 		many = 1000
 	}
