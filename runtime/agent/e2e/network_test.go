@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -16,6 +17,8 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/quaymaster/quaymaster/core/coretest"
 )
 
 // conflist is a network whose pods have an address of each of the prefixes, on a bridge of theirs; more plugins come after it.
@@ -148,16 +151,17 @@ func TestAddresses(t *testing.T) {
 				if address.Is6() != test.six[i] || !netip.MustParsePrefix(test.prefixes[i]).Contains(address) {
 					t.Errorf("address %d is %s", i, address)
 				}
-				client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-				r, err := client.Get("http://" + netip.AddrPortFrom(address, 8080).String())
-				if err != nil {
-					t.Fatal(err)
-				}
-				page, err := io.ReadAll(r.Body)
-				_ = r.Body.Close()
-				if string(page) != "hello\n" || err != nil {
-					t.Errorf("at %s: %q, %v", address, page, err)
-				}
+				// The node's own new address cannot be spoken from at once: a connection that came too early is tried again.
+				client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
+				coretest.Eventually(t, "the page at "+p.IP, func(context.Context) (bool, error) {
+					r, err := client.Get("http://" + netip.AddrPortFrom(address, 8080).String())
+					if err != nil {
+						return false, nil
+					}
+					defer r.Body.Close()
+					page, err := io.ReadAll(r.Body)
+					return err == nil && string(page) == "hello\n", nil
+				})
 				if !strings.Contains(hosts, p.IP+"\t"+name) {
 					t.Errorf("/etc/hosts has no %s:\n%s", p.IP, hosts)
 				}
