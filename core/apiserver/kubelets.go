@@ -70,7 +70,7 @@ func (k *kubelets) GetConnectionInfo(ctx context.Context, name types.NodeName) (
 		if transport, ok := local(string(name)); ok {
 			return &kubeletclient.ConnectionInfo{
 				Scheme: "http", Hostname: string(name), Port: strconv.Itoa(kubeletPort),
-				Transport: transport, InsecureSkipTLSVerifyTransport: transport,
+				Transport: lastBytes{transport}, InsecureSkipTLSVerifyTransport: lastBytes{transport},
 				NodeFeatures: node.Status.DeclaredFeatures,
 			}, nil
 		}
@@ -85,7 +85,7 @@ func (k *kubelets) GetConnectionInfo(ctx context.Context, name types.NodeName) (
 			if address.Type == kind {
 				return &kubeletclient.ConnectionInfo{
 					Scheme: "https", Hostname: address.Address, Port: strconv.Itoa(port),
-					Transport: transport, InsecureSkipTLSVerifyTransport: transport,
+					Transport: lastBytes{transport}, InsecureSkipTLSVerifyTransport: lastBytes{transport},
 					NodeFeatures: node.Status.DeclaredFeatures,
 				}, nil
 			}
