@@ -266,7 +266,7 @@ func TestKeysOnDisk(t *testing.T) {
 	}
 	first.stop()
 	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 7 { // two authorities, the front proxy, the key of tokens
+	if err != nil || len(entries) != 8 { // two authorities, the front proxy, the key of tokens and when its last one ends
 		t.Fatalf("%v, %v", entries, err)
 	}
 	for _, entry := range entries {
