@@ -88,6 +88,9 @@ func openDisk(dir string, logFile int64, key []byte, logger *slog.Logger) (*disk
 		if strings.Contains(err.Error(), "directory lock") {
 			return nil, fmt.Errorf("storage: %s is %w; stop it first or choose another directory", dir, ErrInUse)
 		}
+		if strings.Contains(err.Error(), "Cannot write pid file") {
+			return nil, fmt.Errorf("storage: %s cannot be written: %w; make it writable or choose another directory", dir, err)
+		}
 		return nil, fmt.Errorf("storage: open %s: %w", dir, err)
 	}
 	d := &disk{db: db, logger: log}

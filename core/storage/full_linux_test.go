@@ -185,6 +185,9 @@ func openReadOnly(dir string) error {
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 		return fmt.Errorf("remount: %w", err)
 	}
+	if _, err := Open(opts); err == nil || !strings.Contains(err.Error(), "cannot be written") || !strings.Contains(err.Error(), "make it writable or choose another directory") {
+		return fmt.Errorf("opened: %w", err)
+	}
 	for _, place := range []string{opts.Dir, filepath.Join(dir, "new")} {
 		if s, err := Open(Options{Dir: place}); err == nil || !strings.Contains(err.Error(), place) || !strings.Contains(err.Error(), "read-only file system") {
 			return fmt.Errorf("opened %s: %v, %w", place, s, err)

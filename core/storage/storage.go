@@ -294,7 +294,7 @@ func (s *Store) Close() error {
 func (s *Store) roomFor(what string) error {
 	free, err := s.opts.freeSpace(s.opts.Dir)
 	if need := s.opts.MinFree / 2; err == nil && free < need {
-		return fmt.Errorf("%w: %s has %d KiB free and needs %d to %s", ErrNoSpace, s.opts.Dir, free>>10, need>>10, what)
+		return fmt.Errorf("%w: %s has %d KiB free and needs %d KiB to %s; make room there", ErrNoSpace, s.opts.Dir, free>>10, need>>10, what)
 	}
 	return nil
 }

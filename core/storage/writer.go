@@ -491,7 +491,7 @@ func (s *Store) checkSpace() error {
 		return fmt.Errorf("storage: free space of %s: %w", s.opts.Dir, err)
 	}
 	if free < s.opts.MinFree {
-		return fmt.Errorf("%w: %s has %d KiB free and needs %d; make room there", ErrNoSpace, s.opts.Dir, free>>10, s.opts.MinFree>>10)
+		return fmt.Errorf("%w: %s has %d KiB free and needs %d KiB; make room there", ErrNoSpace, s.opts.Dir, free>>10, s.opts.MinFree>>10)
 	}
 	return nil
 }
