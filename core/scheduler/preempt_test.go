@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
+	schedulingv1alpha2 "k8s.io/api/scheduling/v1alpha2"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clienttesting "k8s.io/client-go/testing"
@@ -135,5 +136,49 @@ func TestPreemptionFails(t *testing.T) {
 	list, err := w.client.CoreV1().Pods("default").List(context.Background(), metav1.ListOptions{})
 	if err != nil || len(list.Items) != 1 || !strings.HasPrefix(list.Items[0].Name, "new") {
 		t.Errorf("%d pods are left, %v", len(list.Items), err)
+	}
+}
+
+// TestPreemptionNodeVanishes: a pod whose nominated node goes while its victims end
+// looks for another place at once, whatever they do.
+func TestPreemptionNodeVanishes(t *testing.T) {
+	w := newWorld(t, nil)
+	w.endGracefully()
+	w.put(nodeResource, testNode("small", "1", nil))
+	w.put(nodeResource, testNode("n1", "2", nil))
+	w.put(podResource, testPod("old", "2"))
+	w.bound("old", "n1")
+	w.put(podResource, withPriority(testPod("urgent", "2"), 10))
+	w.ending("old")
+	eventually(t, "the node is nominated", func() bool { return w.pod("urgent").Status.NominatedNodeName == "n1" })
+	w.remove(nodeResource, "", "n1")
+	w.refused("urgent", "0/1 nodes are available: 1 Insufficient cpu. "+
+		"no new claims to deallocate, preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.")
+	eventually(t, "no node is nominated", func() bool { return w.pod("urgent").Status.NominatedNodeName == "" })
+	w.put(nodeResource, testNode("n2", "2", nil))
+	w.bound("urgent", "n2")
+}
+
+// TestPreemptionOfOneIgnoresGroups: a single pod evicts of a group of the mode
+// PodGroup as few as it needs, by the pods' own priorities, as upstream's does in 1.36:
+// the mode counts where a group preempts.
+func TestPreemptionOfOneIgnoresGroups(t *testing.T) {
+	w := newWorld(t, withGroups)
+	w.endGracefully()
+	whole, high := schedulingv1alpha2.DisruptionModePodGroup, int32(1000)
+	group := podGroup("g", 0)
+	group.Spec.DisruptionMode, group.Spec.Priority = &whole, &high
+	w.put(groupResource, group)
+	w.put(nodeResource, testNode("n1", "2", nil))
+	for name, priority := range map[string]int32{"a": 1, "b": 2} {
+		w.put(podResource, withPriority(inGroup(testPod(name, "1"), "g"), priority))
+		w.bound(name, "n1")
+	}
+	w.put(podResource, withPriority(testPod("urgent", "1"), 10))
+	w.ending("a")
+	w.remove(podResource, "default", "a")
+	w.bound("urgent", "n1")
+	if w.pod("b").DeletionTimestamp != nil {
+		t.Error("more of the group was evicted than the pod needs")
 	}
 }
