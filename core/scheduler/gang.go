@@ -1,6 +1,8 @@
 package scheduler
 
 import (
+	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -121,26 +123,17 @@ func (s *Scheduler) admit(p *pending) {
 
 // decideGang tries all pods of a gang, the first of which had its turn, and binds
 // those that got nodes if they are enough.
-func (s *Scheduler) decideGang(attempt func(*pending) (cluster.Outcome, *cluster.Verdict, error), first *pending) {
+func (s *Scheduler) decideGang(ctx context.Context, first *pending) {
 	g, now := first.gang, s.clock.Now()
 	needed, ready := s.count(g)
 	if needed > ready { // some have gone meanwhile
 		s.admit(first)
 		return
 	}
-	var list []*pending
-	for _, p := range g.waiting {
-		if p.bind == nil && len(p.pod.Spec.SchedulingGates) == 0 && !s.expired(p) {
-			s.queue.take(p)
-			list = append(list, p)
-		}
+	list := g.untried(s.triable)
+	for _, p := range list {
+		s.queue.take(p)
 	}
-	slices.SortFunc(list, func(a, b *pending) int {
-		if byPriority(a, b) {
-			return -1
-		}
-		return 1 // no two have one sequence
-	})
 	if g.evicting {
 		for _, p := range list {
 			s.queue.group(p)
@@ -151,6 +144,9 @@ func (s *Scheduler) decideGang(attempt func(*pending) (cluster.Outcome, *cluster
 	for i, p := range list {
 		reserved[i] = s.state.Withdraw(p.key)
 	}
+	within, elsewhere := s.placeGang(ctx, g, list, needed)
+	defer s.confine(list, cluster.Domain{})
+	s.confine(list, within)
 	result := resultUnschedulable
 	var decided time.Duration
 	defer func() { s.meters.gang(first.profile.Name, result, decided, s.clock.Since(now)) }()
@@ -160,7 +156,11 @@ func (s *Scheduler) decideGang(attempt func(*pending) (cluster.Outcome, *cluster
 		if len(binds.commits)+len(list)-i < needed {
 			break // no way to be enough
 		}
-		out, verdict, err := attempt(p)
+		if elsewhere != "" && within.Key == "" {
+			verdicts[p] = elsewhere
+			continue
+		}
+		out, verdict, err := s.attempt(ctx, p)
 		switch {
 		case err != nil:
 			verdicts[p] = err.Error()
@@ -177,7 +177,7 @@ func (s *Scheduler) decideGang(attempt func(*pending) (cluster.Outcome, *cluster
 		for _, c := range binds.commits {
 			s.unassume(c)
 		}
-		result = s.parkGang(g, list, reserved, needed, len(binds.commits), verdicts, now)
+		result = s.parkGang(g, list, reserved, needed, len(binds.commits), verdicts, elsewhere, now)
 		return
 	}
 	g.tries, g.parked, result = 0, false, resultScheduled
@@ -201,6 +201,64 @@ func (s *Scheduler) decideGang(attempt func(*pending) (cluster.Outcome, *cluster
 		}
 	}
 	s.sendGang(binds)
+}
+
+// untried lists the pods of the gang that have no node, of those that it asks of, in
+// the order in which they are decided.
+func (g *gang) untried(of func(*pending) bool) (list []*pending) {
+	for _, p := range g.waiting {
+		if p.bind == nil && of(p) {
+			list = append(list, p)
+		}
+	}
+	slices.SortFunc(list, func(a, b *pending) int {
+		if byPriority(a, b) {
+			return -1
+		}
+		return 1 // no two have one sequence
+	})
+	return list
+}
+
+// triable says that nothing keeps the pod from being decided.
+func (s *Scheduler) triable(p *pending) bool {
+	return len(p.pod.Spec.SchedulingGates) == 0 && !s.expired(p)
+}
+
+// topologyKey is the label in one value of which the gang must be, or "".
+func (s *Scheduler) topologyKey(g *gang) string { return cluster.TopologyKeyOf(s.podGroup(g.key)) }
+
+// placeGang chooses the part of the cluster that the pods of a gang may go to, and
+// says why it has too few nodes.
+func (s *Scheduler) placeGang(ctx context.Context, g *gang, list []*pending, needed int) (cluster.Domain, string) {
+	key := s.topologyKey(g)
+	if key == "" {
+		return cluster.Domain{}, ""
+	}
+	placed := slices.Collect(maps.Keys(g.placed))
+	for name, p := range g.waiting {
+		if _, known := g.placed[name]; !known && p.bind != nil {
+			placed = append(placed, name)
+		}
+	}
+	within, why, err := s.state.PlaceGroup(ctx, s.gangOfPods(list, needed), key, placed)
+	switch {
+	case err != nil:
+		return cluster.Domain{}, err.Error()
+	case why != "":
+		why = cluster.PlacementMessage(why)
+	}
+	return within, why
+}
+
+// confine takes the classes of the pods for a part of the cluster.
+func (s *Scheduler) confine(list []*pending, within cluster.Domain) {
+	for _, p := range list {
+		if p.within != within {
+			p.within = within
+			s.reclass(p)
+		}
+	}
 }
 
 // wakeGangs tries the gangs again that something may help, after their back-off.

@@ -17,8 +17,10 @@ const resultWaiting = "waiting_on_preemption"
 
 // parkGang holds a gang that has too few nodes until something may help it, after
 // it has preempted others if that makes room for as many pods as it needs. The
-// nodes that were reserved for its pods, if any, stay so while victims end.
-func (s *Scheduler) parkGang(g *gang, list []*pending, reserved []string, needed, placed int, verdicts map[*pending]string, now time.Time) (result string) {
+// nodes that were reserved for its pods, if any, stay so while victims end. A gang
+// that must be in one topology domain preempts nobody, as upstream's; elsewhere says
+// why no domain has enough nodes for it.
+func (s *Scheduler) parkGang(g *gang, list []*pending, reserved []string, needed, placed int, verdicts map[*pending]string, elsewhere string, now time.Time) (result string) {
 	g.tries++
 	g.parked, g.readyAt = true, now.Add(backOff(g.tries))
 	s.stats.unschedulable.Add(int64(len(list)))
@@ -36,7 +38,9 @@ func (s *Scheduler) parkGang(g *gang, list []*pending, reserved []string, needed
 			p.nominated = ""
 			s.state.Free(reserved[i])
 		}
-		waits, helpless = s.preemptForGang(g, list, needed, now)
+		if s.topologyKey(g) == "" {
+			waits, helpless = s.preemptForGang(g, list, needed, now)
+		}
 	}
 	for _, p := range list {
 		p.attempts++
@@ -44,7 +48,11 @@ func (s *Scheduler) parkGang(g *gang, list []*pending, reserved []string, needed
 		s.refuse(p, v1.PodReasonUnschedulable, cluster.GangMessage{Name: g.key.Name, PodGroup: g.key.podGroup, Placed: placed, Needed: needed,
 			Pod: verdicts[p], Waits: waits, Helpless: helpless}.String())
 	}
-	s.tellGroup(g, metav1.ConditionFalse, schedulingv1alpha2.PodGroupReasonUnschedulable, cluster.GroupMessage(waits, helpless))
+	message := cluster.GroupMessage(waits, helpless)
+	if elsewhere != "" {
+		message = elsewhere
+	}
+	s.tellGroup(g, metav1.ConditionFalse, schedulingv1alpha2.PodGroupReasonUnschedulable, message)
 	if waits {
 		return resultWaiting
 	}
@@ -60,17 +68,12 @@ func (s *Scheduler) preemptForGang(g *gang, list []*pending, needed int, now tim
 		return false, ""
 	}
 	s.meters.preemptions.Inc()
-	ask := &cluster.Gang{Members: make([]cluster.Member, len(list)), Needed: needed, Budgets: budgets, Now: now}
+	ask := s.gangOfPods(list, needed)
+	ask.Budgets, ask.Now = budgets, now
 	if s.options.PodGroups != nil {
 		ask.Whole = s.evictedWhole
 		if group := s.podGroup(g.key); group != nil {
 			ask.Priority = group.Spec.Priority
-		}
-	}
-	for i, p := range list {
-		ask.Members[i] = cluster.Member{Profile: p.profile, Pod: p.pod, Tie: p.tie}
-		if p.profile.HasPolicies() {
-			ask.Policies = s.policiesOf(p.profile)
 		}
 	}
 	choice, helpless, err := s.state.PreemptGang(context.Background(), ask)
@@ -106,6 +109,18 @@ func (s *Scheduler) preemptForGang(g *gang, list []*pending, needed int, now tim
 	}
 	s.evict(e, func() { s.evictedForGang(g, e) })
 	return true, ""
+}
+
+// gangOfPods is what the state is asked of pods of a gang.
+func (s *Scheduler) gangOfPods(list []*pending, needed int) *cluster.Gang {
+	g := &cluster.Gang{Members: make([]cluster.Member, len(list)), Needed: needed}
+	for i, p := range list {
+		g.Members[i] = cluster.Member{Profile: p.profile, Pod: p.pod, Tie: p.tie}
+		if p.profile.HasPolicies() {
+			g.Policies = s.policiesOf(p.profile)
+		}
+	}
+	return g
 }
 
 // outrank takes the reserved node from a pod, which finds another place sooner

@@ -276,8 +276,8 @@ func (s *Scheduler) decide(ctx context.Context, p *pending) {
 			s.refuse(p, v1.PodReasonUnschedulable, why)
 			return
 		}
-		if missing, _ := s.count(p.gang); missing > 0 {
-			s.decideGang(func(p *pending) (cluster.Outcome, *cluster.Verdict, error) { return s.attempt(ctx, p) }, p)
+		if missing, _ := s.count(p.gang); missing > 0 || s.topologyKey(p.gang) != "" {
+			s.decideGang(ctx, p)
 			return
 		}
 	}
@@ -408,7 +408,10 @@ func (s *Scheduler) audit(ctx context.Context, p *pending, out cluster.Outcome) 
 		}
 		defer func() { s.auditAt = began.Add(auditShare * s.clock.Since(began)) }()
 	}
-	scan, err := s.state.Scan(ctx, p.profile, p.pod, p.tie, s.policiesOf(p.profile))
+	if p.within.Key != "" && !p.profile.Confines() {
+		return // nothing that a scan reads says where the pod may go
+	}
+	scan, err := s.state.Scan(ctx, p.profile, p.within.Confine(p.pod), p.tie, s.policiesOf(p.profile))
 	if err != nil {
 		return // a policy that failed; its next decision says so
 	}

@@ -132,26 +132,54 @@ func TestPodGroupIgnored(t *testing.T) {
 		w.put(podResource, inGroup(testPod("a", "1"), "g"))
 		w.bound("a", "n1")
 	})
-	t.Run("topology", func(t *testing.T) { // better pending than against its wishes
-		w := newWorld(t, withGroups)
-		w.put(nodeResource, testNode("n1", "1", nil))
-		g := podGroup("g", 1)
-		g.Spec.SchedulingConstraints = &schedulingv1alpha2.PodGroupSchedulingConstraints{Topology: []schedulingv1alpha2.TopologyConstraint{{Key: v1.LabelTopologyZone}}}
-		w.put(groupResource, g)
-		w.put(podResource, inGroup(testPod("a", "1"), "g"))
-		w.saying("a", v1.PodReasonUnschedulable, "spec.schedulingConstraints.topology is not implemented")
-	})
-	t.Run("topology of a group that comes later", func(t *testing.T) {
-		w := newWorld(t, withGroups)
-		w.put(nodeResource, testNode("n1", "1", nil))
-		w.put(podResource, inGroup(testPod("a", "1"), "g"))
-		w.saying("a", v1.PodReasonUnschedulable, "to appear in scheduling queue")
-		g := podGroup("g", 1)
-		g.Spec.SchedulingConstraints = &schedulingv1alpha2.PodGroupSchedulingConstraints{Topology: []schedulingv1alpha2.TopologyConstraint{{Key: v1.LabelTopologyZone}}}
-		w.put(groupResource, g)
-		w.saying("a", v1.PodReasonUnschedulable, "spec.schedulingConstraints.topology is not implemented")
-	})
 	if got := cluster.MinCountOfGroup(nil); got != 0 {
 		t.Errorf("no group needs %d", got)
 	}
+}
+
+// TestPodGroupTopology: all pods of a group go into one domain, the one that is
+// fullest of those with enough nodes, and stay there as more of them come.
+func TestPodGroupTopology(t *testing.T) {
+	w := newWorld(t, withGroups)
+	zone := func(name, zone, cpu string) {
+		w.put(nodeResource, testNode(name, cpu, map[string]string{v1.LabelTopologyZone: zone}))
+	}
+	group := func(name string, minCount int32) {
+		g := podGroup(name, minCount)
+		g.Spec.SchedulingConstraints = &schedulingv1alpha2.PodGroupSchedulingConstraints{Topology: []schedulingv1alpha2.TopologyConstraint{{Key: v1.LabelTopologyZone}}}
+		w.put(groupResource, g)
+	}
+	w.put(nodeResource, testNode("nowhere", "16", nil)) // of no zone
+	group("g", 2)
+	w.put(podResource, inGroup(testPod("g0", "1"), "g"))
+	w.put(podResource, inGroup(testPod("g1", "1"), "g"))
+	w.saying("g0", v1.PodReasonUnschedulable, "no feasible placements found")
+	w.scheduled("g", metav1.ConditionFalse, "Unschedulable",
+		"no feasible placements found, workload aware preemption is not supported for pod groups with scheduling constraints")
+	zone("a1", "a", "1")
+	zone("b1", "b", "1")
+	w.saying("g1", v1.PodReasonUnschedulable, "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: not eligible due to placement-based pod group scheduling limitation")
+	w.saying("g0", v1.PodReasonUnschedulable, "waiting for minCount pods from a gang to be scheduled")
+	w.scheduled("g", metav1.ConditionFalse, "Unschedulable",
+		"0/2 placements are available, first placement status: pod group is unschedulable, workload aware preemption is not supported for pod groups with scheduling constraints")
+	zone("b2", "b", "1")
+	w.bound("g0", "")
+	w.bound("g1", "")
+	on := map[string]bool{w.pod("g0").Spec.NodeName: true, w.pod("g1").Spec.NodeName: true}
+	if !on["b1"] || !on["b2"] {
+		t.Fatalf("the group is on %v, want both nodes of zone b", on)
+	}
+	w.put(podResource, inGroup(testPod("g2", "1"), "g")) // zone a has room, and is not theirs
+	w.saying("g2", v1.PodReasonUnschedulable, "0/2 nodes are available: 2 Insufficient cpu.")
+	zone("b3", "b", "1")
+	w.bound("g2", "b3")
+	w.scheduled("g", metav1.ConditionTrue, "Scheduled", "")
+
+	zone("c1", "c", "4")
+	zone("d1", "d", "2")
+	group("h", 0) // a basic one: as many of its pods as fit, all in one zone
+	w.put(podResource, inGroup(testPod("h0", "2"), "h"))
+	w.bound("h0", "d1") // full then, as the score of placements wants it
+	w.put(podResource, inGroup(testPod("h1", "2"), "h"))
+	w.saying("h1", v1.PodReasonUnschedulable, "0/1 nodes are available: 1 Insufficient cpu.")
 }

@@ -39,10 +39,11 @@ type pending struct {
 	nominated string    // node reserved for it, after it preempted others there
 	evicting  *eviction // that has not been carried out yet
 
-	gang     *gang     // that it belongs to, or nil
-	deadline time.Time // zero: none
-	timed    int       // place in the heap of deadlines, from 1; 0: not there
-	since    time.Time // when it came
+	gang     *gang          // that it belongs to, or nil
+	within   cluster.Domain // that it is confined to while its gang is decided
+	deadline time.Time      // zero: none
+	timed    int            // place in the heap of deadlines, from 1; 0: not there
+	since    time.Time      // when it came
 
 	in    *pods   // the heap that holds it, or nil: gated, in flight or waiting for a newer version
 	index int     // there

@@ -37,7 +37,7 @@ func (s *Scheduler) wakeNext(g *group) {
 // reclass asks anew for the class of a pod that is to be decided: its labels may
 // be read by others since, and the owners that spread it may have changed.
 func (s *Scheduler) reclass(p *pending) {
-	class := s.state.ClassOf(p.profile, p.pod)
+	class := s.state.ClassWithin(p.profile, p.pod, p.within)
 	if class != p.class {
 		s.unwoken(p)
 	}

@@ -31,6 +31,7 @@ type Class struct {
 	containers int
 	priority   int32
 	never      bool // preemptionPolicy: Never
+	within     Domain
 
 	// Of the pod that the class was made for; all its pods agree in what terms read.
 	namespace    string
@@ -97,11 +98,18 @@ const maxClasses = 1024
 
 // ClassOf returns the class of a pod, which the caller holds until Release.
 func (s *State) ClassOf(profile *Profile, pod *v1.Pod) *Class {
+	return s.ClassWithin(profile, pod, Domain{})
+}
+
+// ClassWithin is ClassOf for a pod that may go only to the domain.
+func (s *State) ClassWithin(profile *Profile, pod *v1.Pod, d Domain) *Class {
+	pod = d.Confine(pod)
 	buffer := s.relationKey(appendKey(make([]byte, 0, 512), profile, pod), profile, pod)
 	key := profile.Name + "\x00" + string(buffer)
 	if profile.FairShare { // the pods that wait for one thing have their turn by their queues, too
 		key += "\x00" + s.QueueOf(profile.QueueLabel, pod)
 	}
+	key += d.key()
 	c := s.classes[key]
 	if c == nil || c.profile != profile {
 		if c != nil && c.uses == 0 {
@@ -140,7 +148,8 @@ func (s *State) ClassOf(profile *Profile, pod *v1.Pod) *Class {
 				c.images = append(c.images, s.fleet.Symbols.ID(name))
 			}
 		}
-		c.factor = s.factorOf(profile, pod)
+		c.within = d
+		c.factor = s.factorOf(profile, pod, d)
 		c.namespace, c.labels, c.terms = pod.Namespace, pod.Labels, podTermsOf(pod)
 		c.setsEpoch = s.setsEpoch - 1
 		c.carriersEpoch = s.carriersEpoch
@@ -203,11 +212,13 @@ func (c *Class) drop() {
 	c.cells, c.cellOf, c.cellIDs, c.deviceScores = nil, nil, nil, nil
 }
 
-func (s *State) factorOf(profile *Profile, pod *v1.Pod) *factor {
-	key := profile.Name + "\x00" + string(appendFactorKey(nil, profile, pod))
+func (s *State) factorOf(profile *Profile, pod *v1.Pod, d Domain) *factor {
+	key := profile.Name + "\x00" + string(appendFactorKey(nil, profile, pod)) + d.key()
 	f := s.factors[key]
 	if f == nil || f.profile != profile {
-		f = s.newFactor(newStatic(profile, pod))
+		st := newStatic(profile, pod)
+		st.within = d
+		f = s.newFactor(st)
 		f.key = key
 		s.factors[key] = f
 	}

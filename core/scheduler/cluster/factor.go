@@ -18,6 +18,7 @@ const (
 	refusedTaint
 	refusedEnforced
 	refusedAffinity
+	refusedOutside // of the domain that the class is confined to; no message counts it
 )
 
 type refusal struct{ plugin, reason string }
@@ -28,6 +29,7 @@ var refusals = [...]refusal{
 	refusedTaint:         {TaintToleration, "node(s) had untolerated taint(s)"},
 	refusedEnforced:      {NodeAffinity, "node(s) didn't match scheduler-enforced node affinity"},
 	refusedAffinity:      {NodeAffinity, "node(s) didn't match Pod's node affinity/selector"},
+	refusedOutside:       {gangScheduling, "node(s) were outside the pod group's placement"},
 }
 
 const affinityConflict = "pod affinity terms conflict"
@@ -59,6 +61,7 @@ type static struct {
 	conflict        bool                               // names of the required terms exclude each other
 	preferred       *nodeaffinity.PreferredSchedulingTerms
 	controller      controller // for NodePreferAvoidPods
+	within          Domain
 }
 
 func newStatic(profile *Profile, pod *v1.Pod) static {
@@ -112,6 +115,9 @@ func namedNodes(terms []v1.NodeSelectorTerm) sets.Set[string] {
 
 // refuses gives the first static filter that refuses the node.
 func (st *static) refuses(object *v1.Node) uint8 {
+	if !st.within.has(object) {
+		return refusedOutside
+	}
 	filters := st.profile.filters
 	if filters[NodeAffinity] && st.names != nil && !st.names.Has(object.Name) {
 		return refusedByNodeNames

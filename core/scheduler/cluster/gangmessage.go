@@ -52,11 +52,8 @@ func EvictedWhole(key types.NamespacedName, group *schedulingv1alpha2.PodGroup) 
 // GroupLacks says why pods of a group, nil when it is not there, are not tried at
 // all, or "".
 func GroupLacks(name string, group *schedulingv1alpha2.PodGroup) string {
-	switch {
-	case group == nil:
+	if group == nil {
 		return fmt.Sprintf(groupMissing, name)
-	case group.Spec.SchedulingConstraints != nil && len(group.Spec.SchedulingConstraints.Topology) > 0:
-		return fmt.Sprintf("pod group %q: spec.schedulingConstraints.topology is not implemented by this scheduler yet; the pods stay pending", name)
 	}
 	return ""
 }
@@ -92,6 +89,10 @@ func (m GangMessage) String() string {
 	}
 	return fmt.Sprintf("gang %q: %d of the %d pods that must have nodes at once have one: %s", m.Name, m.Placed, m.Needed, why)
 }
+
+// PlacementMessage is what the condition of a group says of which no topology
+// domain has enough nodes.
+func PlacementMessage(why string) string { return why + ", " + noGroupPreemption }
 
 // GroupMessage is what the condition of a group says that has too few nodes.
 func GroupMessage(waits bool, helpless string) string {

@@ -19,6 +19,9 @@ func (p *Profile) Unsupported(pod *v1.Pod) string {
 // groups unless its plugin GangScheduling is disabled, ours always.
 func (p *Profile) Gangs(pod *v1.Pod) bool { return p.filters[gangScheduling] || PodGroupOf(pod) == "" }
 
+// Confines says that a full scan honours the domain that a pod is confined to.
+func (p *Profile) Confines() bool { return p.filters[NodeAffinity] }
+
 // UnsupportedMessage is what a pod with such a field shows.
 func UnsupportedMessage(field string) string {
 	return field + " is not implemented by this scheduler yet; the pod stays pending. Remove the field, or disable its plugin in a SchedulerProfile"

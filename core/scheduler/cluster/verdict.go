@@ -113,6 +113,8 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 	if filter[last] += same; filter[""] == 0 {
 		delete(filter, "")
 	}
+	outside := counts[refusedOutside]
+	counts[refusedOutside] = 0
 	for reason, count := range counts {
 		if count > 0 {
 			filter[refusals[reason].reason] += count
@@ -123,6 +125,10 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 		preemption[notHelpful] += helpless
 	}
 	v.Plugins = c.pluginsOf(filter)
+	nodes := s.count - outside
+	if c.within.Key != "" {
+		v.Preemptible = false
+	}
 	preFilter := ""
 	if c.factor.conflict && c.profile.filters[NodeAffinity] {
 		preFilter = affinityConflict
@@ -133,13 +139,15 @@ func (s *State) verdict(c *Class, policy func(row int32) string) *Verdict {
 	switch {
 	case preFilter != "":
 		post = noClaimsState
+	case c.within.Key != "":
+		post = noClaims + ", " + noMemberPreemption
 	case c.never:
 		post = noClaims + ", preemption: not eligible due to preemptionPolicy=Never."
 	case !v.Preemptible:
-		post = noClaims + ", preemption: " + fitError(s.count, "", preemption, "")
+		post = noClaims + ", preemption: " + fitError(nodes, "", preemption, "")
 	}
-	v.refused = fitError(s.count, preFilter, filter, "")
-	v.Message = fitError(s.count, preFilter, filter, post)
+	v.refused = fitError(nodes, preFilter, filter, "")
+	v.Message = fitError(nodes, preFilter, filter, post)
 	return v
 }
 

@@ -36,11 +36,11 @@ func (r *run) try(ctx context.Context, w *waiting) (*attempt, error) {
 		a.decided.Message = cluster.UnsupportedMessage(field)
 		return a, nil
 	}
-	a.class = s.ClassOf(w.profile, pod)
+	a.class = s.ClassWithin(w.profile, pod, w.within)
 	tie := cluster.Tie(pod)
 	a.nominated = s.Withdraw(keyOf(pod))
 	if r.options.Explain {
-		scan, err := s.Scan(ctx, w.profile, pod, tie, r.policies())
+		scan, err := s.Scan(ctx, w.profile, w.within.Confine(pod), tie, r.policies())
 		if err != nil {
 			return a, err
 		}
@@ -95,14 +95,17 @@ func (r *run) undo(a *attempt) {
 // decide decides for a pod, or for its gang.
 func (r *run) decide(ctx context.Context, t *turns, w *waiting) ([]Pod, error) {
 	if w.gang != nil {
-		if needed := r.minCount(t, *w.gang) - r.placed[*w.gang]; needed > 0 {
-			return r.decideGang(ctx, t, *w.gang, needed)
+		if needed := r.minCount(t, *w.gang) - len(r.placed[*w.gang]); needed > 0 || r.topologyKey(*w.gang) != "" {
+			return r.decideGang(ctx, t, w, needed)
 		}
 	}
 	a, err := r.try(ctx, w)
 	defer r.end(a)
 	if err != nil {
 		return nil, err
+	}
+	if a.decided.Node != "" && w.gang != nil {
+		r.placed[*w.gang] = append(r.placed[*w.gang], keyOf(w.pod))
 	}
 	if a.decided.Node == "" && a.class != nil {
 		if a.nominated != "" && r.state.AwaitsVictims(a.class, a.nominated) {
@@ -171,35 +174,47 @@ func (r *run) incomplete(t *turns, w *waiting) string {
 			return why
 		}
 	}
-	if r.minCount(t, *w.gang)-r.placed[*w.gang] > len(t.gangs[*w.gang]) {
+	if r.minCount(t, *w.gang)-len(r.placed[*w.gang]) > len(t.gangs[*w.gang]) {
 		return cluster.GangTooSmall
 	}
 	return ""
 }
 
 // decideGang decides for all pods of a gang, of which so many must have nodes.
-func (r *run) decideGang(ctx context.Context, t *turns, key gangKey, needed int) (decided []Pod, err error) {
+func (r *run) decideGang(ctx context.Context, t *turns, first *waiting, needed int) (decided []Pod, err error) {
+	key := *first.gang
 	var list []*attempt
 	defer func() {
 		for _, a := range list {
 			r.end(a)
 		}
 	}()
-	placed := 0
+	within, elsewhere, err := r.placeGang(ctx, t, key, needed)
+	if err != nil {
+		return nil, err
+	}
+	var placed []types.NamespacedName
 	for _, w := range t.gangs[key] {
-		w.done = true
+		if w.done && w != first {
+			continue
+		}
+		w.done, w.within = true, within
+		if elsewhere != "" && within.Key == "" {
+			list = append(list, &attempt{waiting: w, decided: result(w.pod, elsewhere)})
+			continue
+		}
 		a, err := r.try(ctx, w)
 		list = append(list, a)
 		if err != nil {
 			return nil, err
 		}
 		if a.decided.Node != "" {
-			placed++
+			placed = append(placed, keyOf(w.pod))
 		}
 	}
-	if placed >= needed {
-		r.placed[key] += placed
-	} else if err = r.preemptForGang(ctx, key, list, placed, needed); err != nil {
+	if len(placed) > 0 && len(placed) >= needed {
+		r.placed[key] = append(r.placed[key], placed...)
+	} else if err = r.preemptForGang(ctx, key, list, len(placed), needed); err != nil {
 		return nil, err
 	}
 	for _, a := range list {
@@ -225,9 +240,13 @@ func (r *run) preemptForGang(ctx context.Context, key gangKey, list []*attempt, 
 			ask.Members = append(ask.Members, cluster.Member{Profile: a.waiting.profile, Pod: a.waiting.pod, Tie: cluster.Tie(a.waiting.pod)})
 		}
 	}
-	choice, helpless, err := r.state.PreemptGang(ctx, ask)
-	if err != nil {
-		return err
+	var choice *cluster.GangPreemption
+	helpless := ""
+	if r.topologyKey(key) == "" { // one that must be in one domain preempts nobody
+		var err error
+		if choice, helpless, err = r.state.PreemptGang(ctx, ask); err != nil {
+			return err
+		}
 	}
 	for _, a := range members {
 		a.decided.Message = cluster.GangMessage{Name: key.Name, PodGroup: key.podGroup, Placed: placed, Needed: needed,
@@ -249,6 +268,31 @@ func (r *run) preemptForGang(ctx context.Context, key gangKey, list []*attempt, 
 		}
 	}
 	return nil
+}
+
+func (r *run) topologyKey(key gangKey) string {
+	if !key.podGroup {
+		return ""
+	}
+	return cluster.TopologyKeyOf(r.groups[key.NamespacedName])
+}
+
+// placeGang chooses the part of the cluster that the pods of a gang may go to, and
+// says why none has enough nodes.
+func (r *run) placeGang(ctx context.Context, t *turns, key gangKey, needed int) (cluster.Domain, string, error) {
+	label := r.topologyKey(key)
+	if label == "" {
+		return cluster.Domain{}, "", nil
+	}
+	ask := &cluster.Gang{Needed: needed, Policies: r.policies()}
+	for _, w := range t.gangs[key] {
+		ask.Members = append(ask.Members, cluster.Member{Profile: w.profile, Pod: w.pod, Tie: cluster.Tie(w.pod)})
+	}
+	within, why, err := r.state.PlaceGroup(ctx, ask, label, r.placed[key])
+	if why != "" {
+		why = cluster.PlacementMessage(why)
+	}
+	return within, why, err
 }
 
 func (r *run) evictedWhole(pod *v1.Pod) (types.NamespacedName, int32, bool) {

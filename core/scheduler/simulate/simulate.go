@@ -97,10 +97,10 @@ func Run(ctx context.Context, objects *Objects, options Options) (*Plan, error) 
 	if err := objects.fill(r.state); err != nil {
 		return nil, err
 	}
-	r.placed = map[gangKey]int{}
+	r.placed = map[gangKey][]types.NamespacedName{}
 	for _, pod := range objects.placed {
 		if key, ok := gangOf(pod); ok {
-			r.placed[key]++
+			r.placed[key] = append(r.placed[key], keyOf(pod))
 		}
 	}
 	queue, err := objects.queue()
@@ -140,7 +140,7 @@ type run struct {
 	profiles map[string]*cluster.Profile // by scheduler name
 	budgets  []*policyv1.PodDisruptionBudget
 	groups   map[types.NamespacedName]*schedulingv1alpha2.PodGroup
-	placed   map[gangKey]int // pods of gangs that have nodes
+	placed   map[gangKey][]types.NamespacedName // pods of gangs that have nodes
 	pinned   map[string]policies.Pinned
 }
 

@@ -12,6 +12,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
+	schedulingv1alpha2 "k8s.io/api/scheduling/v1alpha2"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -78,6 +79,26 @@ func local(nodes ...string) (list []runtime.Object) {
 	return list
 }
 
+// zones makes a node of that many CPUs in each zone, named as it is.
+func zones(list ...string) (nodes []runtime.Object) {
+	for i := 0; i < len(list); i += 2 {
+		n := node(list[i], list[i+1])
+		n.Labels[v1.LabelTopologyZone] = list[i]
+		nodes = append(nodes, n)
+	}
+	return nodes
+}
+
+func confinedGroup(name string, minCount int32) *schedulingv1alpha2.PodGroup {
+	return &schedulingv1alpha2.PodGroup{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: schedulingv1alpha2.PodGroupSpec{
+		SchedulingPolicy:      schedulingv1alpha2.PodGroupSchedulingPolicy{Gang: &schedulingv1alpha2.GangSchedulingPolicy{MinCount: minCount}},
+		SchedulingConstraints: &schedulingv1alpha2.PodGroupSchedulingConstraints{Topology: []schedulingv1alpha2.TopologyConstraint{{Key: v1.LabelTopologyZone}}}}}
+}
+
+func member(group string) func(*v1.Pod) {
+	return func(p *v1.Pod) { p.Spec.SchedulingGroup = &v1.PodSchedulingGroup{PodGroupName: &group} }
+}
+
 var high = &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: "high"}, Value: 10}
 
 // TestRun writes each decision as pod, node, nominated node and victims.
@@ -108,6 +129,10 @@ func TestRun(t *testing.T) {
 			nil},
 		{"a nominated node is kept, and taken first", []runtime.Object{node("a", "1"), node("b", "1"), high, pod("urgent", "1", class("high"), nominated("b")), pod("other", "1")},
 			[]string{"urgent b", "other a"}},
+		{"a group in the fullest zone that has room for all of it", append(zones("x", "1", "y", "2", "z", "4"), confinedGroup("g", 2), pod("g0", "1", member("g")), pod("g1", "1", member("g"))),
+			[]string{"g0 y", "g1 y"}},
+		{"a group that has pods in a zone", append(zones("x", "2", "y", "4"), confinedGroup("g", 2), pod("g0", "1", member("g"), on("y")), pod("g1", "1", member("g"))),
+			[]string{"g1 y"}},
 		{"a node that is not there", []runtime.Object{node("a", "1"), pod("lost", "1", on("gone")), pod("one", "1", nominated("gone"))},
 			[]string{"one a"}},
 	} {

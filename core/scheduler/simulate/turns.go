@@ -35,6 +35,7 @@ type waiting struct {
 	deadline time.Time
 	sequence int
 	gang     *gangKey
+	within   cluster.Domain // that it is confined to
 	done     bool
 }
 
