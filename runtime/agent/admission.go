@@ -42,6 +42,9 @@ func (p *pod) admit(ctx context.Context, api *v1.Pod) (*status.Failure, error) {
 	if refused == nil {
 		return nil, nil
 	}
+	if admit.Check(api, need, p.a.others(p, true), node) == nil {
+		return nil, errMakesRoom
+	}
 	if refused.Short != "" && admit.Critical(api) && p.a.preempt(api, need, refused, node) {
 		return nil, errMakesRoom
 	}
@@ -70,15 +73,16 @@ func (p *pod) release() {
 func (a *Agent) room(p *pod, api *v1.Pod, need admit.Need, node *v1.Node) *admit.Refusal {
 	a.admission.Lock()
 	defer a.admission.Unlock()
-	refused := admit.Check(api, need, a.others(p), node)
+	refused := admit.Check(api, need, a.others(p, false), node)
 	if refused == nil {
 		p.take(need)
 	}
 	return refused
 }
 
-// others is what the node's pods need that were taken before.
-func (a *Agent) others(but *pod) (out []admit.Need) {
+// others is what the node's pods need that were taken before; kept leaves out those
+// that the API has no more, which have it until their last container has ended.
+func (a *Agent) others(but *pod, kept bool) (out []admit.Need) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, o := range a.pods {
@@ -86,7 +90,7 @@ func (a *Agent) others(but *pod) (out []admit.Need) {
 			continue
 		}
 		o.mu.Lock()
-		if o.taken && !o.ended {
+		if o.taken && !o.ended && !(kept && o.gone) {
 			out = append(out, o.need)
 		}
 		o.mu.Unlock()
@@ -94,7 +98,9 @@ func (a *Agent) others(but *pod) (out []admit.Need) {
 	return out
 }
 
-// errMakesRoom puts off a critical pod until those that have to go are gone.
+// errMakesRoom puts off a pod until those that have to go are gone: for a critical
+// one they are evicted, for any they may have been deleted without a grace period.
+// Upstream's kubelet does not count the latter, and starts the pod beside them.
 var errMakesRoom = errors.New("others make room for the pod")
 
 // preempt evicts what has to go for a critical pod, those first that were promised least, and tells whether that is enough.

@@ -76,7 +76,7 @@ func (p *pod) allocate(api *v1.Pod) *v1.Pod {
 		reason, message = v1.PodReasonInfeasible, alone
 	} else {
 		p.a.admission.Lock()
-		if message = admit.Resize(need, p.a.others(p), node); message == "" {
+		if message = admit.Resize(need, p.a.others(p, false), node); message == "" {
 			p.take(need)
 		} else {
 			reason = v1.PodReasonDeferred
