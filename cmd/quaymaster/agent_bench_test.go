@@ -124,10 +124,19 @@ func memoryOf(t testing.TB, pid int, field string) (bytes int) {
 	return 0
 }
 
-// BenchmarkWasmPods has one node run 1,000 small WebAssembly pods, each in a process of its own: how long it takes
+// BenchmarkWasmPods has one node run 100 and 1,000 small WebAssembly pods, each in a process of its own: how long it takes
 // until all run, what the agent, its backend and the pods hold then, and what the agent takes at rest.
 func BenchmarkWasmPods(b *testing.B) {
-	const count = 1000
+	counts := []int{100, 1000}
+	if testing.Short() {
+		counts = counts[:1]
+	}
+	for _, count := range counts {
+		b.Run(fmt.Sprint(count), func(b *testing.B) { wasmPods(b, count) })
+	}
+}
+
+func wasmPods(b *testing.B, count int) {
 	_, url, dir, client := server(b)
 	token, err := os.ReadFile(filepath.Join(dir, "join-token"))
 	if err != nil {

@@ -75,12 +75,6 @@ func newBackend() *cobra.Command {
 				return backend.ServeRuntime(b)
 			},
 		},
-		&cobra.Command{
-			Use:    "wasm-shim DIR",
-			Hidden: true,
-			Args:   cobra.ExactArgs(1),
-			RunE:   func(_ *cobra.Command, args []string) error { return wasm.RunShim(args[0]) },
-		},
 	)
 	return command
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/cri/conformance"
 	"github.com/quaymaster/quaymaster/runtime/cri/sim"
 	"github.com/quaymaster/quaymaster/runtime/cri/wasm"
+	"github.com/quaymaster/quaymaster/runtime/cri/wasm/program"
 	"github.com/quaymaster/quaymaster/runtime/plugin"
 	"github.com/quaymaster/quaymaster/sdk/backend"
 	"github.com/quaymaster/quaymaster/sdk/backend/network"
@@ -60,7 +61,7 @@ func child(role string) error {
 	case "other kind":
 		return backend.ServeNetwork(network.UnimplementedNetworkServer{})
 	case "shim":
-		return wasm.RunShim(last)
+		return program.Shim(last)
 	case "sim":
 		b, err := sim.New(sim.Options{})
 		if err != nil {

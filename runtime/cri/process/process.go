@@ -82,6 +82,21 @@ func WriteFile(name string, v any) error {
 	return os.Rename(tmp, name)
 }
 
+// Claim writes this process's identity to a file that no process has written
+// yet: it is made whole or not at all, and once only.
+func Claim(name string) error {
+	tmp := name + "." + strconv.Itoa(os.Getpid())
+	if err := WriteFile(tmp, Self()); err != nil {
+		return err
+	}
+	err := os.Link(tmp, name)
+	_ = os.Remove(tmp)
+	if err != nil {
+		return fmt.Errorf("another process has it: %w", err)
+	}
+	return nil
+}
+
 // ReadFile reads a file of JSON. The error is os.ErrNotExist where there is none.
 func ReadFile(name string, v any) error {
 	data, err := os.ReadFile(name)

@@ -1,61 +1,23 @@
 package wasm
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
-	"github.com/tetratelabs/wazero"
 	"k8s.io/utils/clock"
 
 	"github.com/quaymaster/quaymaster/runtime/cri/base"
 	"github.com/quaymaster/quaymaster/runtime/cri/process"
+	"github.com/quaymaster/quaymaster/runtime/cri/wasm/program"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
-
-// Files in a container's folder: container.json is the backend's record,
-// run.json what to run, shim.json which process runs it (written by that
-// process, which is the only one then), exit.json how it ended.
-
-// RunShim runs the container of a folder in this process and returns when it
-// has ended, its result being in the folder: the body of the command in Options.Shim.
-// It prints a line when the folder says that the container is this process's.
-func RunShim(dir string) error {
-	me := process.Self()
-	s := &runSpec{}
-	if err := process.ReadFile(filepath.Join(dir, "run.json"), s); err != nil {
-		return fmt.Errorf("run a wasm container: %w", err)
-	}
-	// A link is made whole or not at all, and once only.
-	own := filepath.Join(dir, "shim.json")
-	tmp := own + "." + strconv.Itoa(me.PID)
-	if err := process.WriteFile(tmp, me); err != nil {
-		return err
-	}
-	err := os.Link(tmp, own)
-	_ = os.Remove(tmp)
-	if err != nil {
-		return fmt.Errorf("another process runs this container: %w", err)
-	}
-	fmt.Println("running")
-	cache, err := wazero.NewCompilationCacheWithDir(s.Cache)
-	if err != nil {
-		return err
-	}
-	ctx := context.Background()
-	defer cache.Close(ctx)
-	res := run(ctx, s, cache, false, clock.RealClock{})
-	res.Finished = time.Now()
-	return process.WriteFile(filepath.Join(dir, "exit.json"), res)
-}
 
 // shim is a container that is a process.
 type shim struct {
@@ -130,9 +92,9 @@ func (d *driver) shimEnded(c *base.Container, r *shim, dir string) {
 		}
 		r.mu.Unlock()
 	}
-	var res result
-	if err := process.ReadFile(filepath.Join(dir, "exit.json"), &res); err != nil {
-		res = ended(exitKilled, "")
+	var res program.Result
+	if err := process.ReadFile(filepath.Join(dir, program.ExitFile), &res); err != nil {
+		res = program.Ended(program.ExitKilled, "")
 		if text, _ := os.ReadFile(filepath.Join(dir, "shim.log")); len(text) > 0 {
 			res.Message = strings.TrimSpace(string(text[max(0, len(text)-1024):]))
 		}
@@ -144,7 +106,7 @@ func (d *driver) shimEnded(c *base.Container, r *shim, dir string) {
 func (d *driver) adopt(c *base.Container) {
 	dir := d.folder.Container(c.ID)
 	var id process.Identity
-	err := process.ReadFile(filepath.Join(dir, "shim.json"), &id)
+	err := process.ReadFile(filepath.Join(dir, program.SelfFile), &id)
 	switch {
 	case errors.Is(err, os.ErrNotExist) && c.State == runtimeapi.ContainerState_CONTAINER_CREATED:
 		return
@@ -167,7 +129,7 @@ func (d *driver) adopt(c *base.Container) {
 // Reap kills every container's process of a folder that no backend uses any
 // more, such as a temporary one, and waits until they are gone.
 func Reap(dir string) error {
-	names, err := filepath.Glob(filepath.Join(dir, "containers", "*", "shim.json"))
+	names, err := filepath.Glob(filepath.Join(dir, "containers", "*", program.SelfFile))
 	if err != nil {
 		return err
 	}

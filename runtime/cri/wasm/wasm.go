@@ -35,15 +35,11 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/cri"
 	"github.com/quaymaster/quaymaster/runtime/cri/base"
 	"github.com/quaymaster/quaymaster/runtime/cri/process"
+	"github.com/quaymaster/quaymaster/runtime/cri/wasm/program"
 )
 
-// Exit codes of containers that did not end by themselves: those of a process
-// killed by SIGKILL and by SIGABRT, and of one whose end nobody saw.
-const (
-	exitKilled  = 137
-	exitTrapped = 134
-	exitUnknown = 255
-)
+// exitUnknown is the exit code of a container whose end nobody saw.
+const exitUnknown = 255
 
 // ErrInUse says that another backend works in the folder.
 var ErrInUse = base.ErrInUse
@@ -53,7 +49,7 @@ type Options struct {
 	// Dir holds images (an OCI image layout in DIR/images), compiled modules, and the state of sandboxes and
 	// containers.
 	Dir string
-	// Shim is a command that calls RunShim with its last argument, which is
+	// Shim is a command that calls program.Shim with its last argument, which is
 	// appended; nil runs containers as goroutines, which end with the process.
 	Shim   []string
 	Clock  clock.WithDelayedExecution // nil = real
@@ -174,8 +170,8 @@ func (d *driver) Create(ctx context.Context, c *base.Container) (string, string,
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", "", err
 	}
-	if err = check(ctx, s, d.cache, d.opts.Shim == nil); err == nil {
-		err = process.WriteFile(filepath.Join(dir, "run.json"), s)
+	if err = program.Check(ctx, s, d.cache, d.opts.Shim == nil); err == nil {
+		err = process.WriteFile(filepath.Join(dir, program.RunFile), s)
 	}
 	if err != nil {
 		_ = os.RemoveAll(dir)
@@ -185,9 +181,9 @@ func (d *driver) Create(ctx context.Context, c *base.Container) (string, string,
 }
 
 // spec is what to run for a container.
-func (d *driver) spec(c *base.Container, image *Image) (*runSpec, error) {
+func (d *driver) spec(c *base.Container, image *Image) (*program.Spec, error) {
 	config := c.Config
-	s := &runSpec{
+	s := &program.Spec{
 		Module: d.images.blob(image.Module), Cache: filepath.Join(d.opts.Dir, "cache"), Log: c.LogPath,
 		MemoryLimit: config.GetLinux().GetResources().GetMemoryLimitInBytes(),
 	}
@@ -215,7 +211,7 @@ func (d *driver) spec(c *base.Container, image *Image) (*runSpec, error) {
 		if !info.IsDir() {
 			return nil, status.Errorf(codes.InvalidArgument, "mount %s: %s is not a folder, and wasm containers mount folders only", m.ContainerPath, m.HostPath)
 		}
-		s.Mounts = append(s.Mounts, mount{Host: m.HostPath, Guest: m.ContainerPath, ReadOnly: m.Readonly})
+		s.Mounts = append(s.Mounts, program.Mount{Host: m.HostPath, Guest: m.ContainerPath, ReadOnly: m.Readonly})
 	}
 	return s, nil
 }
@@ -239,8 +235,8 @@ func (d *driver) Start(_ context.Context, c *base.Container) error {
 	if d.opts.Shim != nil {
 		return d.startShim(c, dir)
 	}
-	s := &runSpec{}
-	if err := process.ReadFile(filepath.Join(dir, "run.json"), s); err != nil {
+	s := &program.Spec{}
+	if err := process.ReadFile(filepath.Join(dir, program.RunFile), s); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(context.Background()) // a container outlives the call that starts it
@@ -248,7 +244,7 @@ func (d *driver) Start(_ context.Context, c *base.Container) error {
 	c.Run = r
 	d.wg.Go(func() {
 		defer cancel()
-		res := run(ctx, s, d.cache, true, d.opts.Clock)
+		res := program.Run(ctx, s, d.cache, true, d.timer)
 		r.mu.Lock()
 		if r.timer != nil {
 			r.timer.Stop()
@@ -257,6 +253,12 @@ func (d *driver) Start(_ context.Context, c *base.Container) error {
 		d.service.Exited(c, time.Time{}, res.Code, res.Reason, res.Message)
 	})
 	return nil
+}
+
+// timer is the clock's, for programs.
+func (d *driver) timer(after time.Duration) (<-chan time.Time, func() bool) {
+	t := d.opts.Clock.NewTimer(after)
+	return t.C(), t.Stop
 }
 
 // Stop ends the container when its grace period does.

@@ -17,6 +17,7 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/cri"
 	"github.com/quaymaster/quaymaster/runtime/cri/conformance"
 	"github.com/quaymaster/quaymaster/runtime/cri/wasm"
+	"github.com/quaymaster/quaymaster/runtime/cri/wasm/program"
 )
 
 // shimEnv makes the test's binary a container's process.
@@ -24,7 +25,7 @@ const shimEnv = "QUAYMASTER_TEST_SHIM"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(shimEnv) != "" {
-		if err := wasm.RunShim(os.Args[len(os.Args)-1]); err != nil {
+		if err := program.Shim(os.Args[len(os.Args)-1]); err != nil {
 			_, _ = os.Stderr.WriteString(err.Error())
 			os.Exit(1)
 		}

@@ -90,8 +90,8 @@ func Run(dir string) error {
 	if err := process.ReadFile(RunFile, &s.spec); err != nil {
 		return fmt.Errorf("run a container: %w", err)
 	}
-	if err := claim(); err != nil {
-		return err
+	if err := process.Claim(SelfFile); err != nil {
+		return fmt.Errorf("take a container: %w", err)
 	}
 	// What ends the backend must not end the container. A signal that is ignored would be so in the container.
 	heeded := make(chan os.Signal, 1)
@@ -122,20 +122,6 @@ func Run(dir string) error {
 	_ = s.runtime("delete", "--force", s.spec.ID) // with what may still run of it; the backend tries again
 	s.drain()
 	return process.WriteFile(ExitFile, exit)
-}
-
-// claim makes the container this process's: a link is made whole or not at all, and once only.
-func claim() error {
-	tmp := SelfFile + "." + strconv.Itoa(os.Getpid())
-	if err := process.WriteFile(tmp, process.Self()); err != nil {
-		return err
-	}
-	err := os.Link(tmp, SelfFile)
-	_ = os.Remove(tmp)
-	if err != nil {
-		return fmt.Errorf("another process runs this container: %w", err)
-	}
-	return nil
 }
 
 // start has the runtime make the container, and returns its first process.

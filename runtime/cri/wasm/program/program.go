@@ -1,4 +1,8 @@
-package wasm
+// Package program runs one WebAssembly program for WASI preview 1: in the process
+// of who calls Run, or as the whole of a small process beside the backend (Shim).
+// As there is one of these a container, it imports wazero and the standard library
+// alone, and so takes little memory (see cmd/quaymaster/early).
+package program
 
 import (
 	"context"
@@ -17,7 +21,6 @@ import (
 	"github.com/tetratelabs/wazero/experimental/sysfs"
 	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 	"github.com/tetratelabs/wazero/sys"
-	"k8s.io/utils/clock"
 
 	"github.com/quaymaster/quaymaster/runtime/cri/logfile"
 )
@@ -28,42 +31,51 @@ const (
 	maxPages = 1 << 16
 )
 
-// runSpec is all that a run needs: what a shim is given.
-type runSpec struct {
+// Exit codes of programs that did not end by themselves: those of a process
+// killed by SIGKILL and by SIGABRT.
+const (
+	ExitKilled  = 137
+	exitTrapped = 134
+)
+
+// Spec is all that a run needs: what a shim is given.
+type Spec struct {
 	Module      string      `json:"module"` // path of the .wasm file
-	Cache       string      `json:"cache"`
+	Cache       string      `json:"cache"`  // folder of compiled modules
 	Args        []string    `json:"args"`
 	Env         [][2]string `json:"env,omitempty"`
-	Mounts      []mount     `json:"mounts,omitempty"`
+	Mounts      []Mount     `json:"mounts,omitempty"`
 	MemoryLimit int64       `json:"memoryLimit,omitempty"` // bytes; 0 = none
-	Log         string      `json:"log,omitempty"`
+	Log         string      `json:"log,omitempty"`         // path; "" = no log
 }
 
-type mount struct {
+// Mount is a folder of the host that a program sees.
+type Mount struct {
 	Host     string `json:"host"`
 	Guest    string `json:"guest"`
 	ReadOnly bool   `json:"readOnly,omitempty"`
 }
 
-// result is how a run ended.
-type result struct {
+// Result is how a run ended.
+type Result struct {
 	Code     int32     `json:"code"`
 	Reason   string    `json:"reason"`
 	Message  string    `json:"message,omitempty"`
 	Finished time.Time `json:"finished"`
 }
 
-func ended(code int32, message string) result {
+// Ended is the result of a program that ended with a code.
+func Ended(code int32, message string) Result {
 	reason := "Completed"
 	if code != 0 {
 		reason = "Error"
 	}
-	return result{Code: code, Reason: reason, Message: message}
+	return Result{Code: code, Reason: reason, Message: message}
 }
 
 // newRuntime returns a runtime with a memory limit. One whose runs can be
 // cancelled costs some speed in loops: a process can be killed instead.
-func newRuntime(ctx context.Context, s *runSpec, cache wazero.CompilationCache, cancellable bool) (wazero.Runtime, wazero.CompiledModule, error) {
+func newRuntime(ctx context.Context, s *Spec, cache wazero.CompilationCache, cancellable bool) (wazero.Runtime, wazero.CompiledModule, error) {
 	config := wazero.NewRuntimeConfig().WithCompilationCache(cache).WithCloseOnContextDone(cancellable)
 	if s.MemoryLimit > 0 {
 		pages := min(s.MemoryLimit/pageSize, maxPages)
@@ -85,8 +97,8 @@ func newRuntime(ctx context.Context, s *runSpec, cache wazero.CompilationCache, 
 	return rt, mod, nil
 }
 
-// check compiles a module and looks whether it is a WASI command.
-func check(ctx context.Context, s *runSpec, cache wazero.CompilationCache, cancellable bool) error {
+// Check compiles a module and looks whether it is a WASI command.
+func Check(ctx context.Context, s *Spec, cache wazero.CompilationCache, cancellable bool) error {
 	rt, mod, err := newRuntime(ctx, s, cache, cancellable)
 	if err != nil {
 		return err
@@ -103,11 +115,14 @@ func check(ctx context.Context, s *runSpec, cache wazero.CompilationCache, cance
 	return nil
 }
 
-// run runs a program to its end or the context's.
-func run(ctx context.Context, s *runSpec, cache wazero.CompilationCache, cancellable bool, c clock.Clock) result {
+// Timer is a clock's: what fires after a time, and what stops it.
+type Timer func(time.Duration) (<-chan time.Time, func() bool)
+
+// Run runs a program to its end or, if it is cancellable, the context's.
+func Run(ctx context.Context, s *Spec, cache wazero.CompilationCache, cancellable bool, timer Timer) Result {
 	log, err := logfile.Open(s.Log, time.Now)
 	if err != nil {
-		return result{Code: 128, Reason: "StartError", Message: err.Error()}
+		return Result{Code: 128, Reason: "StartError", Message: err.Error()}
 	}
 	defer log.Close()
 	stdout, stderr := log.Stream(logfile.Stdout), log.Stream(logfile.Stderr)
@@ -116,17 +131,17 @@ func run(ctx context.Context, s *runSpec, cache wazero.CompilationCache, cancell
 	background := context.Background()
 	rt, mod, err := newRuntime(background, s, cache, cancellable)
 	if err != nil {
-		return result{Code: 128, Reason: "StartError", Message: err.Error()}
+		return Result{Code: 128, Reason: "StartError", Message: err.Error()}
 	}
 	defer rt.Close(background)
 	if err := offerWASI(background, rt); err != nil {
-		return result{Code: 128, Reason: "StartError", Message: err.Error()}
+		return Result{Code: 128, Reason: "StartError", Message: err.Error()}
 	}
 	files := wazero.NewFSConfig()
 	for _, m := range s.Mounts {
 		root, err := os.OpenRoot(m.Host)
 		if err != nil {
-			return result{Code: 128, Reason: "StartError", Message: fmt.Sprintf("mount %s: %v", m.Guest, err)}
+			return Result{Code: 128, Reason: "StartError", Message: fmt.Sprintf("mount %s: %v", m.Guest, err)}
 		}
 		defer root.Close()
 		var dir experimentalsys.FS = &jail{FS: sysfs.DirFS(m.Host), root: root}
@@ -136,7 +151,7 @@ func run(ctx context.Context, s *runSpec, cache wazero.CompilationCache, cancell
 		files = files.(sysfs.FSConfig).WithSysFSMount(dir, m.Guest)
 	}
 	config := wazero.NewModuleConfig().WithName("").WithArgs(s.Args...).WithStdout(stdout).WithStderr(stderr).WithFSConfig(files).
-		WithSysWalltime().WithSysNanotime().WithRandSource(rand.Reader).WithNanosleep(func(ns int64) { sleep(ctx, c, time.Duration(ns)) })
+		WithSysWalltime().WithSysNanotime().WithRandSource(rand.Reader).WithNanosleep(func(ns int64) { sleep(ctx, timer, time.Duration(ns)) })
 	for _, e := range s.Env {
 		config = config.WithEnv(e[0], e[1])
 	}
@@ -144,25 +159,25 @@ func run(ctx context.Context, s *runSpec, cache wazero.CompilationCache, cancell
 	var exit *sys.ExitError
 	switch {
 	case ctx.Err() != nil:
-		return ended(exitKilled, "")
+		return Ended(ExitKilled, "")
 	case err == nil:
-		return ended(0, "")
+		return Ended(0, "")
 	case errors.As(err, &exit):
-		return ended(int32(exit.ExitCode()&0xff), "")
+		return Ended(int32(exit.ExitCode()&0xff), "")
 	}
 	text := strings.TrimPrefix(err.Error(), "module[] function[_start] failed: ")
 	message, _, _ := strings.Cut(text, "\n")
 	_, _ = io.WriteString(stderr, text+"\n")
-	return ended(exitTrapped, message)
+	return Ended(exitTrapped, message)
 }
 
 // sleep is the program's; the end of the container ends it.
-func sleep(ctx context.Context, c clock.Clock, d time.Duration) {
-	t := c.NewTimer(d)
-	defer t.Stop()
+func sleep(ctx context.Context, timer Timer, d time.Duration) {
+	fired, stop := timer(d)
+	defer stop()
 	select {
 	case <-ctx.Done():
-	case <-t.C():
+	case <-fired:
 	}
 }
 
