@@ -62,6 +62,9 @@ func (s *Scheduler) explain(ctx context.Context, namespace, name string, all boo
 	key := types.NamespacedName{Namespace: namespace, Name: name}
 	d := decision.From(key, profile.Name, explained)
 	d.Policies = s.versions(profile)
+	if d.Group, err = s.explainGroup(ctx, pod); err != nil {
+		return nil, fmt.Errorf("explain the group of pod %s/%s: %w", namespace, name, err)
+	}
 	d.Taken = s.ledger.Taken(key, pod.UID)
 	return d, nil
 }

@@ -3,6 +3,8 @@ package scheduler
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
@@ -11,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	decisionv1alpha1 "github.com/quaymaster/quaymaster/core/api/decision/v1alpha1"
 	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
 )
 
@@ -182,4 +185,56 @@ func TestPodGroupTopology(t *testing.T) {
 	w.bound("h0", "d1") // full then, as the score of placements wants it
 	w.put(podResource, inGroup(testPod("h1", "2"), "h"))
 	w.saying("h1", v1.PodReasonUnschedulable, "0/1 nodes are available: 1 Insufficient cpu.")
+}
+
+// TestExplainGang: an explanation says how far the group is, and which member
+// fails on which filter; nothing of the trial stays.
+func TestExplainGang(t *testing.T) {
+	w := newWorld(t, nil)
+	w.put(nodeResource, testNode("n1", "2", nil))
+	group := func(name string) *decisionv1alpha1.GroupVerdict {
+		t.Helper()
+		for _, all := range []bool{false, true} {
+			d, err := w.sched.Explain(context.Background(), "default", name, all)
+			if err != nil || d.Group == nil {
+				t.Fatal(d, err)
+			}
+			if all {
+				return d.Group
+			}
+		}
+		return nil
+	}
+	picky := inGang(testPod("b", "1"), "g", 3)
+	picky.Spec.NodeSelector = map[string]string{"disk": "tape"}
+	w.put(podResource, inGang(testPod("a", "1"), "g", 3))
+	w.put(podResource, picky)
+	w.saying("b", v1.PodReasonUnschedulable, cluster.GangTooSmall)
+	if g := group("a"); g.Name != "g" || g.PodGroup || g.Placed != 0 || g.Needed != 3 || g.Message != cluster.GangTooSmall || len(g.Members) != 2 {
+		t.Errorf("of a gang that is too small: %+v", g)
+	}
+	w.put(podResource, inGang(testPod("c", "1"), "g", 3))
+	w.saying("c", v1.PodReasonUnschedulable, "1 of the 3 pods")
+	g := group("c")
+	if g.Needed != 3 || g.Message != "pod group is unschedulable" || len(g.Members) != 3 {
+		t.Fatalf("of a gang without room: %+v", g)
+	}
+	a, b, c := g.Members[0], g.Members[1], g.Members[2]
+	if a.Node != "n1" || b.Node != "" || !slices.Equal(b.Filters, []string{"NodeAffinity"}) || !strings.Contains(b.Message, "didn't match Pod's node affinity/selector") || c.Node != "n1" {
+		t.Errorf("members: %+v", g.Members)
+	}
+	w.put(nodeResource, testNode("n2", "1", map[string]string{"disk": "tape"}))
+	for _, name := range []string{"a", "b", "c"} {
+		w.bound(name, "")
+	}
+	eventually(t, "the group has what it needs", func() bool {
+		g := group("b")
+		return g.Placed == 3 && g.Needed == 0 && g.Message == "" && len(g.Members) == 0
+	})
+	w.put(nodeResource, testNode("n3", "1", nil)) // the others are full
+	w.put(podResource, testPod("alone", "1m"))
+	w.bound("alone", "")
+	if d, err := w.sched.Explain(context.Background(), "default", "alone", false); err != nil || d.Group != nil {
+		t.Errorf("of a pod without a group: %+v, %v", d, err)
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	decisionv1alpha1 "github.com/quaymaster/quaymaster/core/api/decision/v1alpha1"
 )
@@ -35,6 +36,7 @@ func Write(w io.Writer, d *decisionv1alpha1.Decision, indent string) error {
 	}
 	p.policies(d.Policies)
 	p.remedies(d)
+	p.group(d.Group)
 	feasible, refused := split(d.Nodes)
 	if err := p.scores(feasible); err != nil {
 		return err
@@ -59,6 +61,42 @@ func (p *printer) line(format string, args ...any) {
 func (p *printer) policies(versions []decisionv1alpha1.PolicyVersion) {
 	for _, v := range versions {
 		p.line("        with policy %s, generation %d, %.19s", v.Name, v.Generation, v.Digest)
+	}
+}
+
+// group is how far the pods are that get nodes at once.
+func (p *printer) group(g *decisionv1alpha1.GroupVerdict) {
+	if g == nil {
+		return
+	}
+	kind := "gang"
+	if g.PodGroup {
+		kind = "pod group"
+	}
+	p.line("%s %s: %d pods have nodes, %d more needed at once", kind, g.Name, g.Placed, g.Needed)
+	if g.Message != "" {
+		p.line("  waits:    %s", g.Message)
+	}
+	if g.Deadline != nil {
+		p.line("  deadline: %s", g.Deadline.UTC().Format(time.RFC3339))
+	}
+	if g.Domain != "" {
+		p.line("  within:   %s", g.Domain)
+	}
+	for _, m := range g.Members[:min(len(g.Members), maxNodes)] {
+		if m.Node != "" {
+			p.line("  %s would go to %s", m.Name, m.Node)
+			continue
+		}
+		by := ""
+		if len(m.Filters) > 0 {
+			by = ", refused by " + strings.Join(m.Filters, ", ")
+		}
+		p.line("  %s has none%s:", m.Name, by)
+		p.line("    %s", m.Message)
+	}
+	if more := len(g.Members) - maxNodes; more > 0 {
+		p.line("  … %d more pods", more)
 	}
 }
 

@@ -20,6 +20,8 @@ func GetOpenAPIDefinitions(ref common.ReferenceCallback) map[string]common.OpenA
 		v1alpha1.Decision{}.OpenAPIModelName():                                      schema_core_api_decision_v1alpha1_Decision(ref),
 		v1alpha1.Failure{}.OpenAPIModelName():                                       schema_core_api_decision_v1alpha1_Failure(ref),
 		v1alpha1.FilterVerdict{}.OpenAPIModelName():                                 schema_core_api_decision_v1alpha1_FilterVerdict(ref),
+		v1alpha1.GroupVerdict{}.OpenAPIModelName():                                  schema_core_api_decision_v1alpha1_GroupVerdict(ref),
+		v1alpha1.MemberVerdict{}.OpenAPIModelName():                                 schema_core_api_decision_v1alpha1_MemberVerdict(ref),
 		v1alpha1.NodeVerdict{}.OpenAPIModelName():                                   schema_core_api_decision_v1alpha1_NodeVerdict(ref),
 		v1alpha1.PluginScore{}.OpenAPIModelName():                                   schema_core_api_decision_v1alpha1_PluginScore(ref),
 		v1alpha1.PolicyVersion{}.OpenAPIModelName():                                 schema_core_api_decision_v1alpha1_PolicyVersion(ref),
@@ -229,6 +231,12 @@ func schema_core_api_decision_v1alpha1_Decision(ref common.ReferenceCallback) co
 							},
 						},
 					},
+					"group": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Group of pods that get nodes at once or not at all; nil when the pod is of none.",
+							Ref:         ref(v1alpha1.GroupVerdict{}.OpenAPIModelName()),
+						},
+					},
 					"policies": {
 						VendorExtensible: spec.VendorExtensible{
 							Extensions: spec.Extensions{
@@ -272,7 +280,7 @@ func schema_core_api_decision_v1alpha1_Decision(ref common.ReferenceCallback) co
 			},
 		},
 		Dependencies: []string{
-			v1alpha1.Change{}.OpenAPIModelName(), v1alpha1.NodeVerdict{}.OpenAPIModelName(), v1alpha1.PolicyVersion{}.OpenAPIModelName(), v1alpha1.PreemptionVerdict{}.OpenAPIModelName(), v1alpha1.TakenDecision{}.OpenAPIModelName(), "k8s.io/apimachinery/pkg/apis/meta/v1.ObjectMeta"},
+			v1alpha1.Change{}.OpenAPIModelName(), v1alpha1.GroupVerdict{}.OpenAPIModelName(), v1alpha1.NodeVerdict{}.OpenAPIModelName(), v1alpha1.PolicyVersion{}.OpenAPIModelName(), v1alpha1.PreemptionVerdict{}.OpenAPIModelName(), v1alpha1.TakenDecision{}.OpenAPIModelName(), "k8s.io/apimachinery/pkg/apis/meta/v1.ObjectMeta"},
 	}
 }
 
@@ -341,6 +349,145 @@ func schema_core_api_decision_v1alpha1_FilterVerdict(ref common.ReferenceCallbac
 					},
 				},
 				Required: []string{"plugin", "reason"},
+			},
+		},
+	}
+}
+
+func schema_core_api_decision_v1alpha1_GroupVerdict(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "GroupVerdict says how far a group of pods is that get nodes at once, on the state of now.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"name": {
+						SchemaProps: spec.SchemaProps{
+							Default: "",
+							Type:    []string{"string"},
+							Format:  "",
+						},
+					},
+					"podGroup": {
+						SchemaProps: spec.SchemaProps{
+							Description: "PodGroup says that it is an object of upstream's API; else pods name it by label.",
+							Type:        []string{"boolean"},
+							Format:      "",
+						},
+					},
+					"placed": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Placed pods have nodes; so many more are needed at once.",
+							Default:     0,
+							Type:        []string{"integer"},
+							Format:      "int32",
+						},
+					},
+					"needed": {
+						SchemaProps: spec.SchemaProps{
+							Default: 0,
+							Type:    []string{"integer"},
+							Format:  "int32",
+						},
+					},
+					"message": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Message says why the group waits; empty when it does not.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"domain": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Domain as label=value that its pods are confined to by a topology constraint.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"deadline": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Deadline that is the first of its waiting pods'.",
+							Ref:         ref("k8s.io/apimachinery/pkg/apis/meta/v1.Time"),
+						},
+					},
+					"members": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "Members without a node, in the order in which they are decided.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Default: map[string]interface{}{},
+										Ref:     ref(v1alpha1.MemberVerdict{}.OpenAPIModelName()),
+									},
+								},
+							},
+						},
+					},
+				},
+				Required: []string{"name", "placed", "needed"},
+			},
+		},
+		Dependencies: []string{
+			v1alpha1.MemberVerdict{}.OpenAPIModelName(), "k8s.io/apimachinery/pkg/apis/meta/v1.Time"},
+	}
+}
+
+func schema_core_api_decision_v1alpha1_MemberVerdict(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "MemberVerdict is what one pod of a group would get beside those before it.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"name": {
+						SchemaProps: spec.SchemaProps{
+							Default: "",
+							Type:    []string{"string"},
+							Format:  "",
+						},
+					},
+					"node": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Node; empty when none takes it, or it is not to be tried.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"message": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Message says why there is none.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"filters": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "Filters that refuse nodes, by name.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Default: "",
+										Type:    []string{"string"},
+										Format:  "",
+									},
+								},
+							},
+						},
+					},
+				},
+				Required: []string{"name"},
 			},
 		},
 	}

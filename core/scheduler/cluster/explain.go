@@ -60,14 +60,7 @@ func (s *State) Explain(ctx context.Context, profile *Profile, pod *v1.Pod, p Po
 			s.freed, s.freedTallies = freed, terms // nothing became free in the end
 		}()
 	}
-	if e := s.nominees[key]; e != nil {
-		s.Withdraw(key)
-		defer func() {
-			e.node.nominated = append(e.node.nominated, e)
-			s.nominees[key] = e
-			s.changed(e.node.row)
-		}()
-	}
+	defer s.setAside(key)()
 	if pod.Spec.NodeName != "" {
 		free := *pod
 		free.Spec.NodeName = ""

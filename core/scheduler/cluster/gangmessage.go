@@ -18,6 +18,8 @@ const (
 	othersHaveNoNode = "other pods of its gang have no node"
 	// GangTooSmall is what pods say of which too few are there.
 	GangTooSmall = "waiting for minCount pods from a gang to appear in scheduling queue"
+	// Gated is what pods say that a scheduling gate holds back.
+	Gated = "Scheduling is blocked due to non-empty scheduling gates"
 )
 
 // PodGroupOf is the name of upstream's pod group of the pod, or "".

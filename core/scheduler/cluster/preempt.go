@@ -282,6 +282,22 @@ func (s *State) Withdraw(key types.NamespacedName) string {
 	return e.node.name
 }
 
+// setAside withdraws a pod's nomination, if there is one, until it is put back.
+func (s *State) setAside(key types.NamespacedName) (back func()) {
+	e := s.nominees[key]
+	if e == nil {
+		return func() {}
+	}
+	s.Withdraw(key)
+	return func() {
+		e.node.nominated = append(e.node.nominated, e)
+		s.nominees[key] = e
+		if e.node.row >= 0 {
+			s.changed(e.node.row)
+		}
+	}
+}
+
 // Free tells that a node is not reserved any more: others may fit.
 func (s *State) Free(name string) {
 	if n := s.nodes[name]; n != nil {

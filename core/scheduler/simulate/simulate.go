@@ -81,8 +81,6 @@ type Score struct {
 	Weighted   int64  `json:"weighted"`
 }
 
-const gated = "Scheduling is blocked due to non-empty scheduling gates" // upstream's text
-
 // Run decides for every pending pod, in the order of the scheduler's queue, a gang
 // at once. The pods behind a scheduling gate or of a gang of which too few are there,
 // those past their deadline, and those of a scheduler that no profile serves, come
@@ -200,7 +198,7 @@ func (r *run) waiting(pod *v1.Pod) string {
 		return fmt.Sprintf("no profile serves the scheduler name %q", pod.Spec.SchedulerName)
 	}
 	if len(pod.Spec.SchedulingGates) > 0 {
-		return gated
+		return cluster.Gated
 	}
 	return ""
 }

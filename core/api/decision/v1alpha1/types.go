@@ -31,12 +31,50 @@ type Decision struct {
 	// is feasible. Each has been tried on the state of now.
 	// +listType=atomic
 	Changes []Change `json:"changes,omitempty"`
+	// Group of pods that get nodes at once or not at all; nil when the pod is of none.
+	Group *GroupVerdict `json:"group,omitempty"`
 	// Policies that took part.
 	// +listType=atomic
 	Policies []PolicyVersion `json:"policies,omitempty"`
 	// Nodes holds a row for each node, best first, then the refused by name.
 	// +listType=atomic
 	Nodes []NodeVerdict `json:"nodes,omitempty"`
+}
+
+// +k8s:openapi-gen=true
+
+// GroupVerdict says how far a group of pods is that get nodes at once, on the state
+// of now.
+type GroupVerdict struct {
+	Name string `json:"name"`
+	// PodGroup says that it is an object of upstream's API; else pods name it by label.
+	PodGroup bool `json:"podGroup,omitempty"`
+	// Placed pods have nodes; so many more are needed at once.
+	Placed int32 `json:"placed"`
+	Needed int32 `json:"needed"`
+	// Message says why the group waits; empty when it does not.
+	Message string `json:"message,omitempty"`
+	// Domain as label=value that its pods are confined to by a topology constraint.
+	Domain string `json:"domain,omitempty"`
+	// Deadline that is the first of its waiting pods'.
+	Deadline *metav1.Time `json:"deadline,omitempty"`
+	// Members without a node, in the order in which they are decided.
+	// +listType=atomic
+	Members []MemberVerdict `json:"members,omitempty"`
+}
+
+// +k8s:openapi-gen=true
+
+// MemberVerdict is what one pod of a group would get beside those before it.
+type MemberVerdict struct {
+	Name string `json:"name"`
+	// Node; empty when none takes it, or it is not to be tried.
+	Node string `json:"node,omitempty"`
+	// Message says why there is none.
+	Message string `json:"message,omitempty"`
+	// Filters that refuse nodes, by name.
+	// +listType=atomic
+	Filters []string `json:"filters,omitempty"`
 }
 
 // +k8s:openapi-gen=true

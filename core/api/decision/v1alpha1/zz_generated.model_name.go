@@ -31,6 +31,16 @@ func (in FilterVerdict) OpenAPIModelName() string {
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
+func (in GroupVerdict) OpenAPIModelName() string {
+	return "dev.quaymaster.decision.v1alpha1.GroupVerdict"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in MemberVerdict) OpenAPIModelName() string {
+	return "dev.quaymaster.decision.v1alpha1.MemberVerdict"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
 func (in NodeVerdict) OpenAPIModelName() string {
 	return "dev.quaymaster.decision.v1alpha1.NodeVerdict"
 }
