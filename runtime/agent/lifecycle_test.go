@@ -3,18 +3,23 @@ package agent_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	clienttesting "k8s.io/client-go/testing"
 	clocktesting "k8s.io/utils/clock/testing"
 
@@ -474,6 +479,13 @@ func TestFollowEndsWithItsReader(t *testing.T) {
 func TestNode(t *testing.T) {
 	clock := clocktesting.NewFakeClock(time.Unix(1_700_000_000, 0))
 	c := newCluster(t, fleet.Options{Clock: clock, Version: "v1.36.3"})
+	var stale atomic.Bool
+	c.client.PrependReactor("update", "nodes", func(clienttesting.Action) (bool, runtime.Object, error) {
+		if stale.CompareAndSwap(true, false) {
+			return true, nil, apierrors.NewConflict(v1.Resource("nodes"), "n1", errors.New("it has changed"))
+		}
+		return false, nil, nil
+	})
 	taint := v1.Taint{Key: "node-role.kubernetes.io/master", Effect: v1.TaintEffectNoSchedule}
 	if err := c.fleet.Add(fleet.Node{Name: "n1", Labels: map[string]string{"disktype": "ssd"}, Taints: []v1.Taint{taint}}); err != nil {
 		t.Fatal(err)
@@ -516,6 +528,27 @@ func TestNode(t *testing.T) {
 		}
 		if !l.Spec.RenewTime.After(lease) {
 			return "the lease is not renewed"
+		}
+		return ""
+	})
+	// What others give the node to offer, as an extended resource, stays.
+	patch := `{"status":{"capacity":{"example.com/dongle":"3"},"allocatable":{"example.com/dongle":"2"}}}`
+	if _, err := c.client.CoreV1().Nodes().Patch(ctx, "n1", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status"); err != nil {
+		t.Fatal(err)
+	}
+	stale.Store(true)
+	clock.Step(6 * time.Minute)
+	eventually(t, func() string {
+		n, err := c.client.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
+		if err != nil {
+			return err.Error()
+		}
+		ready := n.Status.Conditions[slices.IndexFunc(n.Status.Conditions, func(c v1.NodeCondition) bool { return c.Type == v1.NodeReady })]
+		if stale.Load() || clock.Since(ready.LastHeartbeatTime.Time) > time.Minute {
+			return "the status is not reported"
+		}
+		if has, offers := n.Status.Capacity["example.com/dongle"], n.Status.Allocatable["example.com/dongle"]; has.Value() != 3 || offers.Value() != 3 {
+			t.Fatalf("%v of %v dongles are offered, want 3 of 3", &offers, &has)
 		}
 		return ""
 	})

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -81,7 +82,7 @@ func New(opts Options) *Manager {
 	m := &Manager{opts: opts}
 	m.shown.Store(&v1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: opts.Name, Labels: m.labels()}, Spec: v1.NodeSpec{Taints: opts.Taints},
-		Status: v1.NodeStatus{Capacity: opts.Capacity, Allocatable: m.allocatable()},
+		Status: v1.NodeStatus{Capacity: opts.Capacity, Allocatable: m.allocatable(opts.Capacity)},
 	})
 	return m
 }
@@ -255,9 +256,23 @@ func (m *Manager) report(ctx context.Context) error {
 	return fmt.Errorf("update the status of node %s: %w", m.opts.Name, refused)
 }
 
-// allocatable is what pods get.
-func (m *Manager) allocatable() v1.ResourceList {
+// capacity is what the node has, and the extended resources that others have given it.
+func (m *Manager) capacity(before v1.ResourceList) v1.ResourceList {
 	out := m.opts.Capacity.DeepCopy()
+	for name, q := range before {
+		if _, own := out[name]; !own && strings.Contains(string(name), "/") {
+			if out == nil {
+				out = v1.ResourceList{}
+			}
+			out[name] = q
+		}
+	}
+	return out
+}
+
+// allocatable is what pods get of a capacity.
+func (m *Manager) allocatable(capacity v1.ResourceList) v1.ResourceList {
+	out := capacity.DeepCopy()
 	for name, q := range m.opts.Reserved {
 		have, ok := out[name]
 		if !ok {
@@ -275,8 +290,8 @@ func (m *Manager) allocatable() v1.ResourceList {
 // status fills in what the agent knows.
 func (m *Manager) status(ctx context.Context, node *v1.Node, now time.Time) {
 	st := &node.Status
-	st.Capacity = m.opts.Capacity.DeepCopy()
-	st.Allocatable = m.allocatable()
+	st.Capacity = m.capacity(st.Capacity)
+	st.Allocatable = m.allocatable(st.Capacity)
 	st.Addresses = m.opts.Addresses
 	st.NodeInfo = m.opts.Info
 	if m.opts.RuntimeVersion != nil {
