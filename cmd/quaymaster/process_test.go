@@ -105,6 +105,7 @@ func server(t testing.TB, args ...string) (*exec.Cmd, string, string, kubernetes
 	if err != nil {
 		t.Fatal(err)
 	}
+	config.QPS = -1 // no limit: benchmarks would measure it
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		t.Fatal(err)
