@@ -125,7 +125,7 @@ func TestGangPreemptsNobody(t *testing.T) {
 func TestGangPreemptionFails(t *testing.T) {
 	w := newWorld(t, nil)
 	var fails atomic.Int32
-	w.client.PrependReactor("patch", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+	w.react("patch", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
 		return fails.Add(1) == 1, nil, errors.New("out of service")
 	})
 	budget := &policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "low0"},

@@ -22,7 +22,7 @@ func withPriority(pod *v1.Pod, priority int32) *v1.Pod {
 
 // endGracefully lets deleted pods go on until the test removes them.
 func (w *world) endGracefully() {
-	w.client.PrependReactor("delete", "pods", func(action clienttesting.Action) (bool, runtime.Object, error) {
+	w.react("delete", "pods", func(action clienttesting.Action) (bool, runtime.Object, error) {
 		w.mu.Lock() // the test may remove the pod at this moment
 		defer w.mu.Unlock()
 		object, err := w.client.Tracker().Get(podResource, "default", action.(clienttesting.DeleteAction).GetName())
@@ -122,7 +122,7 @@ func TestPreemptionNever(t *testing.T) {
 func TestPreemptionFails(t *testing.T) {
 	w := newWorld(t, nil)
 	var fails atomic.Int32
-	w.client.PrependReactor("patch", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+	w.react("patch", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
 		return fails.Add(1) == 1, nil, errors.New("out of service")
 	})
 	w.put(nodeResource, testNode("n1", "2", nil))

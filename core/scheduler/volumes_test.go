@@ -23,7 +23,7 @@ var (
 
 // versioned makes updates through the client give new revisions.
 func (w *world) versioned() {
-	w.client.PrependReactor("update", "*", func(action clienttesting.Action) (bool, runtime.Object, error) {
+	w.react("update", "*", func(action clienttesting.Action) (bool, runtime.Object, error) {
 		update := action.(clienttesting.UpdateAction)
 		object := update.GetObject().DeepCopyObject()
 		w.put(update.GetResource(), object.(metav1.Object))

@@ -45,11 +45,38 @@ type world struct {
 	batches  []int       // sizes of what was committed as one
 	before   func(Write) // called before each write, to meddle
 	fail     error       // answers binds
+
+	reacting  sync.Mutex
+	reactions []*clienttesting.SimpleReactor // the newest first
+}
+
+// react has the client answer with a reaction from now on, as its PrependReactor, which
+// may not be called while informers run, would.
+func (w *world) react(verb, resource string, reaction clienttesting.ReactionFunc) {
+	w.reacting.Lock()
+	defer w.reacting.Unlock()
+	w.reactions = append([]*clienttesting.SimpleReactor{{Verb: verb, Resource: resource, Reaction: reaction}}, w.reactions...)
+}
+
+func (w *world) reaction(action clienttesting.Action) (bool, runtime.Object, error) {
+	w.reacting.Lock()
+	reactions := w.reactions
+	w.reacting.Unlock()
+	for _, r := range reactions {
+		if !r.Handles(action) {
+			continue
+		}
+		if handled, object, err := r.React(action); handled {
+			return true, object, err
+		}
+	}
+	return false, nil, nil
 }
 
 func newWorld(t *testing.T, change func(*Options)) *world {
 	t.Helper()
 	w := &world{t: t, client: fake.NewClientset()}
+	w.client.PrependReactor("*", "*", w.reaction)
 	watching := make(chan struct{}, 16)
 	w.client.PrependWatchReactor("*", func(action clienttesting.Action) (bool, watch.Interface, error) {
 		watcher, err := w.client.Tracker().Watch(action.GetResource(), action.GetNamespace())
