@@ -28,7 +28,9 @@ type API struct {
 	// for the memory of all objects. It pays where a hundred clients watch all of a
 	// resource; on a real etcd for pods, with many agents on other machines.
 	WatchCache []string
-	// Without names kinds that are not served, as "horizontalpodautoscalers.autoscaling".
+	// Without names kinds that are not served, as "horizontalpodautoscalers.autoscaling":
+	// nothing follows them, their controllers do not run, and what is stored of them is
+	// as if it were not there. Kinds that the engine needs, such as pods, are refused.
 	Without []string
 }
 

@@ -129,6 +129,9 @@ func (p *parts) assemble() (err error) {
 	if p.informers, err = informer.New(p.store.Etcd(), p.client, apiserver.Resources()); err != nil {
 		return err
 	}
+	for _, name := range options.API.Without {
+		p.informers.LeaveOut(schema.ParseGroupResource(name))
+	}
 	if p.encryption != nil {
 		p.informers.Transformers = p.encryption
 	}
@@ -254,7 +257,7 @@ func (p *parts) assembleControllers() (err error) {
 		p.kinds.Elsewhere(services, p.client.Discovery())
 	}
 	if p.controllers, err = controllers.New(controllers.Options{
-		Client: p.client, Informers: p.informers, Kinds: p.kinds, Metadata: meta,
+		Client: p.client, Informers: p.informers, Kinds: p.kinds, Metadata: meta, Without: controllers.Of(p.options.API.Without...),
 		Pods: p.podControl(), Clock: options.Clock, Logger: log.With("part", "controllers"),
 	}); err != nil {
 		return err

@@ -26,7 +26,7 @@ const maxServed = 600
 // newFlowControl makes upstream's priority and fairness. A server without a
 // port has no need of it: its clients are in the process.
 func (s *Server) newFlowControl() flowcontrol.Interface {
-	if s.options.Listener == nil {
+	if !s.fair() {
 		return nil
 	}
 	return flowcontrol.New(s.options.Informers, s.client.FlowcontrolV1(), maxServed)
@@ -57,7 +57,7 @@ func (s *Server) keepFlowControl() error {
 // ensureFlowControl makes upstream's flow schemas and priority levels at the
 // first start, with the status that its controller would give them one by one.
 func (s *Server) ensureFlowControl(ctx context.Context, d *Direct) error {
-	if s.options.Listener == nil {
+	if !s.fair() {
 		return nil
 	}
 	levels, schemas := flowcontrolv1.SchemeGroupVersion.WithResource("prioritylevelconfigurations"), flowcontrolv1.SchemeGroupVersion.WithResource("flowschemas")

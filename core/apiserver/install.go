@@ -120,11 +120,6 @@ func (s *Server) install() error {
 	}
 
 	s.registries = newRegistries(s)
-	for _, name := range s.options.Without {
-		if !slices.ContainsFunc(allKinds(), func(k kind) bool { return k.name() == name }) {
-			return fmt.Errorf("there is no kind %q to leave out; kinds are named as in deployments.apps", name)
-		}
-	}
 	order, groups := s.servedKinds()
 	for _, group := range order {
 		if err := s.installGroup(group, groups[group]); err != nil {
@@ -156,11 +151,6 @@ func (s *Server) install() error {
 		s.front = s.aggregator.GenericAPIServer
 	}
 	return nil
-}
-
-// served tells whether a kind of the table has not been left out.
-func (s *Server) served(resource schema.GroupResource) bool {
-	return !slices.Contains(s.options.Without, resource.String())
 }
 
 // servedKinds is the table without what has been left out, by group.

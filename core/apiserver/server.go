@@ -78,8 +78,8 @@ type Options struct {
 	// is read again when it changes; a broken one changes nothing.
 	AuthenticationConfig string
 	// Without names kinds that are not served, as "horizontalpodautoscalers.autoscaling":
-	// they have no path, no discovery and no OpenAPI. What the server itself needs
-	// of them goes on.
+	// they have no path, no discovery and no OpenAPI. Kinds that the server itself needs
+	// are refused. Have the factory of Informers leave them out too (informer.Factory.LeaveOut).
 	Without []string
 	// Metrics of the engine, served at /metrics after those that upstream's
 	// libraries keep for the whole process. May be nil.
@@ -176,6 +176,9 @@ func New(options Options) (*Server, error) {
 		ready:   make(chan struct{}),
 		// Pods and services are reached by address, whose certificates are whatever they made: as upstream, nobody is verified.
 		proxy: &http.Transport{IdleConnTimeout: 90 * time.Second, MaxIdleConnsPerHost: 4, TLSClientConfig: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}},
+	}
+	if err := s.checkWithout(); err != nil {
+		return nil, fmt.Errorf("assemble the API server: %w", err)
 	}
 	s.ordinaries = &ordinaries{server: s, kinds: map[path]*ordinary{}}
 	s.closing, s.close = context.WithCancel(context.Background())

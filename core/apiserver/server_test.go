@@ -81,6 +81,9 @@ func newServer(t testing.TB, change func(*apiserver.Options)) (*parts, error) {
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
+	for _, name := range options.Without {
+		factory.LeaveOut(schema.ParseGroupResource(name))
+	}
 	options.Storage, options.Informers = store.StorageDecorator(watchCache), factory
 	server, err := apiserver.New(options)
 	if err != nil {

@@ -40,8 +40,19 @@ func TestWithout(t *testing.T) {
 	if _, err := c.makePod(t, "default", "p", nil); err != nil {
 		t.Error(err)
 	}
-	_, err = newServer(t, func(o *apiserver.Options) { o.Without = []string{"pods.apps"} })
-	if err == nil || !strings.Contains(err.Error(), `there is no kind "pods.apps" to leave out`) {
-		t.Errorf("a kind that there is not: %v", err)
+}
+
+// TestWithoutRefused: a kind that there is not, and those that the server needs.
+func TestWithoutRefused(t *testing.T) {
+	for name, want := range map[string]string{
+		"pods.apps":                         `there is no kind "pods.apps" to leave out`,
+		"pods":                              `the kind "pods" cannot be left out: they are what is scheduled and run`,
+		"leases.coordination.k8s.io":        `the kind "leases.coordination.k8s.io" cannot be left out: nodes say`,
+		"priorityclasses.scheduling.k8s.io": `cannot be left out: the server makes the system's own`,
+		"policies.policy.quaymaster.dev":    `cannot be left out: requests and pods are judged by them`,
+	} {
+		if _, err := newServer(t, func(o *apiserver.Options) { o.Without = []string{name} }); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", name, err, want)
+		}
 	}
 }

@@ -58,30 +58,32 @@ type Options struct {
 	Logger  *slog.Logger     // nil discards
 }
 
-// table is every controller, by the name upstream has for it.
+// table is every controller, by the name upstream has for it, and the kind without which
+// there is nothing for it to do; "" for one that looks after many kinds.
 var table = []struct {
 	name string
+	kind string
 	make func(Options, loop.Env) (loop.Controller, error)
 }{
-	{"deployment", func(_ Options, env loop.Env) (loop.Controller, error) { return deployment.New(env) }},
-	{"replicaset", func(o Options, env loop.Env) (loop.Controller, error) { return replicaset.New(env, o.Pods) }},
-	{"job", func(o Options, env loop.Env) (loop.Controller, error) { return job.New(env, o.Pods) }},
-	{"cronjob", func(_ Options, env loop.Env) (loop.Controller, error) { return cronjob.New(env) }},
-	{"statefulset", func(o Options, env loop.Env) (loop.Controller, error) { return statefulset.New(env, o.Pods) }},
-	{"daemonset", func(o Options, env loop.Env) (loop.Controller, error) { return daemonset.New(env, o.Pods) }},
-	{"replicationcontroller", func(o Options, env loop.Env) (loop.Controller, error) {
+	{"deployment", "deployments.apps", func(_ Options, env loop.Env) (loop.Controller, error) { return deployment.New(env) }},
+	{"replicaset", "replicasets.apps", func(o Options, env loop.Env) (loop.Controller, error) { return replicaset.New(env, o.Pods) }},
+	{"job", "jobs.batch", func(o Options, env loop.Env) (loop.Controller, error) { return job.New(env, o.Pods) }},
+	{"cronjob", "cronjobs.batch", func(_ Options, env loop.Env) (loop.Controller, error) { return cronjob.New(env) }},
+	{"statefulset", "statefulsets.apps", func(o Options, env loop.Env) (loop.Controller, error) { return statefulset.New(env, o.Pods) }},
+	{"daemonset", "daemonsets.apps", func(o Options, env loop.Env) (loop.Controller, error) { return daemonset.New(env, o.Pods) }},
+	{"replicationcontroller", "replicationcontrollers", func(o Options, env loop.Env) (loop.Controller, error) {
 		return replicaset.NewReplicationController(env, o.Pods)
 	}},
-	{"endpointslice", func(_ Options, env loop.Env) (loop.Controller, error) { return endpoints.New(env) }},
-	{"garbagecollector", func(o Options, env loop.Env) (loop.Controller, error) {
+	{"endpointslice", "services", func(_ Options, env loop.Env) (loop.Controller, error) { return endpoints.New(env) }},
+	{"garbagecollector", "", func(o Options, env loop.Env) (loop.Controller, error) {
 		return garbage.New(env, o.Kinds, o.Metadata, o.Pods)
 	}},
-	{"namespace", func(o Options, env loop.Env) (loop.Controller, error) {
+	{"namespace", "namespaces", func(o Options, env loop.Env) (loop.Controller, error) {
 		return namespace.New(env, o.Kinds, o.Metadata)
 	}},
-	{"nodelifecycle", func(_ Options, env loop.Env) (loop.Controller, error) { return nodelifecycle.New(env) }},
-	{"tainteviction", func(o Options, env loop.Env) (loop.Controller, error) { return eviction.New(env, o.Pods) }},
-	{"podgc", func(o Options, env loop.Env) (loop.Controller, error) { return podgc.New(env, o.Pods) }},
+	{"nodelifecycle", "nodes", func(_ Options, env loop.Env) (loop.Controller, error) { return nodelifecycle.New(env) }},
+	{"tainteviction", "pods", func(o Options, env loop.Env) (loop.Controller, error) { return eviction.New(env, o.Pods) }},
+	{"podgc", "pods", func(o Options, env loop.Env) (loop.Controller, error) { return podgc.New(env, o.Pods) }},
 }
 
 // Names returns the names of all controllers.
@@ -89,6 +91,16 @@ func Names() []string {
 	names := make([]string, len(table))
 	for i, t := range table {
 		names[i] = t.name
+	}
+	return names
+}
+
+// Of returns the names of the controllers of kinds, which are named as "jobs.batch".
+func Of(kinds ...string) (names []string) {
+	for _, t := range table {
+		if t.kind != "" && slices.Contains(kinds, t.kind) {
+			names = append(names, t.name)
+		}
 	}
 	return names
 }

@@ -3,6 +3,7 @@ package controllers_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +51,17 @@ func TestOptions(t *testing.T) {
 				t.Errorf("error %v, want %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// TestOf finds the controllers of what an API leaves out.
+func TestOf(t *testing.T) {
+	got := controllers.Of("cronjobs.batch", "jobs.batch", "replicationcontrollers", "ingresses.networking.k8s.io")
+	if want := []string{"job", "cronjob", "replicationcontroller"}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if got := controllers.Of(); len(got) > 0 {
+		t.Errorf("without anything, %v", got)
 	}
 }
 

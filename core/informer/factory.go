@@ -68,7 +68,8 @@ type Factory struct {
 	mu   sync.Mutex
 	made []*shared
 	// what is listed only when a channel is closed: see Later.
-	later map[schema.GroupResource]<-chan struct{}
+	later   map[schema.GroupResource]<-chan struct{}
+	without map[schema.GroupResource]bool // see LeaveOut
 }
 
 var _ informers.SharedInformerFactory = (*Factory)(nil)
@@ -100,9 +101,12 @@ func (f *Factory) InformerFor(object runtime.Object, newFunc internalinterfaces.
 		return f.SharedInformerFactory.InformerFor(object, newFunc)
 	}
 	return f.SharedInformerFactory.InformerFor(object, func(clientset.Interface, time.Duration) cache.SharedIndexInformer {
-		feed := f.feed(r, object)
 		f.mu.Lock()
 		defer f.mu.Unlock()
+		if f.without[r.GroupResource()] {
+			return newEmpty(object, r.GroupVersionResource.String())
+		}
+		feed := f.feed(r, object)
 		feed.when = f.later[r.GroupResource()]
 		made := newShared(feed, object, r.GroupVersionResource.String())
 		f.made = append(f.made, made)
@@ -121,7 +125,24 @@ func (f *Factory) Later(resource schema.GroupResource, when <-chan struct{}) {
 	f.later[resource] = when
 }
 
-// Made are the informers that were asked for until now.
+// LeaveOut gives a resource an informer that is synced and empty, and for which nothing
+// runs, whatever is stored. Call it before its informer is asked for.
+func (f *Factory) LeaveOut(resource schema.GroupResource) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.without == nil {
+		f.without = map[schema.GroupResource]bool{}
+	}
+	f.without[resource] = true
+}
+
+// LeftOut tells whether an informer is that of a resource that is left out.
+func LeftOut(informer cache.SharedIndexInformer) bool {
+	s, ok := informer.(*shared)
+	return ok && s.source == nil
+}
+
+// Made are the informers that were asked for until now, but for those of what is left out.
 func (f *Factory) Made() []cache.SharedIndexInformer {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -290,3 +290,49 @@ func BenchmarkList(b *testing.B) {
 		factory.Shutdown()
 	}
 }
+
+// TestLeaveOut: nothing runs for a resource that is left out, whatever is stored, and
+// those who ask for it are not kept waiting.
+func TestLeaveOut(t *testing.T) {
+	opened, err := storage.Open(storage.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	store{opened, t}.put("there", "one", 0)
+	factory, err := informer.New(opened.Etcd(), fake.NewClientset(), []informer.Resource{configMaps})
+	if err != nil {
+		t.Fatal(err)
+	}
+	factory.LeaveOut(configMaps.GroupResource())
+	empty := factory.Core().V1().ConfigMaps().Informer()
+	told := func(object any) { t.Errorf("told of %v", object) }
+	current := goleak.IgnoreCurrent()
+	before, err := empty.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: told})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer factory.Shutdown()
+	defer cancel()
+	factory.StartWithContext(ctx)
+	after, err := empty.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: told})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for resource, synced := range factory.WaitForCacheSync(ctx.Done()) {
+		if !synced {
+			t.Errorf("%v is not synced", resource)
+		}
+	}
+	if !empty.HasSynced() || !before.HasSynced() || !after.HasSynced() || !informer.LeftOut(empty) {
+		t.Error("somebody waits for what is left out")
+	}
+	if err := empty.RemoveEventHandler(before); err != nil {
+		t.Error(err)
+	}
+	if got := empty.GetStore().ListKeys(); len(got) > 0 || len(factory.Made()) > 0 {
+		t.Errorf("%v in the cache, %d informers run", got, len(factory.Made()))
+	}
+	goleak.VerifyNone(t, current)
+}

@@ -21,7 +21,7 @@ var errStarted = errors.New("the informer has been started")
 type shared struct {
 	example     runtime.Object
 	description string
-	source      cache.ListerWatcher
+	source      cache.ListerWatcher // nil: a resource that is left out, always empty
 	indexer     cache.Indexer
 	synced      chan struct{} // closed when the first list is in the cache, and on its way to the handlers
 	// detector panics when an object of the cache was changed, and with it what shares
@@ -50,6 +50,15 @@ func newShared(source cache.ListerWatcher, example runtime.Object, description s
 	}
 }
 
+// newEmpty is the informer of a resource that is left out: there is never anything in it,
+// it counts as synced from the start, and nothing runs for it, neither a reflector nor
+// a goroutine a handler.
+func newEmpty(example runtime.Object, description string) *shared {
+	s := newShared(nil, example, description)
+	close(s.synced)
+	return s
+}
+
 // AddEventHandler has a handler told of what is there, as in the first list, and
 // of every change from then on.
 func (s *shared) AddEventHandler(to cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error) {
@@ -69,6 +78,10 @@ func (s *shared) AddEventHandlerWithOptions(to cache.ResourceEventHandler, optio
 		return nil, fmt.Errorf("add a handler to the informer of %s: it has been stopped", s.description)
 	}
 	h := newHandler(to, s.description, options.Logger)
+	if s.source == nil {
+		close(h.told)
+		return h, nil
+	}
 	if s.HasSynced() {
 		items := s.indexer.List()
 		there := make([]event, len(items))
@@ -123,6 +136,10 @@ func (s *shared) RunWithContext(ctx context.Context) {
 		return
 	}
 	s.started = true
+	if s.source == nil {
+		s.mu.Unlock()
+		return
+	}
 	s.controller = cache.New(&cache.Config{
 		Queue: &queue{shared: s, closed: make(chan struct{})}, ListerWatcher: s.source, ObjectType: s.example, ObjectDescription: s.description,
 		Process:                      func(any, bool) error { return nil },

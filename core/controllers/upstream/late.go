@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
@@ -11,11 +12,16 @@ import (
 	networkinginformers "k8s.io/client-go/informers/networking/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/controller/servicecidrs"
+
+	"github.com/quaymaster/quaymaster/core/informer"
 )
 
 // late makes and runs a controller when the first object of one of its kinds is
-// there: until then it costs nothing.
+// there: until then it costs nothing. It is nil where all of them are left out.
 func (o Options) late(name string, newController func(context.Context, Options) (func(context.Context), error), kinds ...cache.SharedIndexInformer) (func(context.Context), error) {
+	if !slices.ContainsFunc(kinds, func(i cache.SharedIndexInformer) bool { return !informer.LeftOut(i) }) {
+		return nil, nil
+	}
 	seen := make(chan struct{})
 	first := sync.OnceFunc(func() { close(seen) })
 	registrations := make([]cache.ResourceEventHandlerRegistration, len(kinds))

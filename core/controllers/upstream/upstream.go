@@ -10,6 +10,7 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -31,6 +32,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/quaymaster/quaymaster/core/controllers/kinds"
+	"github.com/quaymaster/quaymaster/core/informer"
 )
 
 // Options of the controllers. All but Kinds and Clock are required.
@@ -87,30 +89,37 @@ func New(o Options) (*Controllers, error) {
 	if err != nil {
 		return nil, fmt.Errorf("housekeeping controllers: join tokens: %w", err)
 	}
-	claimProtection, err := pvcprotection.NewPVCProtectionController(klog.Background(), core.PersistentVolumeClaims(), core.Pods(), o.Client)
-	if err != nil {
-		return nil, fmt.Errorf("housekeeping controllers: claims in use: %w", err)
-	}
 	policyStatus, err := o.late("policy status", newPolicyStatus, o.Informers.Admissionregistration().V1().ValidatingAdmissionPolicies().Informer())
 	if err != nil {
 		return nil, fmt.Errorf("housekeeping controllers: %w", err)
 	}
 	ctx := context.Background() // carries upstream's logger alone
-	serving := &servingApprover{client: o.Client, nodes: core.Nodes().Lister()}
-	sign := &signer{client: o.Client, authority: o.Authority, clock: o.Clock}
 	c := &Controllers{run: []func(context.Context){
 		with(accounts.Run),
 		publish.run,
 		tokens.Run,
 		with(clusterroleaggregation.NewClusterRoleAggregation(o.Informers.Rbac().V1().ClusterRoles(), o.Client.RbacV1()).Run),
-		with(approver.NewCSRApprovingController(ctx, o.Client, requests).Run),
-		with(certificates.NewCertificateController(ctx, "csrapproving-kubelet-serving", o.Client, requests, serving.handle).Run),
-		with(certificates.NewCertificateController(ctx, "csrsigning", o.Client, requests, sign.handle).Run),
-		with(cleaner.NewCSRCleanerController(o.Client.CertificatesV1().CertificateSigningRequests(), requests).Run),
-		with(claimProtection.Run),
-		with(pvprotection.NewPVProtectionController(klog.Background(), core.PersistentVolumes(), o.Client).Run),
 		policyStatus,
 	}}
+	if !informer.LeftOut(requests.Informer()) {
+		serving := &servingApprover{client: o.Client, nodes: core.Nodes().Lister()}
+		sign := &signer{client: o.Client, authority: o.Authority, clock: o.Clock}
+		c.run = append(c.run,
+			with(approver.NewCSRApprovingController(ctx, o.Client, requests).Run),
+			with(certificates.NewCertificateController(ctx, "csrapproving-kubelet-serving", o.Client, requests, serving.handle).Run),
+			with(certificates.NewCertificateController(ctx, "csrsigning", o.Client, requests, sign.handle).Run),
+			with(cleaner.NewCSRCleanerController(o.Client.CertificatesV1().CertificateSigningRequests(), requests).Run))
+	}
+	if !informer.LeftOut(core.PersistentVolumeClaims().Informer()) {
+		claimProtection, err := pvcprotection.NewPVCProtectionController(klog.Background(), core.PersistentVolumeClaims(), core.Pods(), o.Client)
+		if err != nil {
+			return nil, fmt.Errorf("housekeeping controllers: claims in use: %w", err)
+		}
+		c.run = append(c.run, with(claimProtection.Run))
+	}
+	if !informer.LeftOut(core.PersistentVolumes().Informer()) {
+		c.run = append(c.run, with(pvprotection.NewPVProtectionController(klog.Background(), core.PersistentVolumes(), o.Client).Run))
+	}
 	o.Informers.Networking().V1().IPAddresses().Informer() // asked for now, so that it starts with the others
 	ranges, err := o.late("ranges of service addresses", newServiceCIDRs, o.Informers.Networking().V1().ServiceCIDRs().Informer())
 	if err != nil {
@@ -136,6 +145,7 @@ func New(o Options) (*Controllers, error) {
 		}
 		c.run = append(c.run, quota)
 	}
+	c.run = slices.DeleteFunc(c.run, func(run func(context.Context)) bool { return run == nil }) // of kinds that are left out
 	return c, nil
 }
 
