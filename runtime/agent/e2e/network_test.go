@@ -152,7 +152,8 @@ func TestAddresses(t *testing.T) {
 					t.Errorf("address %d is %s", i, address)
 				}
 				// The node's own new address cannot be spoken from at once: a connection that came too early is tried again.
-				client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
+				const patience = 5 * time.Second // of a dial, too: one that is left goes on without its request
+				client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: patience}).DialContext}, Timeout: patience}
 				coretest.Eventually(t, "the page at "+p.IP, func(context.Context) (bool, error) {
 					r, err := client.Get("http://" + netip.AddrPortFrom(address, 8080).String())
 					if err != nil {
