@@ -10,6 +10,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/quaymaster/quaymaster/core"
 	"github.com/quaymaster/quaymaster/core/coretest"
@@ -46,7 +48,7 @@ func TestWithout(t *testing.T) {
 	loops := []string{"controllers/job.", "controllers/cronjob."}
 	run := func(without ...string) (running map[string]int) {
 		t.Helper()
-		e := start(t, core.Options{Nodes: []core.Node{machine("a", "1")}, API: core.API{Without: without}})
+		e := start(t, core.Options{Listen: "127.0.0.1:0", Nodes: []core.Node{machine("a", "1")}, API: core.API{Without: without}})
 		defer func() {
 			if err := e.Close(context.Background()); err != nil {
 				t.Error(err)
@@ -63,6 +65,17 @@ func TestWithout(t *testing.T) {
 		case <-e.Synced(): // each informer that there is runs
 		case <-t.Context().Done():
 			t.Fatal("the informers are not synced")
+		}
+		kubeconfig, err := e.Kubeconfig() // by HTTPS, where priority and fairness would be
+		if err != nil {
+			t.Fatal(err)
+		}
+		config, err := clientcmd.RESTConfigFromKubeConfig(kubeconfig)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := kubernetes.NewForConfigOrDie(config).CoreV1().Pods("default").Get(t.Context(), "p", metav1.GetOptions{}); err != nil {
+			t.Error(err)
 		}
 		return goroutines(append(loops, followed)...)
 	}
