@@ -59,7 +59,7 @@ func (c commandLine) run(t *testing.T, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	command := exec.CommandContext(ctx, c.command[0], append(c.command[1:len(c.command):len(c.command)], args...)...)
-	command.Env = []string{"KUBECONFIG=" + c.kubeconfig, "HOME=" + c.home, "PATH=" + os.Getenv("PATH"), "KUBE_EDITOR=sed -i s/edit-me/edited/", "TERM=dumb"}
+	command.Env = []string{"KUBECONFIG=" + c.kubeconfig, "HOME=" + c.home, "PATH=" + c.home + ":" + os.Getenv("PATH"), "KUBE_EDITOR=sed -i s/edit-me/edited/", "TERM=dumb"}
 	command.Stdin = strings.NewReader(c.stdin)
 	var out bytes.Buffer
 	command.Stdout, command.Stderr = &out, &out

@@ -38,10 +38,15 @@ func TestKubectl(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			release := 36
+			if name == "debian" {
+				release = 20
+			}
 			kubectl := startEngine(t).program(t, command(t)...)
 			testProxy(t, kubectl)
-			for _, s := range slices.Concat(script[:len(script)-leave], certificates(t), script[len(script)-leave:]) {
-				if name == "debian" && s.since > 20 {
+			testWatch(t, kubectl)
+			for _, s := range slices.Concat(script[:len(script)-leave], certificates(t), verbs(t, kubectl.home), script[len(script)-leave:]) {
+				if !s.runs(release) {
 					continue
 				}
 				kubectl.stdin = s.stdin
@@ -81,7 +86,8 @@ func debian(t *testing.T) string {
 	return filepath.Join(dir, "usr", "bin", "kubectl")
 }
 
-// step is one command. since is the release that brought it.
+// step is one command. since is the release that brought it or whose client
+// can do it with this server, until the last that had it; 0 is any.
 type step struct {
 	command string
 	args    []string // more, with spaces in them
@@ -89,6 +95,11 @@ type step struct {
 	want    string // a regular expression that the output matches
 	fails   bool
 	since   int
+	until   int
+}
+
+func (s step) runs(release int) bool {
+	return s.since <= release && (s.until == 0 || release <= s.until)
 }
 
 const deployment = `apiVersion: apps/v1
