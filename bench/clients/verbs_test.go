@@ -118,6 +118,7 @@ func verbs(t *testing.T, home string) []step {
 		{command: "config delete-user spare", want: `deleted user spare`, since: 21},
 
 		{command: "plugin list", want: `kubectl-hello`},
+		{command: "hello there", want: "^hello there\n$"},
 		{command: "options", want: `--kubeconfig`},
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"k8s.io/component-base/cli"
 	kubernetes "k8s.io/component-base/version"
 	"k8s.io/kubectl/pkg/cmd"
+	"k8s.io/kubectl/pkg/cmd/plugin"
 	"k8s.io/kubectl/pkg/cmd/util"
 )
 
@@ -26,8 +27,9 @@ func newKubectl() *cobra.Command {
 				}
 			}
 			kubectl := cmd.NewDefaultKubectlCommandWithArgs(cmd.KubectlOptions{
-				Arguments: append([]string{"kubectl"}, args...),
-				IOStreams: genericiooptions.IOStreams{In: c.InOrStdin(), Out: c.OutOrStdout(), ErrOut: c.ErrOrStderr()},
+				Arguments:     append([]string{"kubectl"}, args...),
+				PluginHandler: cmd.NewDefaultPluginHandler(plugin.ValidPluginFilenamePrefixes),
+				IOStreams:     genericiooptions.IOStreams{In: c.InOrStdin(), Out: c.OutOrStdout(), ErrOut: c.ErrOrStderr()},
 			})
 			kubectl.SetArgs(args)
 			if err := cli.RunNoErrOutput(kubectl); err != nil {
