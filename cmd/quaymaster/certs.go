@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/cert"
 
@@ -20,7 +19,7 @@ func newCerts() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "certs",
 		Short: "Look at a running server's certificates and keys, and make them anew",
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	command.AddCommand(newCertsCheck(), newCertsRotate())
@@ -37,16 +36,12 @@ func newCertsCheck() *cobra.Command {
 certificate that it was asked with. What has a time at RENEWED is made anew then by
 the server itself; an authority is made anew by "quaymaster certs rotate --ca".`,
 		Example: "  quaymaster certs check --kubeconfig ./data/kubeconfig",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "" && output != "json" {
 				return fmt.Errorf("--output %q: it is json, or left out for a table", output)
 			}
-			config, _, err := from.config()
-			if err != nil {
-				return err
-			}
-			client, err := kubernetes.NewForConfig(config)
+			client, config, err := from.client()
 			if err != nil {
 				return err
 			}
@@ -120,16 +115,12 @@ and DATA/join-token. With a flag it makes more, and nobody is cut off:
 Only administrators may do it, and whom a role allows "post" of the non-resource
 URL /certificates/rotate.`,
 		Example: "  quaymaster certs rotate --ca --overlap 48h --kubeconfig ./data/kubeconfig",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Flags().Changed("overlap") && !wanted.Authority && !wanted.FrontProxy {
 				return fmt.Errorf("--overlap is for --ca and --front-proxy-ca")
 			}
-			config, _, err := from.config()
-			if err != nil {
-				return err
-			}
-			client, err := kubernetes.NewForConfig(config)
+			client, _, err := from.client()
 			if err != nil {
 				return err
 			}

@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/tools/clientcmd"
@@ -50,6 +51,16 @@ func (c *cluster) config() (*rest.Config, string, error) {
 		namespace, _, err = loader.Namespace()
 	}
 	return config, namespace, err
+}
+
+// client is one of the server, with the configuration that it was made of.
+func (c *cluster) client() (*kubernetes.Clientset, *rest.Config, error) {
+	config, _, err := c.config()
+	if err != nil {
+		return nil, nil, err
+	}
+	client, err := kubernetes.NewForConfig(config)
+	return client, config, err
 }
 
 func newMapper(config *rest.Config) (meta.RESTMapper, error) {

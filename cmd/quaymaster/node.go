@@ -67,11 +67,7 @@ func (s *nodeSwitch) run(cmd *cobra.Command, names []string) error {
 	if (len(names) == 0) == (s.selector == "") {
 		return errors.New("say the nodes by name or by --selector")
 	}
-	config, _, err := s.config()
-	if err != nil {
-		return err
-	}
-	client, err := kubernetes.NewForConfig(config)
+	client, _, err := s.client()
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/quaymaster/quaymaster/core"
 )
@@ -25,11 +24,7 @@ URL /encryption/rotate.`,
 		Example: "  quaymaster rotate-key --kubeconfig ./data/kubeconfig",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			config, _, err := from.config()
-			if err != nil {
-				return err
-			}
-			client, err := kubernetes.NewForConfig(config)
+			client, _, err := from.client()
 			if err != nil {
 				return err
 			}
