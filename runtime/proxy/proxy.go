@@ -214,20 +214,7 @@ func (p *Proxy) service(s *v1.Service, gone bool) {
 	_, others := s.Labels[apis.LabelServiceProxyName]
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	old, had := p.services[key(s)]
-	switch {
-	case gone || others:
-		if had {
-			delete(p.services, key(s))
-			p.provider.OnServiceDelete(old)
-		}
-	case had:
-		p.services[key(s)] = s
-		p.provider.OnServiceUpdate(old, s)
-	default:
-		p.services[key(s)] = s
-		p.provider.OnServiceAdd(s)
-	}
+	changed(p.services, s, gone || others, p.provider.OnServiceAdd, p.provider.OnServiceUpdate, p.provider.OnServiceDelete)
 }
 
 // slice is one that was changed. Those of headless services lead nowhere by rules.
@@ -235,20 +222,25 @@ func (p *Proxy) slice(s *discoveryv1.EndpointSlice, gone bool) {
 	_, headless := s.Labels[v1.IsHeadlessService]
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	old, had := p.slices[key(s)]
+	changed(p.slices, s, gone || headless, p.provider.OnEndpointSliceAdd, p.provider.OnEndpointSliceUpdate, p.provider.OnEndpointSliceDelete)
+}
+
+// changed brings what is known of a kind up to date with one object, and tells what came of it.
+func changed[T metav1.Object](known map[string]T, o T, gone bool, add func(T), update func(old, now T), remove func(T)) {
+	old, had := known[key(o)]
 	switch {
-	case gone || headless:
+	case gone:
 		if had {
-			delete(p.slices, key(s))
-			p.provider.OnEndpointSliceDelete(old)
+			delete(known, key(o))
+			remove(old)
 		}
+		return
 	case had:
-		p.slices[key(s)] = s
-		p.provider.OnEndpointSliceUpdate(old, s)
+		update(old, o)
 	default:
-		p.slices[key(s)] = s
-		p.provider.OnEndpointSliceAdd(s)
+		add(o)
 	}
+	known[key(o)] = o
 }
 
 // cidr is a range of services that was changed.
