@@ -20,7 +20,8 @@ import (
 )
 
 // Start makes an engine, waits until it is ready, and synced unless it shares an
-// etcd, and closes it at the end of the test. Whatever fails, in its start, its life or its end, fails the test.
+// etcd, and closes it at the end of the test: what the test cleans up after
+// Start still finds it. Whatever fails, in its start, its life or its end, fails the test.
 func Start(t testing.TB, options core.Options) *core.Engine {
 	t.Helper()
 	engine, err := core.New(options)
@@ -34,7 +35,7 @@ func Start(t testing.TB, options core.Options) *core.Engine {
 			t.Errorf("close the engine: %v", err)
 		}
 	})
-	if err := engine.Start(t.Context()); err != nil {
+	if err := engine.Start(context.WithoutCancel(t.Context())); err != nil {
 		t.Fatalf("start the engine: %v", err)
 	}
 	moments := map[string]<-chan struct{}{"ready": engine.Ready()}
