@@ -64,7 +64,6 @@ func gadget(name string, owners ...metav1.OwnerReference) *unstructured.Unstruct
 // TestCustomResourcesAreCollected deletes objects of defined kinds with their
 // owners and their namespaces, and what they own with them.
 func TestCustomResourcesAreCollected(t *testing.T) {
-	start(t, core.Options{}) // what upstream makes once in a process is made
 	leaks(t)
 	dir := t.TempDir()
 	first := start(t, core.Options{DataDir: dir})
