@@ -21,6 +21,7 @@ type eviction struct {
 	left    int    // victims of which it is not known yet that they are told to end
 	done    func() // called in the loop when there are none
 	err     error  // the first one, by then
+	stirred bool   // the pod is to be tried by then: something happened that may help it
 }
 
 const evictionTimeout = 30 * time.Second
@@ -204,13 +205,7 @@ func (s *Scheduler) evicted(p *pending, e *eviction) {
 		if p.bind == nil && s.queue.held(p) {
 			s.queue.delay(p, s.clock.Now().Add(backOff(p.attempts)), queuedFailure)
 		}
-	} else if _, waits := s.queue.waiting[p]; waits && p.nominated != e.node {
-		s.queue.activate(p, queuedEvent) // outranked meanwhile
-	} else if waits {
-		s.state.Withdraw(p.key)
-		room := s.state.DecideOn(p.class, e.node).Node != nil
-		if s.state.Nominate(p.class, p.pod, e.node); room {
-			s.queue.activate(p, queuedEvent) // the victims ended before this was known
-		}
+	} else if _, waits := s.queue.waiting[p]; waits && (e.stirred || p.nominated != e.node) { // or outranked meanwhile
+		s.queue.activate(p, queuedEvent)
 	}
 }

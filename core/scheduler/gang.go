@@ -25,6 +25,7 @@ type gang struct {
 
 	victims  map[types.NamespacedName]types.UID // that it waits for; nil: it has preempted nobody
 	evicting bool                               // they are being told to end
+	stirred  bool                               // to be tried by then: something happened that may help it
 }
 
 // gangKey names a gang: by our label, or by upstream's spec.schedulingGroup.
@@ -135,6 +136,7 @@ func (s *Scheduler) decideGang(ctx context.Context, first *pending) {
 		s.queue.take(p)
 	}
 	if g.evicting {
+		g.stirred = true
 		for _, p := range list {
 			s.queue.group(p)
 		}

@@ -135,7 +135,8 @@ func (s *Scheduler) outrank(key types.NamespacedName) {
 
 // evictedForGang acts on what became of an eviction.
 func (s *Scheduler) evictedForGang(g *gang, e *eviction) {
-	g.evicting = false
+	stirred := g.stirred
+	g.evicting, g.stirred = false, false
 	if e.err != nil {
 		s.stats.failures.Add(1)
 		s.log.Warn("preempt for a gang", "gang", g.key, "error", e.err)
@@ -147,6 +148,10 @@ func (s *Scheduler) evictedForGang(g *gang, e *eviction) {
 				s.queue.delay(p, g.readyAt, queuedFailure)
 			}
 		}
+		return
+	}
+	if stirred {
+		s.tryGang(g)
 		return
 	}
 	s.retryGang(g) // the victims may have ended before this was known
@@ -185,6 +190,10 @@ func (s *Scheduler) retryGang(g *gang) {
 		return
 	}
 	s.awaitNone(g)
+	s.tryGang(g)
+}
+
+func (s *Scheduler) tryGang(g *gang) {
 	g.parked = false
 	for _, p := range g.waiting {
 		if s.queue.held(p) && !s.expired(p) {

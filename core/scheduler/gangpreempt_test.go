@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
@@ -12,8 +13,10 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	clienttesting "k8s.io/client-go/testing"
+	clocktesting "k8s.io/utils/clock/testing"
 
 	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
+	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
 )
 
 // full makes nodes of one CPU each with a pod of that size and of rising priority.
@@ -27,13 +30,7 @@ func (w *world) full(nodes int) {
 		pod.Spec.NodeName = fmt.Sprintf("n%d", i)
 		w.put(podResource, pod)
 	}
-	eventually(w.t, "the pods are known", func() bool {
-		known := 0
-		done := make(chan struct{})
-		w.sched.inbox.put(message{call: func() { known = w.sched.state.Pods(); close(done) }})
-		<-done
-		return known == nodes
-	})
+	w.knows("the pods", func(state *cluster.State) bool { return state.Pods() == nodes })
 }
 
 func (w *world) left(name string) bool { return w.pod(name).DeletionTimestamp == nil }
@@ -196,4 +193,35 @@ func TestGangGivesUp(t *testing.T) {
 	if w.pod("a").Labels[schedulingv1alpha1.PodGroupLabel] != "g" {
 		t.Error("a is not of the gang")
 	}
+}
+
+// TestGangHelpedMeanwhile: room elsewhere that a gang is tried for while its victims
+// are still being told to end is not forgotten when they have been told.
+func TestGangHelpedMeanwhile(t *testing.T) {
+	fake := clocktesting.NewFakeClock(time.Now())
+	w := newWorld(t, func(o *Options) { o.Clock = fake })
+	w.endGracefully()
+	w.full(1)
+	asked, tell := w.holdEvictions()
+	w.put(podResource, withPriority(inGang(testPod("a", "1"), "g", 1), 100))
+	<-asked
+	w.put(nodeResource, testNode("free", "1", nil))
+	eventually(t, "its back-off has ended", func() bool { // in which it is not tried
+		fake.Step(10 * time.Second)
+		tried := false
+		w.knows("the gang", func(*cluster.State) bool {
+			for _, g := range w.sched.gangs {
+				tried = g.stirred
+			}
+			return true
+		})
+		return tried
+	})
+	tell()
+	eventually(t, "a is bound", func() bool {
+		fake.Step(time.Second) // a bind that met the write of a condition is made again after a back-off
+		return w.pod("a").Spec.NodeName != ""
+	})
+	w.bound("a", "free")
+	w.ending("low0")
 }

@@ -55,15 +55,25 @@ func (s *Scheduler) awaitsEviction(p *pending) bool {
 	if p.evicting == nil {
 		return false
 	}
+	p.evicting.stirred = true
 	s.unwoken(p)
 	s.queue.wait(p)
 	return true
 }
 
+// rouse tries a pod that waits for its victims, once they are told to end.
+func (s *Scheduler) rouse(p *pending) {
+	if p.evicting != nil {
+		p.evicting.stirred = true
+		return
+	}
+	s.queue.activate(p, queuedEvent)
+}
+
 // wakeWaiting tries the pods again whose nominated node, or another that takes
-// them, has room now.
-func (s *Scheduler) wakeWaiting(rows []int32, terms bool, since uint64) {
-	if len(rows) == 0 && !terms || len(s.queue.waiting) == 0 {
+// them, has room now, and those whose volumes may be found now.
+func (s *Scheduler) wakeWaiting(rows []int32, terms bool, since uint64, storage []string) {
+	if len(rows)+len(storage) == 0 && !terms || len(s.queue.waiting) == 0 {
 		return
 	}
 	nodes := s.state.Fleet().Nodes
@@ -75,20 +85,17 @@ func (s *Scheduler) wakeWaiting(rows []int32, terms bool, since uint64) {
 	}
 	helped := map[*cluster.Class]bool{} // by a node other than the nominated one
 	for p := range s.queue.waiting {
-		if p.evicting != nil {
-			continue
-		}
 		wake := freed[p.nominated]
 		if !wake {
 			known := false
 			if wake, known = helped[p.class]; !known {
-				wake = terms && s.state.FreedSince(p.class, since) ||
+				wake = terms && s.state.FreedSince(p.class, since) || len(storage) > 0 && s.state.ReadsStorage(p.class, storage) ||
 					slices.ContainsFunc(rows, func(row int32) bool { return s.state.FeasibleOn(p.class, row) })
 				helped[p.class] = wake
 			}
 		}
 		if wake {
-			s.queue.activate(p, queuedEvent)
+			s.rouse(p)
 		}
 	}
 }
@@ -96,8 +103,8 @@ func (s *Scheduler) wakeWaiting(rows []int32, terms bool, since uint64) {
 // nodeGone tries the pods again whose nominated node is not there any more.
 func (s *Scheduler) nodeGone() {
 	for p := range s.queue.waiting {
-		if s.state.Node(p.nominated) == nil && p.evicting == nil {
-			s.queue.activate(p, queuedEvent)
+		if s.state.Node(p.nominated) == nil {
+			s.rouse(p)
 		}
 	}
 	for g := range s.preempting {

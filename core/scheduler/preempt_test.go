@@ -3,8 +3,10 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -13,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
 )
 
 func withPriority(pod *v1.Pod, priority int32) *v1.Pod {
@@ -180,5 +184,69 @@ func TestPreemptionOfOneIgnoresGroups(t *testing.T) {
 	w.bound("urgent", "n1")
 	if w.pod("b").DeletionTimestamp != nil {
 		t.Error("more of the group was evicted than the pod needs")
+	}
+}
+
+// holdEvictions keeps the first eviction from going on until it is told to.
+func (w *world) holdEvictions() (asked chan struct{}, tell func()) {
+	asked, told := make(chan struct{}), make(chan struct{})
+	tell = sync.OnceFunc(func() { close(told) })
+	w.t.Cleanup(tell)
+	var first atomic.Bool
+	w.react("patch", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+		if first.CompareAndSwap(false, true) {
+			close(asked)
+			<-told
+		}
+		return false, nil, nil
+	})
+	return asked, tell
+}
+
+// TestPreemptionHelpedMeanwhile: what helps a pod while its victims are still being
+// told to end is not forgotten when they have been told. The victims never end here.
+func TestPreemptionHelpedMeanwhile(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		help func(*world)
+		then func(*world)
+	}{
+		{"another node comes",
+			func(w *world) { w.put(nodeResource, testNode("n2", "2", nil)) },
+			func(w *world) { w.bound("urgent", "n2") }},
+		{"another node is freed",
+			func(w *world) {
+				w.remove(podResource, "default", "busy")
+				w.knows("that it is gone", func(s *cluster.State) bool { return s.Pods() == 1 })
+			},
+			func(w *world) { w.bound("urgent", "n0") }},
+		{"the nominated node goes",
+			func(w *world) {
+				w.remove(nodeResource, "", "n1")
+				w.knows("that it is gone", func(s *cluster.State) bool { return s.Node("n1") == nil })
+			},
+			func(w *world) {
+				w.ending("busy")
+				eventually(w.t, "the other node is nominated", func() bool { return w.pod("urgent").Status.NominatedNodeName == "n0" })
+			}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, nil)
+			w.endGracefully()
+			for i, name := range []string{"busy", "old"} {
+				node := fmt.Sprintf("n%d", i)
+				w.put(nodeResource, testNode(node, "2", nil))
+				pod := withPriority(testPod(name, "2"), int32(5-i)) // the old one is the victim
+				pod.Spec.NodeName = node
+				w.put(podResource, pod)
+			}
+			w.knows("the pods", func(s *cluster.State) bool { return s.Pods() == 2 })
+			asked, tell := w.holdEvictions()
+			w.put(podResource, withPriority(testPod("urgent", "2"), 10))
+			<-asked
+			c.help(w)
+			tell()
+			c.then(w)
+		})
 	}
 }

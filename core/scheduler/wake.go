@@ -66,7 +66,7 @@ func (s *Scheduler) wake() {
 	since := s.woken
 	s.woken = s.state.Fleet().Generation
 	storage := s.state.TakeFreedStorage()
-	s.wakeWaiting(rows, terms, since)
+	s.wakeWaiting(rows, terms, since, storage)
 	if len(rows) > 0 {
 		for g := range s.preempting {
 			s.retryGang(g)

@@ -21,6 +21,8 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
 	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
 )
 
 var (
@@ -128,12 +130,18 @@ func (w *world) put(gvr schema.GroupVersionResource, object metav1.Object) {
 	if gvr != nodeResource {
 		return
 	}
-	eventually(w.t, "the scheduler knows node "+object.GetName(), func() bool {
+	w.knows("node "+object.GetName(), func(state *cluster.State) bool {
+		n := state.Node(object.GetName())
+		return n != nil && n.ResourceVersion == object.GetResourceVersion()
+	})
+}
+
+// knows waits until the scheduler has heard of something, and acted on what it heard before.
+func (w *world) knows(what string, condition func(*cluster.State) bool) {
+	w.t.Helper()
+	eventually(w.t, "the scheduler knows "+what, func() bool {
 		known := make(chan bool, 1)
-		w.sched.inbox.put(message{call: func() {
-			n := w.sched.state.Node(object.GetName())
-			known <- n != nil && n.ResourceVersion == object.GetResourceVersion()
-		}})
+		w.sched.inbox.put(message{call: func() { known <- condition(w.sched.state) }})
 		select {
 		case ok := <-known:
 			return ok
