@@ -3,8 +3,12 @@ package core
 import (
 	"context"
 	"errors"
+	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apiserver/pkg/admission"
 
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
@@ -47,6 +51,31 @@ func (b binder) CommitAll(ctx context.Context, writes []scheduler.Write) schedul
 		return scheduler.Result{Err: err}
 	}
 	return scheduler.Result{Revision: revisions[len(revisions)-1]}
+}
+
+// reserveTimeout bounds the wait for a scheduler that has not begun, or is ending.
+const reserveTimeout = 5 * time.Second
+
+// reserve has the scheduler keep room for a pod that another binds. Where no
+// scheduler runs, as in an engine that stands by, there is nobody to ask: the
+// storage binds, and who leads learns of it as of every other pod.
+func (p *parts) reserve(ctx context.Context, pod types.NamespacedName, node string) (func(bool), error) {
+	done := func(bool) {}
+	select {
+	case <-p.leading:
+	default:
+		return done, nil
+	}
+	asked, cancel := context.WithTimeout(ctx, reserveTimeout)
+	defer cancel()
+	reserved, err := p.scheduler.Reserve(asked, pod, node)
+	switch {
+	case errors.Is(err, scheduler.ErrNoRoom):
+		return nil, apierrors.NewConflict(schema.GroupResource{Resource: "pods/binding"}, pod.Name, err)
+	case err != nil: // it is ending, or not there yet
+		return done, ctx.Err()
+	}
+	return reserved, nil
 }
 
 // unjudged says that nobody but the storage would see the requests that end a

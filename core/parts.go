@@ -160,6 +160,7 @@ func (p *parts) assemble() (err error) {
 				return nil, false
 			}
 		},
+		Reserve: p.reserve,
 		Decisions: func(ctx context.Context, namespace, pod string, view apiserver.DecisionView) (*decisionv1alpha1.Decision, error) {
 			select {
 			case <-p.leading:

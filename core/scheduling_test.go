@@ -153,3 +153,68 @@ func TestPreemptionIsJudged(t *testing.T) {
 		return err == nil && pod.Status.Phase == corev1.PodRunning, err
 	})
 }
+
+// A bind by another scheduler that a node would refuse is refused first, by a conflict
+// that it may try again after; whoever binds a pod of ours by hand has his way.
+func TestBindsByOthers(t *testing.T) {
+	e := start(t, core.Options{Nodes: []core.Node{{Name: "only", Capacity: corev1.ResourceList{
+		corev1.ResourceCPU: resource.MustParse("2"), corev1.ResourceMemory: resource.MustParse("4Gi"), corev1.ResourcePods: resource.MustParse("10")}}}})
+	pods := e.Client().CoreV1().Pods("default")
+	create := func(name, scheduler, cpu string) {
+		t.Helper()
+		pod := asking(name, "", cpu)
+		pod.Spec.SchedulerName = scheduler
+		coretest.Eventually(t, "the admission of "+name, func(ctx context.Context) (bool, error) {
+			_, err := pods.Create(ctx, pod, metav1.CreateOptions{})
+			if apierrors.IsForbidden(err) { // the service account has not arrived yet
+				return false, nil
+			}
+			return err == nil, err
+		})
+	}
+	bind := func(name string, options metav1.CreateOptions) error {
+		return pods.Bind(t.Context(), &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Name: name}, Target: corev1.ObjectReference{Kind: "Node", Name: "only"}}, options)
+	}
+	running := func(name string) {
+		t.Helper()
+		coretest.Eventually(t, name+" to run", func(ctx context.Context) (bool, error) {
+			pod, err := pods.Get(ctx, name, metav1.GetOptions{})
+			return err == nil && pod.Status.Phase == corev1.PodRunning, err
+		})
+	}
+	create("ours", "", "1500m")
+	running("ours")
+	create("theirs", "another", "1")
+	if err := bind("theirs", metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err != nil {
+		t.Errorf("a dry run: %v", err)
+	}
+	const refused = `Operation cannot be fulfilled on pods/binding "theirs": pod default/theirs, node "only": the node has no room for the pod any more: Insufficient cpu`
+	if err := bind("theirs", metav1.CreateOptions{}); !apierrors.IsConflict(err) || err.Error() != refused {
+		t.Errorf("a bind without room: %v", err)
+	}
+	legacy := &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "theirs"}, Target: corev1.ObjectReference{Kind: "Node", Name: "only"}}
+	if err := e.Client().CoreV1().RESTClient().Post().Namespace("default").Resource("bindings").Body(legacy).Do(t.Context()).Error(); !apierrors.IsConflict(err) || err.Error() != refused {
+		t.Errorf("by the resource bindings: %v", err)
+	}
+	if err := pods.Delete(t.Context(), "ours", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	coretest.Eventually(t, "the bind to be taken once there is room", func(ctx context.Context) (bool, error) {
+		err := bind("theirs", metav1.CreateOptions{})
+		if apierrors.IsConflict(err) && err.Error() == refused {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	running("theirs")
+
+	// Whoever binds by hand what ours leaves pending has his way, and hears of it from the node.
+	create("stuck", "", "1500m")
+	if err := bind("stuck", metav1.CreateOptions{}); err != nil {
+		t.Errorf("a pod of ours, by hand: %v", err)
+	}
+	coretest.Eventually(t, "the node to refuse it", func(ctx context.Context) (bool, error) {
+		pod, err := pods.Get(ctx, "stuck", metav1.GetOptions{})
+		return err == nil && pod.Status.Phase == corev1.PodFailed && pod.Status.Reason == "OutOfcpu", err
+	})
+}

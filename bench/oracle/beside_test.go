@@ -72,13 +72,16 @@ func TestUpstreamSchedulerBeside(t *testing.T) {
 	remove(t, client, "late")
 	remove(t, client, "theirs")
 
-	// Both at once, with room for all.
+	// Both at once, with room for just as many: what one has decided and not bound
+	// yet, the other's bind must not take.
 	create(t, client, "first", ours, room/4)
 	create(t, client, "second", theirs, room/4)
 	create(t, client, "third", ours, room/4)
-	for _, namespace := range []string{"first", "second", "third"} {
+	create(t, client, "fourth", theirs, room/4)
+	for _, namespace := range []string{"first", "second", "third", "fourth"} {
 		bound(t, client, namespace, room/4)
 	}
+	noneOverfull(t, client, perNode)
 
 	// Whose word it was that bound a pod is in its event.
 	for namespace, reporter := range map[string]string{"first": ours, "second": theirs, "theirs": theirs} {

@@ -59,11 +59,12 @@ func pods(r *registries) (map[string]rest.Storage, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.legacyBinding = storage.LegacyBinding
+	binding := &bindingREST{storage.Binding, r.options.Reserve}
+	r.legacyBinding = &legacyBindingREST{storage.LegacyBinding, binding}
 	return map[string]rest.Storage{
 		"":                    storage.Pod,
 		"status":              storage.Status,
-		"binding":             storage.Binding,
+		"binding":             binding,
 		"eviction":            storage.Eviction,
 		"ephemeralcontainers": storage.EphemeralContainers,
 		"resize":              storage.Resize,

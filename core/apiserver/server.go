@@ -63,6 +63,8 @@ type Options struct {
 	// port, see HandlerTransport. Any other node is reached by TLS at the address
 	// and kubelet port of its status.
 	NodeTransport func(node string) (http.RoundTripper, bool)
+	// Reserve is asked before a pod is bound through the API; nil: nobody is.
+	Reserve Reserve
 	// Decisions explains where a pod goes, for the virtual resource "decisions" and
 	// its subresources. An error of Kubernetes' kinds is passed on; nil
 	// without one is a 404.

@@ -107,6 +107,7 @@ func (s *Scheduler) apply(ctx context.Context, m *message) {
 		if p := s.queue.pods[key]; p != nil {
 			s.drop(p)
 		}
+		delete(s.reserved, key)
 		s.gangPod(m.goneP, true)
 		s.state.RemovePod(key)
 		s.queue.active.used(m.goneP)
@@ -176,6 +177,9 @@ func (s *Scheduler) applyPod(pod *v1.Pod) {
 		p = nil
 	}
 	profile := s.profiles[pod.Spec.SchedulerName]
+	if s.reserves(pod) {
+		return
+	}
 	if pod.Spec.NodeName != "" || cluster.Ended(pod) || pod.DeletionTimestamp != nil || profile == nil {
 		if p != nil {
 			s.drop(p)

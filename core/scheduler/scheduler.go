@@ -17,6 +17,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
@@ -124,6 +125,7 @@ type Scheduler struct {
 	running atomic.Bool
 
 	// Owned by the goroutine of Run.
+	reserved map[types.NamespacedName]*v1.Pod // that others are binding, as they will be
 	state    *cluster.State
 	profiles map[string]*cluster.Profile // by scheduler name
 	pinned   map[string]policies.Pinned
@@ -189,6 +191,7 @@ func New(options Options) (*Scheduler, error) {
 		budgets:  options.Informers.Policy().V1().PodDisruptionBudgets().Lister(),
 		ledger:   decision.NewLedger(options.LedgerSize),
 		stopped:  make(chan struct{}),
+		reserved: map[types.NamespacedName]*v1.Pod{},
 		state:    cluster.New(options.Seed),
 		profiles: map[string]*cluster.Profile{cluster.DefaultSchedulerName: cluster.DefaultProfile()},
 		pinned:   map[string]policies.Pinned{},
