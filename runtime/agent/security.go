@@ -37,6 +37,18 @@ func namespaces(pod *v1.Pod) *runtimeapi.NamespaceOption {
 	return out
 }
 
+// users refuses a pod that is not to have the node's users. Its error is upstream's for a runtime that has no
+// namespaces of users: a pod must not get less isolation than it asks for.
+func (a *Agent) users(pod *v1.Pod, handler string) error {
+	switch {
+	case pod.Spec.HostUsers == nil || *pod.Spec.HostUsers, a.opts.Containers == nil: // or nobody's user
+		return nil
+	case handler != "":
+		return fmt.Errorf("can't set `spec.hostUsers: false`, RuntimeClass handler %q does not support user namespaces", handler)
+	}
+	return errors.New("can't set `spec.hostUsers: false`, runtime does not support user namespaces")
+}
+
 // seccomp resolves a profile; none is unconfined, as upstream's default is.
 func (a *Agent) seccomp(p *v1.SeccompProfile) (*runtimeapi.SecurityProfile, error) {
 	switch {

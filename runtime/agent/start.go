@@ -222,6 +222,10 @@ func (p *pod) sandbox(ctx context.Context, api *v1.Pod) error {
 		p.a.event(api, v1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: "+err.Error(), "")
 		return fmt.Errorf("create the sandbox: %w", err)
 	}
+	if err := p.a.users(api, handler); err != nil {
+		p.a.event(api, v1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: "+err.Error(), "")
+		return fmt.Errorf("create the sandbox: %w", err)
+	}
 	r, err := b.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
 	if err != nil {
 		p.strays = true

@@ -363,6 +363,37 @@ func TestBadConfigurations(t *testing.T) {
 	}
 }
 
+// TestFirstConfigurationByName has several: the first by name is the network, of whatever kind of file, and what is no
+// configuration does not count.
+func TestFirstConfigurationByName(t *testing.T) {
+	opts := cni.Options{StateDir: t.TempDir(), ConfDir: t.TempDir(), BinDirs: []string{t.TempDir()}}
+	for path, text := range map[string]string{
+		filepath.Join(opts.BinDirs[0], "magic"):               "#!/bin/sh\necho '{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"1.0.0\"]}'\n",
+		filepath.Join(opts.ConfDir, "00-note.txt"):            "no configuration",
+		filepath.Join(opts.ConfDir, "00-quaymaster.conflist"): `{"cniVersion":"0.4.0","name":"q","plugins":[{"type":"quaymaster-cni"}]}`,
+		filepath.Join(opts.ConfDir, "20-b.conflist"):          `{"cniVersion":"1.0.0","name":"b","plugins":[{"type":"magic"}]}`,
+		filepath.Join(opts.ConfDir, "10-a.conf"):              `{"cniVersion":"1.0.0","name":"a","type":"magic"}`,
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := cni.New(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"a", "b"} {
+		if st, err := s.Status(t.Context(), &network.StatusRequest{}); err != nil || !st.Ready || !strings.HasPrefix(st.Network, want+":") {
+			t.Errorf("status %v, %v; want network %s", st, err, want)
+		}
+		if want == "a" {
+			if err := os.Remove(filepath.Join(opts.ConfDir, "10-a.conf")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
 func TestBadAttachments(t *testing.T) {
 	s, err := cni.New(cni.Options{StateDir: t.TempDir(), ConfDir: t.TempDir(), BinDirs: []string{"/nowhere"}})
 	if err != nil {

@@ -3,10 +3,16 @@ package plugin_test
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -17,7 +23,10 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -52,6 +61,9 @@ func child(role string) error {
 	switch role {
 	case "old": // a handshake of another version
 		fmt.Println("1|7|unix|/nowhere|grpc|")
+		return nil
+	case "new": // another go-plugin
+		fmt.Println("2|1|unix|/nowhere|grpc|")
 		return nil
 	case "talker":
 		fmt.Println("hello, I am a program")
@@ -294,6 +306,7 @@ func TestWhatIsNoBackend(t *testing.T) {
 	}{
 		"sim":        {make([]byte, 32), plugin.ErrChecksum, "start backend " + exe},
 		"old":        {nil, plugin.ErrHandshake, "plugin version: 7"},
+		"new":        {nil, plugin.ErrHandshake, "incompatible core API version with plugin. Plugin version: 2"},
 		"talker":     {nil, plugin.ErrHandshake, `its first line is "hello, I am a program"`},
 		"complains":  {nil, nil, "no more disk for me"},
 		"other kind": {nil, nil, "this backend is a network-v1, and was started as a cri-v1"},
@@ -345,6 +358,59 @@ func TestPinnedChecksum(t *testing.T) {
 		if _, err := plugin.ParseChecksum(bad); err == nil {
 			t.Errorf("%q is a checksum", bad)
 		}
+	}
+}
+
+// TestOnlyTheAgentIsServed calls a backend without the agent's certificate, and with another one.
+func TestOnlyTheAgentIsServed(t *testing.T) {
+	s := start(t, "sim", "", nil)
+	pid, _ := s.PID()
+	environment, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dir string
+	for variable := range strings.SplitSeq(string(environment), "\x00") {
+		if value, ok := strings.CutPrefix(variable, "PLUGIN_UNIX_SOCKET_DIR="); ok {
+			dir = value
+		}
+	}
+	info, err := os.Stat(dir)
+	if err != nil || info.Mode().Perm() != 0o700 {
+		t.Fatalf("the folder of the socket %q: %v, %v; want mode 0700", dir, info, err)
+	}
+	sockets, err := os.ReadDir(dir)
+	if err != nil || len(sockets) != 1 {
+		t.Fatalf("sockets %v, %v", sockets, err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"localhost"}, NotAfter: time.Now().Add(time.Hour), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	for name, how := range map[string]credentials.TransportCredentials{
+		"no TLS":              insecure.NewCredentials(),
+		"no certificate":      credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}),
+		"another certificate": credentials.NewTLS(&tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{other}}),
+	} {
+		conn, err := grpc.NewClient("unix://"+filepath.Join(dir, sockets[0].Name()), grpc.WithTransportCredentials(how))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v, err := runtimeapi.NewRuntimeServiceClient(conn).Version(t.Context(), &runtimeapi.VersionRequest{}); err == nil {
+			t.Errorf("%s: %v answers", name, v)
+		}
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := s.Backend().Version(t.Context(), &runtimeapi.VersionRequest{}); err != nil {
+		t.Errorf("the agent: %v", err)
 	}
 }
 

@@ -48,8 +48,10 @@ func TestBadInput(t *testing.T) {
 	if err := os.Symlink("/etc", filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.client.NodeV1().RuntimeClasses().Create(t.Context(), &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: "magic"}, Handler: "wand"}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
+	for class, handler := range map[string]string{"magic": "wand", "plain": "runc"} {
+		if _, err := n.client.NodeV1().RuntimeClasses().Create(t.Context(), &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: class}, Handler: handler}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if _, err := n.client.CoreV1().ConfigMaps("default").Create(t.Context(), &v1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "m"}, Data: map[string]string{"key": "x"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -95,6 +97,8 @@ func TestBadInput(t *testing.T) {
 	create("onfile", mounted(host(".", v1.HostPathDirectory), "/etc/passwd"))
 	create("link", mounted(host(".", v1.HostPathDirectory), "/x", "link/shadow"))
 	create("handler", func(p *v1.Pod) { p.Spec.RuntimeClassName = ptr("magic") })
+	create("classed", func(p *v1.Pod) { p.Spec.RuntimeClassName = ptr("plain") })
+	create("ownusers", func(p *v1.Pod) { p.Spec.HostUsers = ptr(false) })
 	create("badname", func(p *v1.Pod) { p.Spec.Containers[0].Image = "Not An Image" })
 	create("workdir", func(p *v1.Pod) { p.Spec.Containers[0].WorkingDir = "/bin/busybox/x" })
 	create("nouser", func(p *v1.Pod) {
@@ -105,6 +109,7 @@ func TestBadInput(t *testing.T) {
 		n.phase(fmt.Sprintf("good%d", i), v1.PodRunning)
 		n.event(fmt.Sprintf("wrong%d", i), "FailedMount", fmt.Sprintf(`MountVolume.SetUp failed for volume "v" : hostPath type check failed: %s is not a %s`, filepath.Join(dir, k.wrong), k.what))
 	}
+	n.phase("classed", v1.PodRunning)
 	for _, made := range []string{"newdir", "newfile"} {
 		if _, err := os.Stat(filepath.Join(dir, made)); err != nil {
 			t.Error(err)
@@ -117,6 +122,7 @@ func TestBadInput(t *testing.T) {
 		{"nosecret", "FailedMount", `MountVolume.SetUp failed for volume "v" : secret "none" not found`},
 		{"handler", "FailedCreatePodSandBox", `Failed to create pod sandbox: `},
 		{"handler", "FailedCreatePodSandBox", `"wand"`},
+		{"ownusers", "FailedCreatePodSandBox", "can't set `spec.hostUsers: false`, runtime does not support user namespaces"},
 		{"badname", "InspectFailed", `Failed to apply default image tag "Not An Image": couldn't parse image name`},
 		{"nouser", "FailedCreatePodSandBox", "shm_rmid_forced"},
 	} {

@@ -134,6 +134,9 @@ func open(opts Options, folder *base.Folder, groups *cgroup.Manager) (*Backend, 
 	if err := d.restore(); err != nil {
 		return nil, err
 	}
+	if err := d.collect(); err != nil { // those of images that were removed by an Images of another process
+		return nil, err
+	}
 	return b, b.serve()
 }
 

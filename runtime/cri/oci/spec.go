@@ -301,6 +301,9 @@ func imageVolume(root, path, volume string) (string, error) {
 
 // devices are the usual ones, those that the container asks for, or all of the node's.
 func devices(s *specs.Spec, config *runtimeapi.ContainerConfig) error {
+	if len(config.CDIDevices) > 0 {
+		return status.Errorf(codes.Unimplemented, "device %s: this backend has no CDI devices", config.CDIDevices[0].GetName())
+	}
 	if config.GetLinux().GetSecurityContext().GetPrivileged() {
 		s.Linux.Resources = &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}}
 		all, err := hostDevices("/dev")

@@ -1,0 +1,100 @@
+package docs_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+var (
+	testFunc = regexp.MustCompile(`(?m)^func (Test\w+|Benchmark\w+|Fuzz\w+)\(`)
+	quoted   = regexp.MustCompile("`([^`]+)`")
+)
+
+// promise is a row of a table whose last columns are a package and its tests.
+type promise struct {
+	where, text, folder string
+	tests               []string
+}
+
+// promises reads the tables with the columns promise, package and test.
+func promises(t *testing.T) []promise {
+	t.Helper()
+	files, err := filepath.Glob("*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []promise
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		inside := false
+		for i, line := range strings.Split(string(data), "\n") {
+			if !strings.HasPrefix(line, "|") {
+				inside = false
+				continue
+			}
+			cells := strings.Split(strings.Trim(line, "|"), " | ")
+			for i := range cells {
+				cells[i] = strings.TrimSpace(cells[i])
+			}
+			switch {
+			case strings.Join(cells, "|") == "promise|package|test":
+				inside = true
+			case !inside || strings.HasPrefix(line, "|--"):
+			case len(cells) != 3:
+				t.Errorf("%s:%d: a row of promises has three cells: %s", file, i+1, line)
+			default:
+				p := promise{where: fmt.Sprintf("%s:%d", file, i+1), text: cells[0], folder: strings.Trim(cells[1], "`")}
+				for _, m := range quoted.FindAllStringSubmatch(cells[2], -1) {
+					p.tests = append(p.tests, m[1])
+				}
+				out = append(out, p)
+			}
+		}
+	}
+	return out
+}
+
+// TestPromisesAreShown holds each row of the tables to tests that exist.
+func TestPromisesAreShown(t *testing.T) {
+	all := promises(t)
+	if len(all) < 30 {
+		t.Fatalf("found %d rows: the check would mean nothing", len(all))
+	}
+	sources := map[string]string{}
+	for _, p := range all {
+		if _, ok := sources[p.folder]; !ok {
+			files, err := filepath.Glob(filepath.Join("..", p.folder, "*_test.go"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, file := range files {
+				data, err := os.ReadFile(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				sources[p.folder] += string(data)
+			}
+		}
+		source := sources[p.folder]
+		functions := map[string]bool{}
+		for _, m := range testFunc.FindAllStringSubmatch(source, -1) {
+			functions[m[1]] = true
+		}
+		if len(p.tests) == 0 {
+			t.Errorf("%s: %q has no test", p.where, p.text)
+		}
+		for _, test := range p.tests {
+			name, sub, _ := strings.Cut(test, "/")
+			if !functions[name] || !strings.Contains(source, fmt.Sprintf("%q", sub)) && sub != "" {
+				t.Errorf("%s: package %s has no test %s", p.where, p.folder, test)
+			}
+		}
+	}
+}
