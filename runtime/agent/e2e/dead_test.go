@@ -75,7 +75,7 @@ func TestDeadContainers(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	t.Logf("they are gone after %v", time.Since(begun))
-	n.unharmed(before, "many dead containers")
+	n.untouched(before, "many dead containers")
 	n.delete("stays", "new")
 	n.clean()
 }
