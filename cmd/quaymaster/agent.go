@@ -264,7 +264,7 @@ func (f *agentFlags) once(cmd *cobra.Command) (err error) {
 		Labels: runtime.withLabels(f.labels), Taints: taints, Capacity: runtime.capacity, Containers: containers, Version: api.Version(version),
 		Joined: func() {
 			fmt.Fprintf(cmd.OutOrStdout(), "ready: node %s has joined %s\n", f.name, f.server)
-			go settle(ctx)
+			go staySmall(ctx)
 		},
 		Logger: log,
 	})

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,22 +28,15 @@ const restTime = time.Minute
 // memory, resident and of its own, and how much of a core it takes. QUAYMASTER_E2E_RUNTIME=oci is without containerd.
 // The same for its backend's process.
 func BenchmarkAgentAtRest(b *testing.B) {
+	installed(b)
 	var n *netNode
 	if os.Getenv("QUAYMASTER_E2E_RUNTIME") == "oci" {
 		n = newNodeOn(b, containerdtest.Bare(b), "--runtime", "oci")
 	} else {
 		n = newNetNode(b)
 	}
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", n.agent.Process.Pid))
-	if err != nil {
-		b.Fatal(err)
-	}
 	processes := map[string]int{"agent": n.agent.Process.Pid}
-	for _, text := range strings.Fields(string(children)) {
-		pid, err := strconv.Atoi(text)
-		if err != nil {
-			b.Fatal(err)
-		}
+	for _, pid := range children(b, n.agent.Process.Pid) {
 		command, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if err != nil {
 			b.Fatal(err)
@@ -66,6 +61,29 @@ func BenchmarkAgentAtRest(b *testing.B) {
 		}
 		n.noneLeft()
 	}
+}
+
+// installed has the processes of a benchmark run a copy of the program, as they would where it was installed: the linker
+// writes a program through mapped memory, of which some kernels keep the file in pieces of 2 MiB, and map each whole.
+func installed(b *testing.B) {
+	b.Helper()
+	path := filepath.Join(b.TempDir(), "quaymaster")
+	from, err := os.Open("/proc/self/exe")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer from.Close()
+	to, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o700)
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, err = io.Copy(to, from)
+	if err := errors.Join(err, to.Close()); err != nil {
+		b.Fatal(err)
+	}
+	before := executable
+	executable = func() (string, error) { return path, nil }
+	b.Cleanup(func() { executable = before })
 }
 
 // atRest watches processes while nothing happens, and reports what they took.
@@ -138,6 +156,7 @@ func BenchmarkWasmPods(b *testing.B) {
 }
 
 func wasmPods(b *testing.B, count int) {
+	installed(b)
 	_, url, dir, client := server(b)
 	token, err := os.ReadFile(filepath.Join(dir, "join-token"))
 	if err != nil {

@@ -32,7 +32,7 @@ func newBackend() *cobra.Command {
 					return err
 				}
 				defer b.Close()
-				return backend.ServeRuntime(b)
+				return serveRuntime(b)
 			},
 		},
 		&cobra.Command{
@@ -45,7 +45,7 @@ func newBackend() *cobra.Command {
 					return err
 				}
 				defer b.Close()
-				return backend.ServeRuntime(b)
+				return serveRuntime(b)
 			},
 		},
 		&cobra.Command{
@@ -58,7 +58,7 @@ func newBackend() *cobra.Command {
 					return err
 				}
 				defer b.Close()
-				return backend.ServeRuntime(b)
+				return serveRuntime(b)
 			},
 		},
 		newOCIBackend(),
@@ -72,11 +72,16 @@ func newBackend() *cobra.Command {
 					return err
 				}
 				defer b.Close()
-				return backend.ServeRuntime(b)
+				return serveRuntime(b)
 			},
 		},
 	)
 	return command
+}
+
+// serveRuntime serves a runtime to the agent that started this process.
+func serveRuntime(b backend.RuntimeServer) error {
+	return small(func() error { return backend.ServeRuntime(b) })
 }
 
 // newOCIBackend is the process of the backend over runc. Its shims and pods' first processes are
@@ -107,7 +112,7 @@ func newOCIBackend() *cobra.Command {
 				return err
 			}
 			defer b.Close()
-			return backend.ServeRuntime(b)
+			return serveRuntime(b)
 		},
 	}
 	command.Flags().StringVar(&socket, "network", "", "socket of the node's network")

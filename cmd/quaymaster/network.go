@@ -51,7 +51,7 @@ func newNetworkBackend() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return backend.ServeNetwork(s)
+			return small(func() error { return backend.ServeNetwork(s) })
 		},
 	}
 	f := command.Flags()

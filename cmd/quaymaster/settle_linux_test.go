@@ -30,6 +30,7 @@ func TestUnwritten(t *testing.T) {
 
 // TestDropProgram goes on after its own program has been dropped.
 func TestDropProgram(t *testing.T) {
-	dropProgram()
+	dropProgram(false)
+	dropProgram(true)
 	TestUnwritten(t)
 }

@@ -169,26 +169,44 @@ func (p *pod) mount(ctx context.Context, api *v1.Pod) error {
 // refreshPeriod is how often generated contents of volumes are compared with the API, as upstream's kubelet does.
 const refreshPeriod = time.Minute
 
-// refresh makes pods look at their volumes now and then.
+// refresh makes pods look at their volumes now and then, one after the other: together they would have
+// the memory and the processors of a hundred steps for a moment, in each minute.
 func (a *Agent) refresh(ctx context.Context) {
-	for {
-		timer := a.opts.Clock.NewTimer(refreshPeriod)
+	wait := func(d time.Duration) bool {
+		timer := a.opts.Clock.NewTimer(d)
+		defer timer.Stop()
 		select {
 		case <-ctx.Done():
-			timer.Stop()
-			return
+			return false
 		case <-timer.C():
+			return true
 		}
+	}
+	if !wait(refreshPeriod) {
+		return
+	}
+	for {
 		a.mu.Lock()
-		pods := slices.Collect(maps.Values(a.pods))
+		pods := slices.SortedFunc(maps.Values(a.pods), func(p, q *pod) int { return strings.Compare(string(p.uid), string(q.uid)) })
 		a.mu.Unlock()
+		pods = slices.DeleteFunc(pods, func(p *pod) bool {
+			return !slices.ContainsFunc(p.object().Spec.Volumes, func(v v1.Volume) bool { return volume.Generated(&v) })
+		})
+		if len(pods) == 0 && !wait(refreshPeriod) {
+			return
+		}
 		for _, p := range pods {
-			p.mu.Lock()
-			p.stale = slices.ContainsFunc(p.api.Spec.Volumes, func(v v1.Volume) bool { return volume.Generated(&v) })
-			stale := p.stale
-			p.mu.Unlock()
-			if stale {
+			a.mu.Lock()
+			there := a.pods[p.uid] == p
+			a.mu.Unlock()
+			if there {
+				p.mu.Lock()
+				p.stale = true
+				p.mu.Unlock()
 				p.kick()
+			}
+			if !wait(refreshPeriod / time.Duration(len(pods))) {
+				return
 			}
 		}
 	}

@@ -67,10 +67,23 @@ func unmountAll(dir string) error {
 	return err
 }
 
+// ownDevice tells whether a folder is on another device than the folder it is in, as memory is that was mounted there.
+// The kernel's table of mounts would say so too, in milliseconds on a node with a hundred pods.
+func ownDevice(dir string) (bool, error) {
+	var at, above unix.Stat_t
+	if err := unix.Lstat(dir, &at); err != nil {
+		return false, fmt.Errorf("look whether memory is mounted at %s: %w", dir, err)
+	}
+	if err := unix.Stat(filepath.Dir(dir), &above); err != nil {
+		return false, fmt.Errorf("look whether memory is mounted at %s: %w", dir, err)
+	}
+	return at.Dev != above.Dev, nil
+}
+
 // tmpfs mounts memory at a folder; size in bytes, 0 = the kernel's half of all memory.
 func tmpfs(dir string, size int64) error {
-	points, err := mounted(dir)
-	if err != nil || len(points) > 0 {
+	there, err := ownDevice(dir)
+	if err != nil || there {
 		return err
 	}
 	options := "mode=0777"
