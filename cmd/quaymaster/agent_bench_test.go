@@ -64,9 +64,13 @@ func BenchmarkAgentAtRest(b *testing.B) {
 }
 
 // installed has the processes of a benchmark run a copy of the program, as they would where it was installed: the linker
-// writes a program through mapped memory, of which some kernels keep the file in pieces of 2 MiB, and map each whole.
+// writes a program through mapped memory, of which some kernels keep the file in pieces of 2 MiB, and map each whole. Not
+// with -short: it is a quarter of a gigabyte.
 func installed(b *testing.B) {
 	b.Helper()
+	if testing.Short() {
+		return
+	}
 	path := filepath.Join(b.TempDir(), "quaymaster")
 	from, err := os.Open("/proc/self/exe")
 	if err != nil {

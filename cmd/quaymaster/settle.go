@@ -22,18 +22,23 @@ func settle(ctx context.Context) {
 
 // What a node's processes may have to spare, in bytes, and how often that is looked at.
 const (
-	spareHeap    = 4 << 20
-	spareProgram = 8 << 20
-	sparePeriod  = 15 * time.Second
+	spareHeap     = 4 << 20
+	spareProgram  = 8 << 20
+	heapPeriod    = 15 * time.Second
+	programPeriod = 5 * time.Second
 )
 
 // staySmall is settle for a process of a node, which is there for the pods' sake: again and again,
 // since each burst of pods leaves garbage and touches more of the program. A collection of
-// a heap this small costs less than a hundredth of a second. It returns when the context ends.
+// a heap this small costs a hundredth of a second, a program unmapped a thousandth. It returns when the context ends.
 func staySmall(ctx context.Context) {
-	for wait := settling; waited(ctx, wait); wait = sparePeriod {
-		if garbage() > spareHeap {
-			debug.FreeOSMemory()
+	heapLooked := time.Time{}
+	for wait := settling; waited(ctx, wait); wait = programPeriod {
+		if time.Since(heapLooked) >= heapPeriod {
+			heapLooked = time.Now()
+			if garbage() > spareHeap {
+				debug.FreeOSMemory()
+			}
 		}
 		if mappedFiles() > spareProgram {
 			dropProgram(true)
