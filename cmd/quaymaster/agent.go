@@ -33,7 +33,7 @@ type agentFlags struct {
 	server, token, name, data, listen, runtime, address                                         string
 	labels                                                                                      map[string]string
 	taints                                                                                      []string
-	verbose                                                                                     bool
+	verbose, register                                                                           bool
 	clusterDNS                                                                                  []string
 	clusterDomain, cgroupRoot, manifests, manifestURL, health, readOnly, eviction, evictionSoft string
 	runtimeChecksum, network, networkChecksum, cniConf                                          string
@@ -90,6 +90,7 @@ certificate that it was given. The container runtime is a process of its own.`,
 	f.DurationVar(&flags.evictionGrace, "eviction-soft-grace", 2*time.Minute, "how long a soft bound must be crossed")
 	f.Int64Var(&flags.podPIDs, "pod-max-pids", 0, "how many processes a pod may have (0: no limit)")
 	f.Int64Var(&flags.maxPods, "max-pods", 110, "how many pods the node has room for")
+	f.BoolVar(&flags.register, "register-node", true, "make the Node object, with --label and --taint; =false: wait until somebody else has made it, and keep its status alone")
 	f.StringToStringVar(&flags.labels, "label", nil, "label of the node, key=value; may be repeated")
 	f.StringArrayVar(&flags.taints, "taint", nil, "taint of the node, key[=value]:effect; may be repeated")
 	f.BoolVarP(&flags.verbose, "verbose", "v", false, "log what the parts do, to standard error")
@@ -261,7 +262,7 @@ func (f *agentFlags) once(cmd *cobra.Command) (err error) {
 			}
 			return cni.WriteRanges(podCIDRFile(dir), ranges)
 		},
-		Labels: runtime.withLabels(f.labels), Taints: taints, Capacity: runtime.capacity, Containers: containers, Version: api.Version(version),
+		Labels: runtime.withLabels(f.labels), Taints: taints, Unregistered: !f.register, Capacity: runtime.capacity, Containers: containers, Version: api.Version(version),
 		Joined: func() {
 			fmt.Fprintf(cmd.OutOrStdout(), "ready: node %s has joined %s\n", f.name, f.server)
 			go staySmall(ctx)

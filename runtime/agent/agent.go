@@ -59,6 +59,7 @@ type Options struct {
 	Annotations   map[string]string
 	Taints        []v1.Taint
 	Unschedulable bool
+	Unregistered  bool             // others make the Node; the agent waits for it and keeps its status and lease
 	Capacity      v1.ResourceList  // nil = 4 CPUs, 8 GiB, 110 pods
 	Reserved      v1.ResourceList  // what pods do not get of it
 	Addresses     []v1.NodeAddress // nil = the node's name as host name
@@ -242,7 +243,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.checkRuntime(ctx)
 	a.node = node.New(node.Options{
 		Name: a.opts.NodeName, Client: a.opts.Client, Labels: a.opts.Labels, Annotations: a.opts.Annotations, Taints: a.opts.Taints,
-		Unschedulable: a.opts.Unschedulable, Capacity: a.opts.Capacity, Reserved: a.opts.Reserved, Addresses: a.opts.Addresses, Port: a.opts.Port,
+		Unschedulable: a.opts.Unschedulable, Unregistered: a.opts.Unregistered, Capacity: a.opts.Capacity, Reserved: a.opts.Reserved, Addresses: a.opts.Addresses, Port: a.opts.Port,
 		Info: node.SystemInfo(a.opts.Version), RuntimeVersion: a.runtimeVersion,
 		Healthy: func() error { return a.health(ctx) }, Images: a.images, Pressure: a.underPressure, Trouble: func() (trouble.Level, string) { return a.trouble.Level(a.opts.Clock.Now()) }, Features: a.runtimeFeatures,
 		Wake: a.wake, Clock: a.opts.Clock, Logger: a.log,

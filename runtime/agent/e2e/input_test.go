@@ -22,7 +22,6 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
-	"k8s.io/client-go/transport/spdy"
 
 	"github.com/quaymaster/quaymaster/core/coretest"
 	"github.com/quaymaster/quaymaster/runtime/agent/remote"
@@ -195,12 +194,7 @@ func TestBadRequests(t *testing.T) {
 	}
 
 	// A port that nobody listens at: the stream of errors says so, and both end.
-	transport, upgrader, err := spdy.RoundTripperFor(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	u := client.CoreV1().RESTClient().Post().Resource("pods").Namespace("default").Name("stays").SubResource("portforward").URL()
-	conn, _, err := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u).Dial(portforward.PortForwardProtocolV1Name)
+	conn, _, err := n.portforward(config, "stays").Dial(portforward.PortForwardProtocolV1Name)
 	if err != nil {
 		t.Fatal(err)
 	}

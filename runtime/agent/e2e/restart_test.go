@@ -13,9 +13,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/scheme"
-	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
-	"k8s.io/client-go/transport/spdy"
 
 	"github.com/quaymaster/quaymaster/core/coretest"
 )
@@ -65,41 +63,6 @@ func TestRestartWithStreams(t *testing.T) {
 			t.Fatalf("%s does not end with the agent", what)
 		}
 	}
-	fetch := func(port uint16) string {
-		h := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
-		r, err := h.Get(fmt.Sprintf("http://127.0.0.1:%d/", port))
-		if err != nil {
-			return err.Error()
-		}
-		defer r.Body.Close()
-		page, _ := io.ReadAll(r.Body)
-		return string(page)
-	}
-	transport, upgrader, err := spdy.RoundTripperFor(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	forward := func(stop chan struct{}) (uint16, <-chan error) {
-		t.Helper()
-		u := client.CoreV1().RESTClient().Post().Resource("pods").Namespace("default").Name("web").SubResource("portforward").URL()
-		ready := make(chan struct{})
-		f, err := portforward.New(spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u), []string{"0:8080"}, stop, ready, io.Discard, io.Discard)
-		if err != nil {
-			t.Fatal(err)
-		}
-		done := make(chan error, 1)
-		go func() { done <- f.ForwardPorts() }()
-		select {
-		case <-ready:
-		case err := <-done:
-			t.Fatal(err)
-		}
-		ports, err := f.GetPorts()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return ports[0].Local, done
-	}
 	follow := func() io.ReadCloser {
 		t.Helper()
 		var r io.ReadCloser
@@ -132,9 +95,9 @@ func TestRestartWithStreams(t *testing.T) {
 		attachOut, attachFeed, attach := stream(ctx, "cat", "attach", attachOptions)
 		echo("attach", attachOut, attachFeed)
 		stop := make(chan struct{})
-		port, forwarded := forward(stop)
-		if got := fetch(port); got != "hello\n" {
-			t.Errorf("through the forwarded port: %q", got)
+		ports, forwarded := n.forward(config, "web", stop, "0:8080")
+		if got, err := fetch(ports[0]); got != "hello\n" || err != nil {
+			t.Errorf("through the forwarded port: %q, %v", got, err)
 		}
 		log := follow()
 		lines(log, 20)
@@ -149,7 +112,7 @@ func TestRestartWithStreams(t *testing.T) {
 			_ = log.Close()
 			break
 		}
-		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port)) // open, and idle
+		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", ports[0])) // open, and idle
 		if err != nil {
 			t.Fatal(err)
 		}

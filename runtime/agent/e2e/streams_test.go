@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
@@ -47,6 +49,58 @@ func (n *node) outside() (*rest.Config, kubernetes.Interface) {
 		n.t.Fatal(err)
 	}
 	return config, client
+}
+
+// portforward is how to dial for a pod's ports.
+func (n *node) portforward(config *rest.Config, pod string) httpstream.Dialer {
+	n.t.Helper()
+	transport, upgrader, err := spdy.RoundTripperFor(config)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	u, err := url.Parse(config.Host + "/api/v1/namespaces/default/pods/" + pod + "/portforward")
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u)
+}
+
+// forward leads ports of this machine to a pod's until stop is closed, and returns them and how that ends.
+func (n *node) forward(config *rest.Config, pod string, stop chan struct{}, ports ...string) ([]uint16, <-chan error) {
+	n.t.Helper()
+	ready := make(chan struct{})
+	f, err := portforward.New(n.portforward(config, pod), ports, stop, ready, io.Discard, io.Discard)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- f.ForwardPorts() }()
+	select {
+	case <-ready:
+	case err := <-done:
+		n.t.Fatal(err)
+	}
+	taken, err := f.GetPorts()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	var out []uint16
+	for _, p := range taken {
+		out = append(out, p.Local)
+	}
+	return out, done
+}
+
+// fetch gets the page of a port of this machine.
+func fetch(port uint16) (string, error) {
+	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
+	r, err := c.Get(fmt.Sprintf("http://127.0.0.1:%d/", port))
+	if err != nil {
+		return "", err
+	}
+	defer r.Body.Close()
+	page, err := io.ReadAll(r.Body)
+	return string(page), err
 }
 
 func TestStreams(t *testing.T) {
@@ -128,41 +182,13 @@ func TestStreams(t *testing.T) {
 	})
 
 	t.Run("port-forward", func(t *testing.T) {
-		transport, upgrader, err := spdy.RoundTripperFor(config)
-		if err != nil {
-			t.Fatal(err)
+		stop := make(chan struct{})
+		ports, done := n.in(t).forward(config, "web", stop, "0:8080", "0:8081")
+		if page, err := fetch(ports[0]); page != "hello\n" || err != nil {
+			t.Errorf("%q, %v", page, err)
 		}
-		u := client.CoreV1().RESTClient().Post().Resource("pods").Namespace("default").Name("web").SubResource("portforward").URL()
-		stop, ready := make(chan struct{}), make(chan struct{})
-		var errs bytes.Buffer
-		f, err := portforward.New(spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u), []string{"0:8080", "0:8081"}, stop, ready, io.Discard, &errs)
-		if err != nil {
-			t.Fatal(err)
-		}
-		done := make(chan error, 1)
-		go func() { done <- f.ForwardPorts() }()
-		select {
-		case <-ready:
-		case err := <-done:
-			t.Fatal(err)
-		}
-		ports, err := f.GetPorts()
-		if err != nil {
-			t.Fatal(err)
-		}
-		httpClient := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-		r, err := httpClient.Get(fmt.Sprintf("http://127.0.0.1:%d/", ports[0].Local))
-		if err != nil {
-			t.Fatal(err)
-		}
-		body, _ := io.ReadAll(r.Body)
-		_ = r.Body.Close()
-		if string(body) != "hello\n" {
-			t.Errorf("%q", body)
-		}
-		if r, err := httpClient.Get(fmt.Sprintf("http://127.0.0.1:%d/", ports[1].Local)); err == nil { // nobody listens there
-			r.Body.Close()
-			t.Errorf("a closed port answers %s", r.Status)
+		if page, err := fetch(ports[1]); err == nil { // nobody listens there
+			t.Errorf("a closed port answers %q", page)
 		}
 		close(stop)
 		<-done

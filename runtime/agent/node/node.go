@@ -51,6 +51,8 @@ type Options struct {
 	// RuntimeVersion is Info's of the container runtime, which may be known late; nil = Info has it.
 	RuntimeVersion func() string
 	Unschedulable  bool
+	// Unregistered leaves it to others to make the Node: until it is there nothing else is done for it.
+	Unregistered bool
 	// Healthy says whether pods can run; its error becomes the Ready condition's message.
 	Healthy func() error
 	// Pressure tells which of the conditions of shortage hold; nil = none ever.
@@ -166,9 +168,17 @@ func (m *Manager) labels() map[string]string {
 
 // register creates the Node or, where one of the name is there, brings its
 // well-known labels and its status up to date: labels and taints that others
-// gave it stay.
+// gave it stay. A Node that others are to make has its status written alone.
 func (m *Manager) register(ctx context.Context) error {
 	nodes := m.opts.Client.CoreV1().Nodes()
+	if m.opts.Unregistered {
+		node, err := nodes.Get(ctx, m.opts.Name, metav1.GetOptions{})
+		if err != nil {
+			return fmt.Errorf("the node is to be made by somebody else: %w", err)
+		}
+		m.took(node)
+		return m.report(ctx)
+	}
 	want := &v1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: m.opts.Name, Labels: m.labels(), Annotations: m.opts.Annotations},
 		Spec:       v1.NodeSpec{Taints: m.opts.Taints, Unschedulable: m.opts.Unschedulable},

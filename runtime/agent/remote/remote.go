@@ -47,11 +47,13 @@ type Options struct {
 	Listener net.Listener
 	Address  net.IP // nil = the listener's
 
-	Labels   map[string]string
-	Taints   []v1.Taint
-	Capacity v1.ResourceList // nil = agent.DefaultCapacity
-	Reserved v1.ResourceList // what pods do not get of it
-	Version  string
+	Labels map[string]string
+	Taints []v1.Taint
+	// Unregistered leaves it to others to make the Node object; labels and taints are theirs, too.
+	Unregistered bool
+	Capacity     v1.ResourceList // nil = agent.DefaultCapacity
+	Reserved     v1.ResourceList // what pods do not get of it
+	Version      string
 	// Manifests is a folder, and ManifestURL a URL, of static pods; "" = none.
 	Manifests, ManifestURL string
 	// Health, if not nil, is where /healthz is served to anybody, without TLS.
@@ -170,7 +172,7 @@ func Run(ctx context.Context, opts Options) error {
 	events.StartRecordingToSink(&typedv1.EventSinkImpl{Interface: tell.CoreV1().Events("")})
 	recorder := events.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: opts.NodeName})
 	a, err := agent.New(agent.Options{
-		NodeName: opts.NodeName, Client: client, Backend: opts.Backend, Pods: source, PodWriter: writer, Labels: opts.Labels, Taints: opts.Taints, Capacity: opts.Capacity, Reserved: opts.Reserved,
+		NodeName: opts.NodeName, Client: client, Backend: opts.Backend, Pods: source, PodWriter: writer, Labels: opts.Labels, Taints: opts.Taints, Unregistered: opts.Unregistered, Capacity: opts.Capacity, Reserved: opts.Reserved,
 		Containers: opts.Containers, Services: services.Lister(), ServicesSynced: servicesSynced,
 		Addresses: []v1.NodeAddress{{Type: v1.NodeInternalIP, Address: opts.Address.String()}, {Type: v1.NodeHostName, Address: opts.NodeName}},
 		Port:      int32(addr.Port), Version: opts.Version, Dir: opts.Dir, Joined: opts.Joined, Logger: opts.Logger,

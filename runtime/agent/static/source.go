@@ -303,6 +303,13 @@ func (s *Source) readDir() (map[string][]*v1.Pod, error) {
 }
 
 func readAll(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() { // a pipe that nobody writes to would hold up all manifests
+		return nil, errors.New("it is no regular file")
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err

@@ -2,20 +2,26 @@ package static_test
 
 import (
 	"context"
+	"fmt"
+	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
+	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/quaymaster/quaymaster/runtime/agent"
 	"github.com/quaymaster/quaymaster/runtime/agent/static"
@@ -89,9 +95,8 @@ func FuzzParse(f *testing.F) {
 // TestStaticPods runs static pods on a simulated node, with and without an API that takes part.
 func TestStaticPods(t *testing.T) {
 	dir := t.TempDir()
-	var remote atomic.Value
-	remote.Store(strings.NewReplacer("name: web", "name: far").Replace(manifest))
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(remote.Load().(string))) }))
+	far := strings.NewReplacer("name: web", "name: far").Replace(manifest)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, far) }))
 	defer server.Close()
 	defer http.DefaultClient.CloseIdleConnections()
 	write := func(name, text string) {
@@ -102,6 +107,9 @@ func TestStaticPods(t *testing.T) {
 	}
 	write("web.yaml", manifest)
 	write("bad.yaml", "kind: Pod\n")
+	if err := unix.Mkfifo(filepath.Join(dir, "a-pipe.yaml"), 0o600); err != nil { // nobody writes to it: who opened it would wait
+		t.Fatal(err)
+	}
 	write(".hidden.yaml", strings.NewReplacer("name: web", "name: hidden").Replace(manifest))
 
 	client := fake.NewClientset()
@@ -186,4 +194,136 @@ func TestStaticPods(t *testing.T) {
 		t.Fatal(err)
 	}
 	until("the end of the pod and its mirror", func() bool { return pod("web-n1") == nil && len(a.ListPods(false)) == 2 })
+}
+
+// apart is a source of pods that the API has none of, and an agent whose pods end at once.
+type apart struct {
+	mu    sync.Mutex
+	pods  map[string]*v1.Pod
+	ended chan *v1.Pod
+}
+
+func (a *apart) Subscribe(string, agent.PodHandler) func() { return func() {} }
+func (a *apart) HasSynced() bool                           { return true }
+func (a *apart) PodGone(*v1.Pod)                           {}
+
+func (a *apart) PodSet(p *v1.Pod) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.pods[p.Name] = p
+	if p.DeletionTimestamp != nil {
+		delete(a.pods, p.Name)
+		a.ended <- p
+	}
+}
+
+// has lists the pods that are to run, with their images.
+func (a *apart) has() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []string
+	for name, p := range a.pods {
+		out = append(out, name+" "+strings.TrimPrefix(p.Spec.Containers[0].Image, "registry.example/"))
+	}
+	slices.Sort(out)
+	return strings.Join(out, ", ")
+}
+
+// complaints is a log's handler that keeps what errors are of.
+type complaints struct {
+	slog.Handler
+	errs chan string
+}
+
+func (c complaints) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelError }
+
+func (c complaints) Handle(_ context.Context, r slog.Record) error {
+	r.Attrs(func(a slog.Attr) bool { c.errs <- a.String(); return true })
+	return nil
+}
+
+// TestManifestURL reads a URL every 20 seconds: what cannot be read, is empty or malformed changes nothing, and is told of.
+func TestManifestURL(t *testing.T) {
+	var mu sync.Mutex
+	answer := func(w http.ResponseWriter) { _, _ = io.WriteString(w, manifest) }
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		answer(w)
+	}))
+	defer server.Close()
+	defer http.DefaultClient.CloseIdleConnections()
+	clock := clocktesting.NewFakeClock(time.Now())
+	log := complaints{slog.DiscardHandler, make(chan string, 100)}
+	pods := &apart{pods: map[string]*v1.Pod{}, ended: make(chan *v1.Pod, 100)}
+	source := static.New(static.Options{NodeName: "n1", Client: fake.NewClientset(), URL: server.URL, Pods: pods, Clock: clock, Logger: slog.New(log)})
+	defer source.Subscribe("n1", pods)()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- source.Run(ctx) }()
+	ends := make(chan struct{})
+	go func() {
+		defer close(ends)
+		for p := range pods.ended {
+			if err := source.Delete(ctx, p.Namespace, p.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &p.UID}}); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		close(pods.ended)
+		<-ends
+	}()
+	until := func(what string, cond func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: have %s", what, pods.has())
+			}
+		}
+	}
+	until("the first pod", func() bool { return pods.has() == "web-n1 web" })
+	item := func(name, image string) string {
+		return fmt.Sprintf(`{"metadata":{"name":%q},"spec":{"containers":[{"name":"c","image":"registry.example/%s"}]}}`, name, image)
+	}
+	text := func(text string) func(http.ResponseWriter) {
+		return func(w http.ResponseWriter) { _, _ = io.WriteString(w, text) }
+	}
+	list := `{"apiVersion":"v1","kind":"PodList","items":[%s]}`
+	for _, step := range []struct {
+		answer func(http.ResponseWriter)
+		err    string // "" = none
+		want   string
+	}{
+		{func(w http.ResponseWriter) { http.Error(w, "later", http.StatusServiceUnavailable) }, "answers 503 Service Unavailable", "web-n1 web"},
+		{text(""), "answers with nothing", "web-n1 web"},
+		{text("{"), "couldn't parse as pod", "web-n1 web"},
+		{text(fmt.Sprintf(list, item("a", "a")+","+item("B_", "b"))), "metadata.name: Invalid value", "web-n1 web"}, // the whole answer, or none of it
+		{text(fmt.Sprintf(list, item("a", "a")+","+item("web", "web:2"))), "", "a-n1 a, web-n1 web:2"},
+		{text(fmt.Sprintf(list, item("a", "a"))), "", "a-n1 a"},
+	} {
+		mu.Lock()
+		answer = step.answer
+		mu.Unlock()
+		until("a timer", clock.HasWaiters)
+		clock.Step(static.Period)
+		if step.err != "" {
+			select {
+			case err := <-log.errs:
+				if !strings.Contains(err, step.err) {
+					t.Errorf("the log says %q, want %q", err, step.err)
+				}
+			case <-time.After(time.Minute):
+				t.Fatalf("the log does not say %q", step.err)
+			}
+		}
+		until("want "+step.want, func() bool { return pods.has() == step.want })
+	}
+	if len(log.errs) > 0 {
+		t.Errorf("one error too many: %s", <-log.errs)
+	}
 }
