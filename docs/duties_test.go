@@ -3,15 +3,12 @@ package docs_test
 import (
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
 )
 
 const agentFolder = "../runtime/agent"
-
-var quoted = regexp.MustCompile("`([^`]+)`")
 
 // dutyFolder is the folder of a package as agent-duties.md names it.
 func dutyFolder(name string) string {
@@ -22,24 +19,6 @@ func dutyFolder(name string) string {
 		return filepath.Join("..", name)
 	}
 	return filepath.Join(agentFolder, name)
-}
-
-// source is all that the folder's files with the ending hold; "" where there is none.
-func source(t *testing.T, folder, ending string) string {
-	t.Helper()
-	files, err := filepath.Glob(filepath.Join(folder, "*"+ending))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var all strings.Builder
-	for _, file := range files {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all.Write(data)
-	}
-	return all.String()
 }
 
 // TestAgentDuties holds the tables of agent-duties.md to the code: each package and test is there, each duty has both, and no
@@ -65,13 +44,8 @@ func TestAgentDuties(t *testing.T) {
 				continue
 			}
 			found++
-			test, sub, _ := strings.Cut(test, "/")
-			text := source(t, dutyFolder(name), "_test.go")
-			if !strings.Contains(text, "\nfunc "+test+"(") {
+			if !hasTest(source(t, dutyFolder(name), "_test.go"), test) {
 				t.Errorf("%s: no %s in %s", strings.TrimSpace(cells[0]), test, dutyFolder(name))
-			}
-			if sub != "" && !strings.Contains(text, `t.Run("`+sub+`", `) {
-				t.Errorf("%s: %s in %s has no part %q", strings.TrimSpace(cells[0]), test, dutyFolder(name), sub)
 			}
 		}
 		if found == 0 {

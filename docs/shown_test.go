@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -67,34 +68,40 @@ func TestPromisesAreShown(t *testing.T) {
 	if len(all) < 30 {
 		t.Fatalf("found %d rows: the check would mean nothing", len(all))
 	}
-	sources := map[string]string{}
 	for _, p := range all {
-		if _, ok := sources[p.folder]; !ok {
-			files, err := filepath.Glob(filepath.Join("..", p.folder, "*_test.go"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, file := range files {
-				data, err := os.ReadFile(file)
-				if err != nil {
-					t.Fatal(err)
-				}
-				sources[p.folder] += string(data)
-			}
-		}
-		source := sources[p.folder]
-		functions := map[string]bool{}
-		for _, m := range testFunc.FindAllStringSubmatch(source, -1) {
-			functions[m[1]] = true
-		}
+		text := source(t, filepath.Join("..", p.folder), "_test.go")
 		if len(p.tests) == 0 {
 			t.Errorf("%s: %q has no test", p.where, p.text)
 		}
 		for _, test := range p.tests {
-			name, sub, _ := strings.Cut(test, "/")
-			if !functions[name] || !strings.Contains(source, fmt.Sprintf("%q", sub)) && sub != "" {
+			if !hasTest(text, test) {
 				t.Errorf("%s: package %s has no test %s", p.where, p.folder, test)
 			}
 		}
 	}
+}
+
+// source is all that a folder's files with an ending hold; "" where there is none.
+func source(t *testing.T, folder, ending string) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(folder, "*"+ending))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all strings.Builder
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Write(data)
+	}
+	return all.String()
+}
+
+// hasTest tells whether a package's tests have one by its name, or NAME/PART.
+func hasTest(text, test string) bool {
+	name, part, _ := strings.Cut(test, "/")
+	return slices.ContainsFunc(testFunc.FindAllStringSubmatch(text, -1), func(m []string) bool { return m[1] == name }) &&
+		(part == "" || strings.Contains(text, fmt.Sprintf("%q", part)))
 }
