@@ -166,7 +166,7 @@ func real(ctx context.Context, b binaries, dir string) (_ *cluster, err error) {
 		"--token", strings.TrimSpace(string(token)), "--name", "node1", "--data", filepath.Join(dir, "agent"), "--listen", containerdtest.NodeIP+":10250",
 		"--runtime", "containerd", "--runtime-address", daemon.Address(),
 		"--service-proxy", "nftables", "--dns-listen", containerdtest.NodeIP+":53",
-		"--eviction-hard", "memory.available<50Mi,nodefs.available<1%,imagefs.available<1%", // the machine may have other uses
+		"--eviction-hard", "memory.available<50Mi,nodefs.available<1%,imagefs.available<1%", "--image-gc-high-threshold", "100", // the machine may have other uses
 		"--cgroup-root", "/"+cgroups))
 	if err != nil {
 		return nil, err

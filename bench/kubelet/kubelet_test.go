@@ -107,5 +107,5 @@ func (n *node) agent(quaymaster string) {
 	}
 	n.side = launch(n.b, quaymaster, "agent", "--server", n.server, "--token", strings.TrimSpace(string(token)), "--name", nodeName,
 		"--data", filepath.Join(n.daemon.Dir, "agent"), "--listen", containerdtest.NodeIP+":10250", "--runtime", "containerd", "--runtime-address", n.daemon.Address(),
-		"--cgroup-root", "/"+n.cgroups, "--eviction-hard", "memory.available<1Mi,nodefs.available<1Mi,imagefs.available<1Mi", "--max-pods", "250")
+		"--cgroup-root", "/"+n.cgroups, "--eviction-hard", "memory.available<1Mi,nodefs.available<1Mi,imagefs.available<1Mi", "--image-gc-high-threshold", "100", "--max-pods", "250")
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/agent"
 	"github.com/quaymaster/quaymaster/runtime/agent/cgroup"
 	"github.com/quaymaster/quaymaster/runtime/agent/eviction"
+	"github.com/quaymaster/quaymaster/runtime/agent/imagegc"
 	"github.com/quaymaster/quaymaster/runtime/agent/remote"
 	"github.com/quaymaster/quaymaster/runtime/cni"
 	"github.com/quaymaster/quaymaster/runtime/cni/gate"
@@ -40,6 +41,7 @@ type agentFlags struct {
 	podCIDR, cniBin                                                                             []string
 	evictionGrace, shutdown, shutdownCritical                                                   time.Duration
 	podPIDs, maxPods                                                                            int64
+	imageHigh, imageLow                                                                         int
 	serviceProxy, dnsListen                                                                     string
 	dnsForward                                                                                  []string
 
@@ -88,6 +90,8 @@ certificate that it was given. The container runtime is a process of its own.`,
 	f.StringVar(&flags.eviction, "eviction-hard", "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%", "bounds past which pods of containers have to go (none: never)")
 	f.StringVar(&flags.evictionSoft, "eviction-soft", "", "bounds that must be crossed for --eviction-soft-grace")
 	f.DurationVar(&flags.evictionGrace, "eviction-soft-grace", 2*time.Minute, "how long a soft bound must be crossed")
+	f.IntVar(&flags.imageHigh, "image-gc-high-threshold", imagegc.High, "per cent of the images' disk above which images that no container uses go (100: none goes)")
+	f.IntVar(&flags.imageLow, "image-gc-low-threshold", imagegc.Low, "per cent of it down to which they go")
 	f.Int64Var(&flags.podPIDs, "pod-max-pids", 0, "how many processes a pod may have (0: no limit)")
 	f.Int64Var(&flags.maxPods, "max-pods", 110, "how many pods the node has room for")
 	f.BoolVar(&flags.register, "register-node", true, "make the Node object, with --label and --taint; =false: wait until somebody else has made it, and keep its status alone")
@@ -99,6 +103,9 @@ certificate that it was given. The container runtime is a process of its own.`,
 
 // run is once, again whenever the node's runtime has changed.
 func (f *agentFlags) run(cmd *cobra.Command) error {
+	if f.imageLow < 0 || f.imageHigh > 100 || f.imageLow >= f.imageHigh {
+		return fmt.Errorf("--image-gc-low-threshold %d and --image-gc-high-threshold %d: want 0 to 100, and the first below the second", f.imageLow, f.imageHigh)
+	}
 	flags := *f
 	if err := flags.services(logger(cmd, f.verbose)); err != nil {
 		return err
@@ -274,7 +281,7 @@ func (f *agentFlags) once(cmd *cobra.Command) (err error) {
 // containers is how this machine's processes are held: in control groups of the agent's making, unless
 // the runtime leaves them to systemd.
 func (f *agentFlags) containers(ctx context.Context, backend cri.Backend, capacity corev1.ResourceList, log *slog.Logger) (*agent.Containers, error) {
-	out := &agent.Containers{ClusterDNS: f.clusterDNS, ClusterDomain: f.clusterDomain}
+	out := &agent.Containers{ClusterDNS: f.clusterDNS, ClusterDomain: f.clusterDomain, ImageHigh: f.imageHigh, ImageLow: f.imageLow}
 	hard, err := eviction.Parse(f.eviction)
 	if err != nil {
 		return nil, fmt.Errorf("--eviction-hard: %w", err)

@@ -71,7 +71,7 @@ func newNodeWith(t testing.TB, d *containerdtest.Daemon, ofServer []string, ofAg
 	})
 	// The disk of who runs the tests may be as full as it likes, hence no bounds.
 	n.agent = start(t, append([]string{"agent", "--server", url, "--token", strings.TrimSpace(string(token)), "--name", "n1", "--data", filepath.Join(n.daemon.Dir, "agent"), "--listen", containerdtest.NodeIP + ":0",
-		"--cgroup-root", root, "--eviction-hard", "none"}, ofAgent...)...)
+		"--cgroup-root", root, "--eviction-hard", "none", "--image-gc-high-threshold", "100"}, ofAgent...)...)
 	t.Cleanup(func() {
 		if t.Failed() {
 			log := n.daemon.Log() // none of a node without one

@@ -280,6 +280,7 @@ func TestErrorsAreOneClearLine(t *testing.T) {
 		"directory in use": {[]string{"server", "--data", dir, "--listen", "127.0.0.1:0"}, []string{dir, "in use"}},
 		"newer format":     {[]string{"server", "--data", newer, "--listen", "127.0.0.1:0"}, []string{newer, "written by a newer version", "999"}},
 		"wrong token":      {[]string{"agent", "--server", url, "--token", wrong, "--name", "two", "--data", t.TempDir(), "--runtime", "sim"}, []string{"refuses the join token"}},
+		"image bounds":     {[]string{"agent", "--server", url, "--token", wrong, "--name", "two", "--data", t.TempDir(), "--runtime", "sim", "--image-gc-low-threshold", "90"}, []string{"--image-gc-low-threshold 90", "the first below the second"}},
 		"no token":         {[]string{"agent", "--server", url, "--token", "hello", "--name", "two", "--data", t.TempDir(), "--runtime", "sim"}, []string{"join token"}},
 		"not wasm":         {[]string{"image", "import", os.Args[0], "localhost/x:1", "--data", t.TempDir()}, []string{os.Args[0]}},
 	} {

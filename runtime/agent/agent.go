@@ -97,6 +97,9 @@ type Containers struct {
 	LogFiles int
 	// Eviction are the bounds past which pods have to go; none = no pod is evicted.
 	Eviction []eviction.Threshold
+	// ImageHigh is how full the images' disk may be, in per cent, before images that no container uses go, and ImageLow
+	// how full it is then to be; 0 = upstream's 85 and 80.
+	ImageHigh, ImageLow int
 }
 
 func (c *Containers) clusterDomain() string {

@@ -41,6 +41,7 @@ type pressure struct {
 func (a *Agent) watchPressure(ctx context.Context) {
 	w := &pressure{a: a}
 	w.images = imagegc.New(imagegc.Options{Backend: a.opts.Backend, Clock: a.opts.Clock, Logger: a.log, Sandbox: a.sandboxImage(ctx),
+		High: a.opts.Containers.ImageHigh, Low: a.opts.Containers.ImageLow,
 		Disk: func(ctx context.Context) (uint64, uint64, error) {
 			fs, err := a.stats.ImageFs(ctx)
 			if err != nil || fs == nil {

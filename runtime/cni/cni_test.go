@@ -225,14 +225,14 @@ func TestHungPlugin(t *testing.T) {
 	state, conf := t.TempDir(), t.TempDir()
 	slow(t, state, conf)
 	opts := options(state, conf)
-	opts.Timeout = 3 * time.Second
+	opts.Timeout = 10 * time.Second // also what taking back has
 	s, err := cni.New(opts)
 	if err != nil {
 		t.Fatal(err)
 	}
 	a := pod(t, "hangs")
 	a.PortMappings = []*network.PortMapping{{HostPort: 8078, ContainerPort: 80, Protocol: "tcp"}}
-	if _, err := s.Add(t.Context(), &network.AddRequest{Attachment: a}); status.Code(err) != codes.DeadlineExceeded || !strings.Contains(err.Error(), "did not end within 3s") {
+	if _, err := s.Add(t.Context(), &network.AddRequest{Attachment: a}); status.Code(err) != codes.DeadlineExceeded || !strings.Contains(err.Error(), "did not end within 10s") {
 		t.Errorf("add: %v", err)
 	}
 	if left := left(t, state); left != "" {

@@ -52,6 +52,16 @@ func ask(t *testing.T, network, server string, q *dns.Msg) *dns.Msg {
 	return reply
 }
 
+// answered asks until a server answers that others do not keep waiting for too long, as they do on a busy machine.
+func answered(t *testing.T, network, server string, q *dns.Msg) *dns.Msg {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; {
+		if r := ask(t, network, server, q); r.Rcode != dns.RcodeServerFailure || time.Now().After(deadline) {
+			return r
+		}
+	}
+}
+
 func question(name string, kind uint16) *dns.Msg { return new(dns.Msg).SetQuestion(name, kind) }
 
 func TestServed(t *testing.T) {
@@ -70,7 +80,7 @@ func TestServed(t *testing.T) {
 			"away.shop.svc.cluster.local.": {dns.RcodeSuccess, 2, 0, true}, // the alias and where it leads
 			"nowhere.org.":                 {dns.RcodeNameError, 0, 0, false},
 		} {
-			r := ask(t, network, server, question(name, dns.TypeA))
+			r := answered(t, network, server, question(name, dns.TypeA))
 			if r.Rcode != want.rcode || len(r.Answer) != want.answers || len(r.Ns) != want.authority || r.Authoritative != want.authoritative || !r.RecursionAvailable {
 				t.Errorf("%s by %s: %v\nwant %+v", name, network, r, want)
 			}
@@ -130,7 +140,7 @@ func TestOthersFail(t *testing.T) {
 	}
 	gone := dead.LocalAddr().String()
 	dead.Close()
-	if r := ask(t, "udp", serve(t, true, []string{gone, elsewhere(t)}), question("example.org.", dns.TypeA)); len(r.Answer) != 1 {
+	if r := answered(t, "udp", serve(t, true, []string{gone, elsewhere(t)}), question("example.org.", dns.TypeA)); len(r.Answer) != 1 {
 		t.Errorf("with one that answers: %v", r)
 	}
 	if r := ask(t, "udp", serve(t, true, []string{gone}), question("example.org.", dns.TypeA)); r.Rcode != dns.RcodeServerFailure {

@@ -133,9 +133,7 @@ func TestAgentSeesPodsAfterItsBackendWasKilled(t *testing.T) {
 	if after := get("long").Status.ContainerStatuses[0]; after.ContainerID != before.ContainerID || after.RestartCount != 0 || after.State.Running == nil {
 		t.Errorf("the pod was harmed: before %+v, after %+v", before, after)
 	}
-	if got := log("long"); got != "hello from hello\n" {
-		t.Errorf("its log: %q", got)
-	}
+	until("long", "does not say its one line", func(*v1.Pod) bool { return log("long") == "hello from hello\n" })
 
 	// An image that is not there.
 	create("nowhere", "registry.example/none:1")

@@ -421,7 +421,7 @@ func TestHungBackendIsReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, err := plugin.Start(plugin.Options{
-		Command: []string{exe}, Env: []string{childEnv + "=sim"}, FirstDelay: time.Millisecond, HealthPeriod: 300 * time.Millisecond,
+		Command: []string{exe}, Env: []string{childEnv + "=sim"}, FirstDelay: time.Millisecond, HealthPeriod: 2 * time.Second, // which the next one has three times to answer
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -32,7 +32,9 @@ func TestDeadContainers(t *testing.T) {
 		many = 1000
 	}
 	n := newNode(t)
-	n.create(n.podOf("stays", forever, always))
+	n.create(n.podOf("stays", forever, always, func(p *v1.Pod) {
+		p.Spec.Tolerations = []v1.Toleration{{Operator: v1.TolerationOpExists}} // however long no agent is there
+	}))
 	before := n.ready("stays")
 	n.stop()
 	var wg sync.WaitGroup
@@ -66,6 +68,7 @@ func TestDeadContainers(t *testing.T) {
 	n.create(n.podOf("new", forever))
 	n.phase("new", v1.PodRunning)
 	t.Logf("a new pod runs beside %d containers", count())
+	n.nodeReady(v1.ConditionTrue)
 	deadline := time.Now().Add(10 * time.Minute)
 	for left := count(); left > 2; left = count() {
 		if time.Now().After(deadline) {

@@ -118,6 +118,11 @@ done
 echo "$out"
 `
 
+// served makes a pod ready when it serves a page at port 8080.
+func served(p *v1.Pod) {
+	p.Spec.Containers[0].ReadinessProbe = &v1.Probe{PeriodSeconds: 1, TimeoutSeconds: 30, ProbeHandler: v1.ProbeHandler{HTTPGet: &v1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(8080)}}}
+}
+
 // TestAddresses gives pods addresses of both families, then of IPv6 alone.
 func TestAddresses(t *testing.T) {
 	if l, err := net.Listen("tcp", "[::1]:0"); err != nil {
@@ -126,9 +131,6 @@ func TestAddresses(t *testing.T) {
 		_ = l.Close()
 	}
 	n := newNode(t)
-	served := func(p *v1.Pod) {
-		p.Spec.Containers[0].ReadinessProbe = &v1.Probe{PeriodSeconds: 1, TimeoutSeconds: 30, ProbeHandler: v1.ProbeHandler{HTTPGet: &v1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(8080)}}}
-	}
 	const www = "mkdir /tmp/www; echo hello > /tmp/www/index.html; httpd -p [::]:8080 -h /tmp/www; cat /etc/hosts; " + forever
 	for name, test := range map[string]struct {
 		prefixes []string

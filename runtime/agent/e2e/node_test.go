@@ -6,6 +6,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -80,7 +81,8 @@ func newNode(t testing.TB, change ...func(*node)) *node {
 		t.Skip("a whole node with its containers takes long: not with -short")
 	}
 	goroutines(t)
-	n := &node{t: t, root: fmt.Sprintf("/qmtest%d", time.Now().UnixNano()), containers: &agent.Containers{}, prepare: func(string) {}}
+	// The disk of who runs the tests may be as full as it likes, hence no bounds.
+	n := &node{t: t, root: fmt.Sprintf("/qmtest%d", time.Now().UnixNano()), containers: &agent.Containers{ImageHigh: 100}, prepare: func(string) {}}
 	for _, f := range change {
 		f(n)
 	}
@@ -148,9 +150,34 @@ func (n *node) setNetwork(conflist string) {
 	n.t.Helper()
 	if !onOCI() {
 		n.daemon.Network(conflist)
+		if n.backend != nil { // before there is one, no pod is
+			coretest.Eventually(n.t, "containerd to have read the configuration of its network", func(ctx context.Context) (bool, error) {
+				return n.hasNetwork(ctx, conflist)
+			})
+		}
 		return
 	}
 	n.write(filepath.Join(n.oci(), "net.d", "10-test.conflist"), conflist, 0o600)
+}
+
+// hasNetwork tells whether containerd, which reads its folder when it hears of a change, goes by a configuration.
+func (n *node) hasNetwork(ctx context.Context, conflist string) (bool, error) {
+	r, err := n.backend.Status(ctx, &runtimeapi.StatusRequest{Verbose: true})
+	if err != nil {
+		return false, err
+	}
+	var read struct {
+		Networks []struct{ Config struct{ Source string } }
+	}
+	if err := json.Unmarshal([]byte(r.Info["cniconfig"]), &read); err != nil {
+		return false, fmt.Errorf("what containerd says of its network: %w", err)
+	}
+	for _, network := range read.Networks {
+		if network.Config.Source == conflist {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // write makes a file whole, and the folders to it.

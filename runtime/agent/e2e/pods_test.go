@@ -58,7 +58,7 @@ func TestPods(t *testing.T) {
 			}
 			sidecar := c("side", "echo side >> /data/log; touch /data/up; "+forever)
 			sidecar.RestartPolicy = ptr(v1.ContainerRestartPolicyAlways)
-			sidecar.StartupProbe = &v1.Probe{PeriodSeconds: 1, ProbeHandler: v1.ProbeHandler{Exec: &v1.ExecAction{Command: []string{"test", "-e", "/data/up"}}}}
+			sidecar.StartupProbe = &v1.Probe{PeriodSeconds: 1, TimeoutSeconds: 60, FailureThreshold: 60, ProbeHandler: v1.ProbeHandler{Exec: &v1.ExecAction{Command: []string{"test", "-e", "/data/up"}}}}
 			p.Spec.InitContainers = []v1.Container{c("one", "echo one >> /data/log"), sidecar, c("two", "echo two >> /data/log")}
 		}))
 		n.phase("order", v1.PodSucceeded)
@@ -173,9 +173,9 @@ func TestPods(t *testing.T) {
 			p.Spec.RestartPolicy = v1.RestartPolicyAlways
 			c := &p.Spec.Containers[0]
 			c.Ports = []v1.ContainerPort{{Name: "web", ContainerPort: 8080}}
-			c.StartupProbe = &v1.Probe{PeriodSeconds: 1, FailureThreshold: 30, ProbeHandler: v1.ProbeHandler{TCPSocket: &v1.TCPSocketAction{Port: intstr.FromString("web")}}}
-			c.ReadinessProbe = &v1.Probe{PeriodSeconds: 1, ProbeHandler: v1.ProbeHandler{HTTPGet: &v1.HTTPGetAction{Path: "/index.html", Port: intstr.FromInt32(8080)}}}
-			c.LivenessProbe = &v1.Probe{PeriodSeconds: 1, FailureThreshold: 1, ProbeHandler: v1.ProbeHandler{Exec: &v1.ExecAction{Command: []string{"sh", "-c", "! test -e /tmp/dead"}}}}
+			c.StartupProbe = &v1.Probe{PeriodSeconds: 1, TimeoutSeconds: 60, FailureThreshold: 60, ProbeHandler: v1.ProbeHandler{TCPSocket: &v1.TCPSocketAction{Port: intstr.FromString("web")}}}
+			c.ReadinessProbe = &v1.Probe{PeriodSeconds: 1, TimeoutSeconds: 60, ProbeHandler: v1.ProbeHandler{HTTPGet: &v1.HTTPGetAction{Path: "/index.html", Port: intstr.FromInt32(8080)}}}
+			c.LivenessProbe = &v1.Probe{PeriodSeconds: 1, TimeoutSeconds: 60, FailureThreshold: 1, ProbeHandler: v1.ProbeHandler{Exec: &v1.ExecAction{Command: []string{"sh", "-c", "! test -e /tmp/dead"}}}}
 		}))
 		pod := n.ready("probed")
 		n.exec(pod, "mv /tmp/www/index.html /tmp/www/away")

@@ -23,7 +23,7 @@ import (
 func TestRestartWithStreams(t *testing.T) {
 	n := newNode(t)
 	config, client := n.outside()
-	n.create(n.podOf("web", "mkdir /tmp/www; echo hello > /tmp/www/index.html; httpd -p 8080 -h /tmp/www; i=0; while true; do echo line $((i=i+1)); sleep 0.05; done", always))
+	n.create(n.podOf("web", "mkdir /tmp/www; echo hello > /tmp/www/index.html; httpd -p 8080 -h /tmp/www; i=0; while true; do echo line $((i=i+1)); sleep 0.05; done", always, served))
 	n.create(n.podOf("cat", "cat", always, func(p *v1.Pod) { p.Spec.Containers[0].Stdin = true }))
 	web, cat := n.ready("web"), n.ready("cat")
 	stream := func(ctx context.Context, pod, sub string, options runtime.Object) (*io.PipeReader, *io.PipeWriter, <-chan error) {

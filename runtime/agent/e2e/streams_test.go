@@ -106,9 +106,9 @@ func fetch(port uint16) (string, error) {
 func TestStreams(t *testing.T) {
 	n := newNode(t)
 	config, client := n.outside()
-	n.create(n.podOf("web", "mkdir /tmp/www; echo hello > /tmp/www/index.html; httpd -p 8080 -h /tmp/www; "+forever))
+	n.create(n.podOf("web", "mkdir /tmp/www; echo hello > /tmp/www/index.html; httpd -p 8080 -h /tmp/www; "+forever, served))
 	n.create(n.podOf("cat", "cat", func(p *v1.Pod) { p.Spec.Containers[0].Stdin = true }))
-	web := n.phase("web", v1.PodRunning)
+	web := n.ready("web")
 	n.phase("cat", v1.PodRunning)
 
 	executors := map[string]func(pod, sub string, options runtime.Object) (remotecommand.Executor, error){

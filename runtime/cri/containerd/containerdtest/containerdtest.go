@@ -346,7 +346,7 @@ func (d *Daemon) ConfDir() string { return filepath.Join(d.Dir, "net.d") }
 // PluginDir is described at ConfDir.
 func (d *Daemon) PluginDir() string { return filepath.Join(d.Dir, "cni") }
 
-// Network gives the daemon a bridge network for pods, for which it waits.
+// Network gives the daemon a configuration of a network for pods, which it reads when it hears of it.
 func (d *Daemon) Network(conflist string) {
 	d.t.Helper()
 	if err := d.SetNetwork(conflist); err != nil {
