@@ -22,7 +22,7 @@ type binder struct{ store store }
 func (b binder) Commit(ctx context.Context, writes []scheduler.Write) []scheduler.Result {
 	in := make([]storage.Write, len(writes))
 	for i, write := range writes {
-		in[i] = storage.Write{Key: write.Key, Value: write.Value, Expect: write.Expect}
+		in[i] = storage.Write(write)
 	}
 	out := make([]scheduler.Result, len(writes))
 	for i, result := range b.store.Commit(ctx, in) {
@@ -40,7 +40,7 @@ func (b binder) Commit(ctx context.Context, writes []scheduler.Write) []schedule
 func (b binder) CommitAll(ctx context.Context, writes []scheduler.Write) scheduler.Result {
 	in := make([]storage.Write, len(writes))
 	for i, write := range writes {
-		in[i] = storage.Write{Key: write.Key, Value: write.Value, Expect: write.Expect}
+		in[i] = storage.Write(write)
 	}
 	revisions, err := b.store.CommitAll(ctx, in)
 	var conflict *storage.ConflictError

@@ -252,6 +252,9 @@ func (d *Direct) update(ctx context.Context, gvr schema.GroupVersionResource, su
 	ctx = c.context(ctx, "update")
 	options := &metav1.UpdateOptions{}
 	mutate := func(ctx context.Context, object, old runtime.Object) (runtime.Object, error) {
+		if m := accessor(object); old != nil && len(m.GetManagedFields()) == 0 { // an informer's pod has none
+			m.SetManagedFields(accessor(old).GetManagedFields())
+		}
 		return object, c.mutate(ctx, c.attributes(object, old, admission.Update, options))
 	}
 	attributes := c.attributes(internal, nil, admission.Update, options)

@@ -133,7 +133,8 @@ func (s *sharer) pod(data []byte) (*corev1.Pod, bool) {
 			return nil, false
 		case f.number == 2 && pod == nil:
 			pod = f.payload
-		case f.number < 3 || f.number > 4 || len(f.payload) > 0: // not of an encoding or a content type
+		case f.number > 4: // no decoder knows it
+		case f.number < 3 || len(f.payload) > 0: // not of an encoding or a content type
 			return nil, false
 		}
 	}

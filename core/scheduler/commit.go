@@ -209,7 +209,7 @@ func encode(encoder *protobuf.Serializer, c *commit, now metav1.Time) (Write, er
 	if err := encoder.Encode(&pod, &out); err != nil {
 		return Write{}, fmt.Errorf("encode pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
-	return Write{Key: key, Value: out.Bytes(), Expect: expect}, nil
+	return Write{Key: key, Value: out.Bytes(), Expect: expect, Finish: keepUnread}, nil
 }
 
 // withCondition returns a copy with the condition in its place. Its transition

@@ -51,6 +51,8 @@ type Write struct {
 	Key    string // "/registry/pods/NAMESPACE/NAME"
 	Value  []byte // as upstream stores it; nil deletes
 	Expect int64  // the revision that the stored object must have
+	// Finish makes what is to be stored of what is, and of Value; nil: Value itself.
+	Finish func(stored, value []byte) []byte
 }
 
 // Result of one Write.

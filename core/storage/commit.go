@@ -14,6 +14,9 @@ type Write struct {
 	Value []byte
 	// Expect is the revision the key must be at, 0 that it must not exist.
 	Expect int64
+	// Finish, if there is one, makes what is stored instead of Value from it and from
+	// what is there. It may be called in the store's writer, and changes neither.
+	Finish func(stored, value []byte) []byte
 }
 
 // Result of a Write. Err is nil, a *ConflictError with nothing written, or what
@@ -26,7 +29,7 @@ type Result struct {
 func (w *Write) transaction() transaction {
 	t := transaction{
 		guards:    []guard{{key: w.Key, target: pb.Compare_MOD, number: w.Expect}},
-		then:      []op{{kind: opPut, key: w.Key, value: w.Value, keepLease: true}},
+		then:      []op{{kind: opPut, key: w.Key, value: w.Value, finish: w.Finish, keepLease: true}},
 		otherwise: []op{{kind: opGet, key: w.Key}},
 	}
 	if w.Value == nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -222,9 +223,46 @@ func (w *Write) remote() (clientv3.Cmp, clientv3.Op) {
 	return same, clientv3.OpPut(w.Key, string(w.Value), clientv3.WithIgnoreLease())
 }
 
+// finished reads what the writes want to be finished from, and finishes them. A
+// key that is at another revision will not be written.
+func (r *Remote) finished(ctx context.Context, writes []Write) ([]Write, error) {
+	var ops []clientv3.Op
+	var at []int
+	for i := range writes {
+		if writes[i].Finish != nil && writes[i].Value != nil && writes[i].check() == nil {
+			ops, at = append(ops, clientv3.OpGet(writes[i].Key)), append(at, i)
+		}
+	}
+	if len(ops) == 0 {
+		return writes, nil
+	}
+	writes = slices.Clone(writes)
+	for list := range slices.Chunk(ops, remoteOps) {
+		answer, err := r.etcd.KV.Txn(ctx).Then(list...).Commit()
+		if err != nil {
+			return nil, err
+		}
+		for _, one := range answer.Responses {
+			w := &writes[at[0]]
+			at = at[1:]
+			if found := one.GetResponseRange(); len(found.Kvs) > 0 && found.Kvs[0].ModRevision == w.Expect {
+				w.Value = w.Finish(found.Kvs[0].Value, w.Value)
+			}
+		}
+	}
+	return writes, nil
+}
+
 func (r *Remote) commit(ctx context.Context, writes []Write, results []Result) {
 	var ops []clientv3.Op
 	var at []int
+	writes, unread := r.finished(ctx, writes)
+	if unread != nil {
+		for i := range results {
+			results[i].Err = unread
+		}
+		return
+	}
 	for i := range writes {
 		if results[i].Err = writes[i].check(); results[i].Err == nil {
 			same, op := writes[i].remote()
@@ -265,6 +303,10 @@ func (r *Remote) CommitAll(ctx context.Context, writes []Write) ([]int64, error)
 	}
 	var compare []clientv3.Cmp
 	var then, otherwise []clientv3.Op
+	writes, err := r.finished(ctx, writes)
+	if err != nil {
+		return nil, err
+	}
 	for i := range writes {
 		if err := writes[i].check(); err != nil {
 			return nil, err

@@ -172,6 +172,19 @@ func TestRemoteCommits(t *testing.T) {
 			if err != nil || len(both) != 2 || s.Revision() < both[1] {
 				t.Errorf("%v, %v", both, err)
 			}
+			finish := func(stored, value []byte) []byte { return []byte(string(stored) + string(value)) }
+			before := s.Commit(ctx, []Write{{Key: "/f", Value: []byte("1")}, {Key: "/g", Value: []byte("1")}})
+			if finished := s.Commit(ctx, []Write{{Key: "/f", Value: []byte("2"), Expect: before[0].Revision, Finish: finish}, {Key: "/g", Value: []byte("2"), Expect: 1, Finish: finish}}); finished[0].Err != nil || finished[1].Err == nil {
+				t.Error(finished)
+			}
+			if _, err := s.CommitAll(ctx, []Write{{Key: "/g", Value: []byte("3"), Expect: before[1].Revision, Finish: finish}}); err != nil {
+				t.Error(err)
+			}
+			for key, want := range map[string]string{"/f": "12", "/g": "13"} {
+				if r, err := client.KV.Get(ctx, key); err != nil || string(r.Kvs[0].Value) != want {
+					t.Errorf("%s: %v, %v, not %s", key, r, err, want)
+				}
+			}
 			many := make([]Write, 300)
 			for i := range many {
 				many[i] = Write{Key: "/many/" + string(rune('a'+i%26)) + string(rune('0'+i/26)), Value: payload}

@@ -38,8 +38,9 @@ type op struct {
 	key, end  string
 	value     []byte
 	lease     int64
-	keepLease bool // the key's present lease instead
-	keepValue bool // the key's present value instead
+	keepLease bool                              // the key's present lease instead
+	keepValue bool                              // the key's present value instead
+	finish    func(stored, value []byte) []byte // see Write
 }
 
 // transaction runs then if every guard holds, otherwise the other.
@@ -365,6 +366,9 @@ func (w *writer) prepare(o *op, r *result) ([]*pending, error) {
 		if o.keepLease && now != nil {
 			kv.Lease = now.Lease
 		}
+	}
+	if o.finish != nil && now != nil {
+		kv.Value = o.finish(now.Value, o.value)
 	}
 	if len(o.key) > MaxKey {
 		return nil, fmt.Errorf("%w: the key %.60s… has %d bytes, %d are allowed", ErrTooLarge, o.key, len(o.key), MaxKey)
