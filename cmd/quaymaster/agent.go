@@ -37,7 +37,7 @@ type agentFlags struct {
 	verbose, register                                                                           bool
 	clusterDNS                                                                                  []string
 	clusterDomain, cgroupRoot, manifests, manifestURL, health, readOnly, eviction, evictionSoft string
-	runtimeChecksum, network, networkChecksum, cniConf                                          string
+	runtimeChecksum, network, networkChecksum, cniConf, registries                              string
 	podCIDR, cniBin                                                                             []string
 	evictionGrace, shutdown, shutdownCritical                                                   time.Duration
 	podPIDs, maxPods                                                                            int64
@@ -75,6 +75,7 @@ certificate that it was given. The container runtime is a process of its own.`,
 	f.StringVar(&flags.health, "health-listen", "", "address of /healthz without TLS, like 127.0.0.1:10248 (default: none)")
 	f.StringVar(&flags.network, "network", networkAuto, "network of pods: cni: standard plugins, run by a backend of the node; runtime: the container runtime's own affair; auto: cni with --pod-cidr, else runtime; or the absolute path of a backend's program")
 	f.StringVar(&flags.networkChecksum, "network-checksum", "", "checksum that the program at --network must have, sha256:HEX")
+	f.StringVar(&flags.registries, "registry-dir", "/etc/containerd/certs.d", "folder with mirrors and certificates of registries, REGISTRY/hosts.toml in it as containerd reads them, for --runtime oci")
 	f.StringSliceVar(&flags.podCIDR, "pod-cidr", nil, "ranges of the node's pods, like 10.244.1.0/24, one of each IP family: makes their network where --cni-conf-dir has none (default with --network cni: what the server gives the node of --cluster-cidr)")
 	f.StringVar(&flags.cniConf, "cni-conf-dir", "", "folder of network configurations (default: containerd's, else /etc/cni/net.d)")
 	f.StringSliceVar(&flags.cniBin, "cni-bin-dir", nil, "folders of network plugins (default: /opt/cni/bin and /usr/lib/cni)")
@@ -198,6 +199,7 @@ func (f *agentFlags) once(cmd *cobra.Command) (err error) {
 		return errors.New("--runtime-checksum is for --runtime with the path of a program")
 	}
 	if runtime.name == runtimeOCI {
+		runtime.command = append(runtime.command, "--registry-dir", f.registries)
 		if withNetwork {
 			socketDir, err := networkSocketDir(dir)
 			if err != nil {

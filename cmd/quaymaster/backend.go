@@ -116,5 +116,6 @@ func newOCIBackend() *cobra.Command {
 		},
 	}
 	command.Flags().StringVar(&socket, "network", "", "socket of the node's network")
+	command.Flags().StringVar(&opts.Registries, "registry-dir", "", "folder with mirrors and certificates of registries")
 	return command
 }

@@ -22,7 +22,17 @@ const maxShim = 8 << 20
 // TestNodeWithoutDaemon runs pods by runc alone, by processes as people start them: they have addresses and survive the
 // backend's end, their shims are small, and nothing is left of them.
 func TestNodeWithoutDaemon(t *testing.T) {
-	n := newNodeOn(t, containerdtest.Bare(t), "--runtime", "oci")
+	d := containerdtest.Bare(t)
+	registries := t.TempDir()
+	if err := os.Mkdir(filepath.Join(registries, "registry.invalid"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	mirror := fmt.Sprintf("[host.%q]\n", "http://"+d.Registry)
+	if err := os.WriteFile(filepath.Join(registries, "registry.invalid", "hosts.toml"), []byte(mirror), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := newNodeOn(t, d, "--runtime", "oci", "--registry-dir", registries)
+	d.Busybox = "registry.invalid/busybox:1"
 	n.create("web", "echo hello > /tmp/index.html; httpd -p 8080 -h /tmp; trap 'exit 0' TERM; while true; do sleep 0.1; done")
 	web := n.becomes("web", corev1.PodRunning)
 	if !strings.HasPrefix(web.Status.PodIP, "10.79.0.") {

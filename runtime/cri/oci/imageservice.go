@@ -7,16 +7,12 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
-	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -114,32 +110,8 @@ func (b *Backend) PullImage(ctx context.Context, in *runtimeapi.PullImageRequest
 	return &runtimeapi.PullImageResponse{ImageRef: one.ID}, nil
 }
 
-// fetch stores the image for this machine's platform.
-func (d *driver) fetch(ctx context.Context, full string, auth *runtimeapi.AuthConfig) error {
-	ref, err := name.ParseReference(full)
-	if err != nil {
-		return status.Error(codes.InvalidArgument, err.Error())
-	}
-	who, err := authenticator(auth)
-	if err != nil {
-		return err
-	}
-	got, err := remote.Get(ref, remote.WithContext(ctx), remote.WithAuth(who), remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}))
-	if err != nil {
-		return err
-	}
-	img, err := got.Image()
-	if err != nil {
-		return err
-	}
-	return d.images.add(full, img, map[string]string{digestAnnotation: got.Digest.String()})
-}
-
-// authenticator reads a pull secret as CRI hands it on.
-func authenticator(a *runtimeapi.AuthConfig) (authn.Authenticator, error) {
-	if a == nil {
-		return authn.Anonymous, nil
-	}
+// basic is what a pull secret shows a registry.
+func basic(a *runtimeapi.AuthConfig) (authn.Authenticator, error) {
 	config := authn.AuthConfig{Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken}
 	if a.Auth != "" && a.Username == "" {
 		data, err := base64.StdEncoding.DecodeString(a.Auth)

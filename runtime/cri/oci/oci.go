@@ -47,6 +47,9 @@ type Options struct {
 	Runtime string
 	// Network gives pods their addresses; nil = pods have a loopback interface only.
 	Network network.NetworkClient
+	// Registries is a folder that says where registries' images are to be had from, and with which certificates, in the form
+	// of containerd's certs.d; it is read at each pull. "" = registries are as images name them.
+	Registries string
 	// Copy makes the roots of containers copies even where there is overlayfs.
 	Copy   bool
 	Clock  clock.WithDelayedExecution // nil = real
