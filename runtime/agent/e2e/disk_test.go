@@ -57,25 +57,41 @@ func TestDiskFills(t *testing.T) {
 	n.clean()
 }
 
-// TestFullDisk has no room for a new pod, which says so, and runs when there is room again.
+// TestFullDisk has no room for a new pod, which says so, and runs when there is room again. How a container ends meanwhile is
+// told, by containerd once it has room to write it.
 func TestFullDisk(t *testing.T) {
 	n := newNode(t, smallDisk(t))
 	dir := filepath.Join(n.daemon.Dir, "host")
-	n.create(n.podOf("fills", "dd if=/dev/zero of=/file bs=65536 2>/dev/null; echo full; while ! test -e /host/free; do sleep 0.1; done; rm /file; "+forever, func(p *v1.Pod) {
+	host := func(p *v1.Pod) {
 		p.Spec.Volumes = []v1.Volume{{Name: "host", VolumeSource: v1.VolumeSource{HostPath: &v1.HostPathVolumeSource{Path: dir, Type: ptr(v1.HostPathDirectoryOrCreate)}}}}
 		p.Spec.Containers[0].VolumeMounts = []v1.VolumeMount{{Name: "host", MountPath: "/host"}}
-	}))
+	}
+	n.create(n.podOf("ends", "while ! test -e /host/end; do sleep 0.1; done; exit 3", host))
+	n.phase("ends", v1.PodRunning)
+	n.create(n.podOf("fills", "dd if=/dev/zero of=/file bs=65536 2>/dev/null; echo full; while ! test -e /host/free; do sleep 0.1; done; rm /file; "+forever, host))
 	before := n.phase("fills", v1.PodRunning)
 	n.until("fills", "does not fill the disk", func(*v1.Pod) bool { return n.log("fills", "c") == "full\n" })
 	n.create(n.podOf("new", forever))
 	n.event("new", "", "no space left on device")
 	n.nodeReady(v1.ConditionTrue)
+	n.write(filepath.Join(dir, "end"), "", 0o600)
+	ended := func() {
+		t.Helper()
+		pod := n.phase("ends", v1.PodFailed)
+		if end := pod.Status.ContainerStatuses[0].State.Terminated; end == nil || end.ExitCode != 3 || end.Reason != "Error" {
+			t.Errorf("how a container ended on a full disk: %+v", pod.Status.ContainerStatuses)
+		}
+	}
+	if onOCI() {
+		ended()
+	}
 	n.write(filepath.Join(dir, "free"), "", 0o600)
+	ended()
 	n.phase("new", v1.PodRunning)
 	now := n.phase("fills", v1.PodRunning)
 	if was, is := before.Status.ContainerStatuses[0], now.Status.ContainerStatuses[0]; was.ContainerID != is.ContainerID {
 		t.Errorf("a full disk harmed the pod that filled it: %+v, then %+v", was, is)
 	}
-	n.delete("fills", "new")
+	n.delete("fills", "ends", "new")
 	n.clean()
 }

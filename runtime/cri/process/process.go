@@ -5,7 +5,9 @@
 package process
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -80,6 +82,31 @@ func WriteFile(name string, v any) error {
 		return err
 	}
 	return os.Rename(tmp, name)
+}
+
+// room is what Reserve keeps, in bytes: more than a shim has to tell.
+const room = 4096
+
+// Reserve keeps a place on the disk for a file that WriteReserved is to make when the disk may be full.
+func Reserve(name string) error {
+	return os.WriteFile(name+".tmp", bytes.Repeat([]byte(" "), room), 0o600)
+}
+
+// WriteReserved is WriteFile where Reserve was before: it takes no more of the disk.
+func WriteReserved(name string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(name+".tmp", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data) // spaces are left, which JSON may end with
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(name+".tmp", name)
 }
 
 // Claim writes this process's identity to a file that no process has written

@@ -32,3 +32,34 @@ func TestClaim(t *testing.T) {
 		}
 	}
 }
+
+// TestReserve holds to it that what is written where room was kept can be read, takes that room, and is there once.
+func TestReserve(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "end.json")
+	if err := process.WriteReserved(name, 1); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("without room: %v", err)
+	}
+	if err := process.Reserve(name); err != nil {
+		t.Fatal(err)
+	}
+	var got map[string]int
+	if err := process.ReadFile(name, &got); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("before it is written: %v", err)
+	}
+	kept, err := os.Stat(name + ".tmp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := process.WriteReserved(name, map[string]int{"code": 3}); err != nil {
+		t.Fatal(err)
+	}
+	if err := process.ReadFile(name, &got); err != nil || got["code"] != 3 {
+		t.Errorf("read %v, %v", got, err)
+	}
+	if now, err := os.Stat(name); err != nil || now.Size() != kept.Size() || now.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v; kept were %d bytes", now, err, kept.Size())
+	}
+	if _, err := os.Stat(name + ".tmp"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what was kept is left: %v", err)
+	}
+}

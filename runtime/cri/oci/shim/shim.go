@@ -108,11 +108,17 @@ func Run(dir string) error {
 	if s.listen, err = net.Listen("unix", socket); err != nil {
 		return err
 	}
+	// What the container is must be told even if it fills the disk at once, and so must its end.
+	for _, name := range []string{InitFile, ExitFile} {
+		if err := process.Reserve(name); err != nil {
+			return err
+		}
+	}
 	pid, err := s.start()
 	if err != nil {
 		return err
 	}
-	if err := process.WriteFile(InitFile, process.Of(pid)); err != nil {
+	if err := process.WriteReserved(InitFile, process.Of(pid)); err != nil {
 		return errors.Join(err, s.runtime("delete", "--force", s.spec.ID))
 	}
 	fmt.Println("running")
@@ -121,7 +127,7 @@ func Run(dir string) error {
 	exit.OOM = s.oomKilled()
 	_ = s.runtime("delete", "--force", s.spec.ID) // with what may still run of it; the backend tries again
 	s.drain()
-	return process.WriteFile(ExitFile, exit)
+	return process.WriteReserved(ExitFile, exit)
 }
 
 // start has the runtime make the container, and returns its first process.
