@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/types"
@@ -122,4 +124,45 @@ func TestClockJumps(t *testing.T) {
 	clock.SetTime(clock.Now().Add(365 * 24 * time.Hour))
 	put("c", "1")
 	bound(4)
+}
+
+// TestAuditCounts: a decision that what is remembered got wrong is counted, in the
+// statistics and in the metric that stands at 0 otherwise.
+func TestAuditCounts(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	client := fake.NewClientset()
+	s, err := New(Options{Client: client, Informers: informers.NewSharedInformerFactory(client, 0), Committer: nullCommitter{}, AuditEvery: 1, EventsPerSecond: 1, Metrics: registry})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var group sync.WaitGroup
+	group.Go(func() { s.commit(ctx) })
+	group.Go(func() { s.loop(ctx) })
+	defer group.Wait()
+	defer cancel()
+	put := func(name, cpu string) {
+		pod := testPod(name, cpu)
+		pod.ResourceVersion = "1"
+		s.inbox.put(message{pod: pod})
+	}
+	s.inbox.put(message{node: testNode("n1", "4", nil)})
+	put("right", "1")
+	eventually(t, "a decision is audited", func() bool { return s.Stats().Audited == 1 && s.Stats().Bound == 1 })
+	s.inbox.put(message{call: func() { s.state.Fleet().Requested.MilliCPU[0] = 4000 }}) // no pod has taken it
+	put("wrong", "2") // of a class that has not been asked about any node
+	eventually(t, "a decision is found to be wrong", func() bool { return s.Stats().Mismatches == 1 })
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		if strings.HasPrefix(f.GetName(), "quaymaster_scheduler_audit") {
+			got[f.GetName()] = valueOf(f.Metric[0])
+		}
+	}
+	if got["quaymaster_scheduler_audited_decisions_total"] != 2 || got["quaymaster_scheduler_audit_mismatches_total"] != 1 {
+		t.Errorf("metrics %v, want 2 audited and 1 mismatch", got)
+	}
 }

@@ -13,6 +13,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 
 	decisionv1alpha1 "github.com/quaymaster/quaymaster/core/api/decision/v1alpha1"
+	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -244,6 +245,33 @@ func TestDeletedNodeTakesNothing(t *testing.T) {
 	w.remove(podResource, "default", "b")
 	w.put(podResource, testPod("c", "2"))
 	w.bound("c", "small")
+}
+
+// TestNodeVanishesBeforeBind: a node that goes between a decision and its bind takes
+// nothing more. The bind is made, as upstream's is: the pod's node is gone as that of
+// any other pod there.
+func TestNodeVanishesBeforeBind(t *testing.T) {
+	w := newWorld(t, nil)
+	w.put(nodeResource, testNode("big", "64", nil))
+	w.put(nodeResource, testNode("small", "2", nil))
+	var once sync.Once
+	w.before = func(Write) {
+		once.Do(func() {
+			w.remove(nodeResource, "", "big")
+			w.knows("that it is gone", func(s *cluster.State) bool { return s.Node("big") == nil })
+		})
+	}
+	w.put(podResource, testPod("a", "1"))
+	w.bound("a", "big")
+	w.put(podResource, testPod("b", "2"))
+	w.bound("b", "small")
+	w.put(podResource, testPod("c", "1"))
+	w.saying("c", v1.PodReasonUnschedulable, "0/1 nodes are available: 1 Insufficient cpu.")
+	w.put(nodeResource, testNode("big", "2", nil)) // comes again, with the pod that it had
+	w.bound("c", "big")
+	w.remove(podResource, "default", "a")
+	w.put(podResource, testPod("d", "1"))
+	w.bound("d", "big")
 }
 
 func TestExplainErrors(t *testing.T) {

@@ -237,10 +237,12 @@ func BenchmarkExplainAll(b *testing.B) {
 	pod.Spec.Containers[0].Resources.Requests[v1.ResourceCPU] = resource.MustParse("64")
 	pod.Spec.NodeSelector = map[string]string{v1.LabelTopologyZone: "z1"}
 	profile := DefaultProfile()
+	begin := cpuTime(b)
 	for b.Loop() {
 		e, err := s.Explain(context.Background(), profile, pod, Policies{}, ExplainOptions{All: true})
 		if err != nil || len(e.Details) != 5000 || len(e.Changes) == 0 {
 			b.Fatal(err)
 		}
 	}
+	b.ReportMetric(float64((cpuTime(b)-begin).Microseconds())/1000/float64(b.N), "cpu-ms/op")
 }
