@@ -15,7 +15,8 @@ var (
 	quoted   = regexp.MustCompile("`([^`]+)`")
 )
 
-// promise is a row of a table whose last columns are a package and its tests.
+// promise is a row of a table whose last columns are a package and its tests; those of
+// another package have its path before them, as in core/scheduler.TestCrowd.
 type promise struct {
 	where, text, folder string
 	tests               []string
@@ -69,14 +70,43 @@ func TestPromisesAreShown(t *testing.T) {
 		t.Fatalf("found %d rows: the check would mean nothing", len(all))
 	}
 	for _, p := range all {
-		text := source(t, filepath.Join("..", p.folder), "_test.go")
+		if source(t, filepath.Join("..", p.folder), ".go") == "" {
+			t.Errorf("%s: there is no package %s", p.where, p.folder)
+		}
 		if len(p.tests) == 0 {
 			t.Errorf("%s: %q has no test", p.where, p.text)
 		}
 		for _, test := range p.tests {
-			if !hasTest(text, test) {
-				t.Errorf("%s: package %s has no test %s", p.where, p.folder, test)
+			folder := p.folder
+			if path, name, other := strings.Cut(test, ".Test"); other {
+				folder, test = path, "Test"+name
 			}
+			if !hasTest(source(t, filepath.Join("..", folder), "_test.go"), test) {
+				t.Errorf("%s: package %s has no test %s", p.where, folder, test)
+			}
+		}
+	}
+}
+
+// TestPredicatesAndPrioritiesAreShown: no predicate or priority of Kubernetes is left out
+// of the tables of scheduler-shown.md.
+func TestPredicatesAndPrioritiesAreShown(t *testing.T) {
+	var rows strings.Builder
+	for _, p := range promises(t) {
+		if strings.HasPrefix(p.where, "scheduler-shown.md:") {
+			rows.WriteString(p.text + "\n")
+		}
+	}
+	for _, name := range []string{
+		"PodFitsHostPorts", "PodFitsPorts", "PodFitsHost", "HostName", "PodFitsResources", "MatchNodeSelector", "PodSelectorMatches", "required node affinity",
+		"NoVolumeZoneConflict", "NoDiskConflict", "MaxCSIVolumeCount", "MaxEBSVolumeCount", "MaxGCEPDVolumeCount", "MaxAzureDiskVolumeCount", "MaxCinderVolumeCount",
+		"CheckNodeMemoryPressure", "CheckNodePIDPressure", "CheckNodeDiskPressure", "CheckNodeCondition", "PodToleratesNodeTaints", "CheckVolumeBinding",
+		"required pod affinity and anti-affinity", "EvenPodsSpread hard constraints",
+		"SelectorSpread", "ServiceSpreading", "InterPodAffinity", "LeastRequested", "MostRequested", "RequestedToCapacityRatio", "BalancedResourceAllocation",
+		"NodePreferAvoidPods", "NodeAffinity", "TaintToleration", "ImageLocality", "EvenPodsSpread: ", "EqualPriority",
+	} {
+		if !strings.Contains(rows.String(), name) {
+			t.Errorf("scheduler-shown.md has no row of %s", name)
 		}
 	}
 }

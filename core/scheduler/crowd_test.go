@@ -149,8 +149,8 @@ func TestAuditCounts(t *testing.T) {
 	s.inbox.put(message{node: testNode("n1", "4", nil)})
 	put("right", "1")
 	eventually(t, "a decision is audited", func() bool { return s.Stats().Audited == 1 && s.Stats().Bound == 1 })
-	s.inbox.put(message{call: func() { s.state.Fleet().Requested.MilliCPU[0] = 4000 }}) // no pod has taken it
-	put("wrong", "2")                                                                   // of a class that has not been asked about any node
+	s.inbox.put(message{call: func() { s.state.Fleet().Requested.MilliCPU[0] = 4000 }})
+	put("wrong", "2") // of a class that has not asked about the node yet
 	eventually(t, "a decision is found to be wrong", func() bool { return s.Stats().Mismatches == 1 })
 	families, err := registry.Gather()
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"go.uber.org/goleak"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	decisionv1alpha1 "github.com/quaymaster/quaymaster/core/api/decision/v1alpha1"
 	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
@@ -245,6 +246,30 @@ func TestDeletedNodeTakesNothing(t *testing.T) {
 	w.remove(podResource, "default", "b")
 	w.put(podResource, testPod("c", "2"))
 	w.bound("c", "small")
+}
+
+// TestPodThatNamesItsNode: a pod that is made with its node's name is on that node, full,
+// cordoned or not there yet, counts there, and is not decided.
+func TestPodThatNamesItsNode(t *testing.T) {
+	w := newWorld(t, nil)
+	cordoned := testNode("n1", "2", nil)
+	cordoned.Spec.Unschedulable = true
+	w.put(nodeResource, cordoned)
+	w.put(nodeResource, testNode("n2", "1", nil))
+	for i, name := range []string{"n1", "n1", "n3"} {
+		pod := testPod(fmt.Sprintf("on-%s-%d", name, i), "2")
+		pod.Spec.NodeName = name
+		w.put(podResource, pod)
+		w.knows("pod "+pod.Name, func(s *cluster.State) bool {
+			return s.Placed(types.NamespacedName{Namespace: "default", Name: pod.Name}) != nil
+		})
+	}
+	w.put(nodeResource, testNode("n3", "2", nil))
+	w.put(podResource, testPod("p", "2"))
+	w.saying("p", v1.PodReasonUnschedulable, "0/3 nodes are available: 1 node(s) were unschedulable, 2 Insufficient cpu.")
+	if got := w.sched.Stats(); got.Bound != 0 {
+		t.Errorf("stats %+v", got)
+	}
 }
 
 // TestNodeVanishesBeforeBind: a node that goes between a decision and its bind takes
