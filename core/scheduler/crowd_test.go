@@ -22,9 +22,21 @@ import (
 // started runs a scheduler without informers, which takes messages only.
 func started(t *testing.T, options Options) *Scheduler {
 	t.Helper()
+	options.AuditEvery = 1000
+	s := startedWrong(t, options)
+	t.Cleanup(func() {
+		if n := s.Stats().Mismatches; n != 0 {
+			t.Errorf("%d decisions differ from a full scan", n)
+		}
+	})
+	return s
+}
+
+// startedWrong is started, for decisions that may differ from a scan.
+func startedWrong(t *testing.T, options Options) *Scheduler {
+	t.Helper()
 	client := fake.NewClientset()
 	options.Client, options.Informers, options.Committer = client, informers.NewSharedInformerFactory(client, 0), nullCommitter{}
-	options.AuditEvery = 1000
 	s, err := New(options)
 	if err != nil {
 		t.Fatal(err)
@@ -36,9 +48,6 @@ func started(t *testing.T, options Options) *Scheduler {
 	t.Cleanup(func() {
 		cancel()
 		group.Wait()
-		if n := s.Stats().Mismatches; n != 0 {
-			t.Errorf("%d decisions differ from a full scan", n)
-		}
 	})
 	return s
 }
@@ -130,17 +139,7 @@ func TestClockJumps(t *testing.T) {
 // statistics and in the metric that stands at 0 otherwise.
 func TestAuditCounts(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	client := fake.NewClientset()
-	s, err := New(Options{Client: client, Informers: informers.NewSharedInformerFactory(client, 0), Committer: nullCommitter{}, AuditEvery: 1, EventsPerSecond: 1, Metrics: registry})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	var group sync.WaitGroup
-	group.Go(func() { s.commit(ctx) })
-	group.Go(func() { s.loop(ctx) })
-	defer group.Wait()
-	defer cancel()
+	s := startedWrong(t, Options{AuditEvery: 1, EventsPerSecond: 1, Metrics: registry})
 	put := func(name, cpu string) {
 		pod := testPod(name, cpu)
 		pod.ResourceVersion = "1"
