@@ -14,12 +14,15 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/quaymaster/quaymaster/runtime/agent/cgroup"
+	"github.com/quaymaster/quaymaster/runtime/agent/remote"
+	"github.com/quaymaster/quaymaster/runtime/cri"
 )
 
 // benchPods is how many pods begin at a time.
@@ -28,17 +31,20 @@ var benchPods = flag.Int("pods", 100, "how many pods begin at a time in a benchm
 // idle is a command that ends at SIGTERM and takes no time until then.
 const idle = "trap 'exit 0' TERM; sleep 100000 & wait"
 
-// BenchmarkPodsAgainstBareCalls starts pods through the API and the agent, and the same sandboxes and containers, with
-// as many mounts and in groups that are there, by bare CRI calls: two turns of each, the calls' around the agent's, so
-// that a machine which becomes slower or faster does so for both. It reports seconds a turn of each, how
-// much later a pod runs by the agent (ms/pod-beyond), and the quotient bare/agent: 1 = no loss. The same of processor
-// time, of all processes and the API server with them, holds better on a busy machine; of it, what this process took,
-// which is the agent and the API server, is told apart.
+// BenchmarkPodsAgainstBareCalls starts pods through the API and the agent, and the same sandboxes and containers by
+// bare CRI calls, whose requests are the agent's for another pod, with groups and all files and
+// folders there: two turns of each, the calls' around the agent's, so that a machine which becomes slower or faster does
+// so for both. It reports seconds a turn of each, how much later a pod runs by the agent (ms/pod-beyond), and the
+// quotient bare/agent: 1 = no loss. The same of processor time, of all processes and the API server with them, holds
+// better on a busy machine; of it, what this process took, which is the agent and the API server, is told apart.
 func BenchmarkPodsAgainstBareCalls(b *testing.B) {
-	n := newNode(b)
+	var asked requests
+	n := newNode(b, func(n *node) {
+		n.options = func(o *remote.Options) { asked.Backend, o.Backend = o.Backend, &asked }
+	})
 	n.create(n.podOf("warm", idle)) // the image is there
 	n.phase("warm", v1.PodRunning)
-	bare := n.newBare()
+	bare := n.newBare(&asked)
 	var agent, calls spent
 	for round := 0; b.Loop(); round++ {
 		for turn, byAgent := range []bool{false, true, true, false} {
@@ -135,14 +141,38 @@ func (n *node) watchRunning(names []string) (wait func()) {
 	}
 }
 
-// bare makes sandboxes and containers as the agent does, side by side, without it.
-type bare struct {
-	n      *node
-	groups *cgroup.Manager
-	mounts []*runtimeapi.Mount
+// requests keeps what an agent asked of its backend the last time.
+type requests struct {
+	cri.Backend
+	mu        sync.Mutex
+	sandbox   *runtimeapi.RunPodSandboxRequest
+	container *runtimeapi.CreateContainerRequest
 }
 
-func (n *node) newBare() *bare {
+func (r *requests) RunPodSandbox(ctx context.Context, in *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
+	r.mu.Lock()
+	r.sandbox = in
+	r.mu.Unlock()
+	return r.Backend.RunPodSandbox(ctx, in)
+}
+
+func (r *requests) CreateContainer(ctx context.Context, in *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
+	r.mu.Lock()
+	r.container = in
+	r.mu.Unlock()
+	return r.Backend.CreateContainer(ctx, in)
+}
+
+// bare makes sandboxes and containers as the agent does, side by side, without it.
+type bare struct {
+	n         *node
+	groups    *cgroup.Manager
+	sandbox   *runtimeapi.RunPodSandboxRequest
+	container *runtimeapi.CreateContainerRequest
+}
+
+// newBare takes over what the agent asked for, but for what is mounted, which is a file or a folder of its own.
+func (n *node) newBare(asked *requests) *bare {
 	n.t.Helper()
 	groups, err := cgroup.New(cgroup.Options{Root: n.root + "-bare"})
 	if err != nil {
@@ -153,22 +183,43 @@ func (n *node) newBare() *bare {
 			n.t.Error(err)
 		}
 	})
-	b := &bare{n: n, groups: groups}
+	asked.mu.Lock()
+	defer asked.mu.Unlock()
+	b := &bare{n: n, groups: groups, sandbox: asked.sandbox, container: proto.Clone(asked.container).(*runtimeapi.CreateContainerRequest)}
 	dir := filepath.Join(n.daemon.Dir, "bare-mounts")
-	for path, readOnly := range map[string]bool{"/etc/hosts": false, "/dev/termination-log": false, "/var/run/secrets/kubernetes.io/serviceaccount/": true} {
-		at := filepath.Join(dir, path)
-		err := os.MkdirAll(filepath.Dir(at), 0o755)
-		if err == nil && readOnly {
-			err = os.MkdirAll(at, 0o755)
+	for _, m := range b.container.Config.Mounts {
+		at := filepath.Join(dir, m.ContainerPath)
+		info, err := os.Stat(m.HostPath)
+		if err == nil {
+			err = os.MkdirAll(filepath.Dir(at), 0o755)
+		}
+		if err == nil && info.IsDir() {
+			err = os.Mkdir(at, 0o755)
 		} else if err == nil {
 			err = os.WriteFile(at, nil, 0o666)
 		}
 		if err != nil {
 			n.t.Fatal(err)
 		}
-		b.mounts = append(b.mounts, &runtimeapi.Mount{HostPath: at, ContainerPath: filepath.Clean(path), Readonly: readOnly})
+		m.HostPath = at
 	}
 	return b
+}
+
+// box is the sandbox of a name; its group and the folder of its container's log are made.
+func (b *bare) box(name string) *runtimeapi.PodSandboxConfig {
+	pod := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(name)}}
+	if err := b.groups.Ensure(pod); err != nil {
+		b.n.t.Fatal(err)
+	}
+	box := proto.Clone(b.sandbox.Config).(*runtimeapi.PodSandboxConfig)
+	box.Metadata = &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "bare", Uid: name}
+	box.Hostname, box.LogDirectory = name, filepath.Join(b.n.daemon.Dir, "bare", name)
+	box.Labels, box.Linux.CgroupParent = map[string]string{"bare": "true"}, b.groups.Parent(pod)
+	if err := os.MkdirAll(filepath.Join(box.LogDirectory, filepath.Dir(b.container.Config.LogPath)), 0o755); err != nil {
+		b.n.t.Fatal(err)
+	}
+	return box
 }
 
 // run starts them and waits until all containers are.
@@ -177,15 +228,7 @@ func (b *bare) run(prefix string) spent {
 	n.t.Helper()
 	boxes := make([]*runtimeapi.PodSandboxConfig, *benchPods)
 	for i := range boxes {
-		uid := fmt.Sprintf("bare-%s-%d", prefix, i)
-		pod := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Name: uid, UID: types.UID(uid)}}
-		if err := b.groups.Ensure(pod); err != nil {
-			n.t.Fatal(err)
-		}
-		boxes[i] = &runtimeapi.PodSandboxConfig{
-			Metadata: &runtimeapi.PodSandboxMetadata{Name: uid, Namespace: "bare", Uid: uid}, Hostname: uid, LogDirectory: n.daemon.Dir + "/bare/" + uid,
-			Labels: map[string]string{"bare": "true"}, Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: b.groups.Parent(pod)},
-		}
+		boxes[i] = b.box(fmt.Sprintf("bare-%s-%d", prefix, i))
 	}
 	took := measure(n.t)
 	if err := together(boxes, func(box *runtimeapi.PodSandboxConfig) error { return b.start(n.t.Context(), box) }); err != nil {
@@ -243,14 +286,11 @@ func processorTime(t testing.TB) time.Duration {
 
 func (b *bare) start(ctx context.Context, box *runtimeapi.PodSandboxConfig) error {
 	backend := b.n.backend
-	r, err := backend.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: box})
+	r, err := backend.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: box, RuntimeHandler: b.sandbox.RuntimeHandler})
 	if err != nil {
 		return err
 	}
-	c, err := backend.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: r.PodSandboxId, SandboxConfig: box, Config: &runtimeapi.ContainerConfig{
-		Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: b.n.daemon.Busybox}, Command: []string{"sh", "-c", idle}, LogPath: "c.log",
-		Mounts: b.mounts, Linux: &runtimeapi.LinuxContainerConfig{},
-	}})
+	c, err := backend.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: r.PodSandboxId, SandboxConfig: box, Config: b.container.Config})
 	if err != nil {
 		return err
 	}
