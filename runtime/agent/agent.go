@@ -135,6 +135,7 @@ type Agent struct {
 
 	mu        sync.Mutex
 	pods      map[types.UID]*pod
+	left      map[types.UID]bool // pods that had sandboxes when the agent began; nil = not listed yet
 	stopping  bool
 	shutdown  bool                          // the machine is about to go
 	healthy   error                         // of the runtime, as last asked

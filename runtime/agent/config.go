@@ -93,7 +93,7 @@ func (a *Agent) sandboxConfig(pod *v1.Pod, attempt uint32) (*runtimeapi.PodSandb
 }
 
 // containerConfig resolves what a container's spec refers to. Its errors are the user's.
-func (a *Agent) containerConfig(ctx context.Context, pod *v1.Pod, c *v1.Container, attempt uint32, image string, ips []string) (*runtimeapi.ContainerConfig, error) {
+func (a *Agent) containerConfig(ctx context.Context, pod *v1.Pod, c *v1.Container, attempt uint32, image foundImage, ips []string) (*runtimeapi.ContainerConfig, error) {
 	env, err := a.environment(ctx, pod, c, ips)
 	if err != nil {
 		return nil, err
@@ -110,7 +110,7 @@ func (a *Agent) containerConfig(ctx context.Context, pod *v1.Pod, c *v1.Containe
 	}
 	config := &runtimeapi.ContainerConfig{
 		Metadata:   &runtimeapi.ContainerMetadata{Name: c.Name, Attempt: attempt},
-		Image:      &runtimeapi.ImageSpec{Image: image, UserSpecifiedImage: c.Image},
+		Image:      &runtimeapi.ImageSpec{Image: image.ref, UserSpecifiedImage: c.Image},
 		Command:    expandAll(c.Command, vars),
 		Args:       expandAll(c.Args, vars),
 		WorkingDir: c.WorkingDir,

@@ -30,15 +30,20 @@ func imageName(image string) (string, error) {
 	return reference.TagNameOnly(named).String(), nil
 }
 
-// image makes sure that a container's image is there and returns its
-// identity, or why the container waits, and how long.
-func (p *pod) image(ctx context.Context, api *v1.Pod, c *v1.Container) (ref, reason, message string, wait time.Duration) {
+// foundImage is an image that is there.
+type foundImage struct {
+	ref    string            // its identity
+	status *runtimeapi.Image // nil = it was pulled just now
+}
+
+// image makes sure that a container's image is there and returns it, or why the container waits, and how long.
+func (p *pod) image(ctx context.Context, api *v1.Pod, c *v1.Container) (image foundImage, reason, message string, wait time.Duration) {
 	a, clock := p.a, p.a.opts.Clock
 	name, err := imageName(c.Image)
 	if err != nil {
 		message = fmt.Sprintf("Failed to apply default image tag %q: %v", c.Image, err)
 		a.event(api, v1.EventTypeWarning, "InspectFailed", message, c.Name)
-		return "", "InvalidImageName", message, 0
+		return foundImage{}, "InvalidImageName", message, 0
 	}
 	spec := &runtimeapi.ImageSpec{Image: name, UserSpecifiedImage: c.Image}
 	policy := c.ImagePullPolicy
@@ -52,17 +57,17 @@ func (p *pod) image(ctx context.Context, api *v1.Pod, c *v1.Container) (ref, rea
 	if err != nil {
 		message = fmt.Sprintf("Failed to inspect image %q: %v", c.Image, grpcstatus.Convert(err).Message())
 		a.event(api, v1.EventTypeWarning, "InspectFailed", message, c.Name)
-		return "", "ImageInspectError", message, time.Second
+		return foundImage{}, "ImageInspectError", message, time.Second
 	}
 	if policy != v1.PullAlways {
 		if st.Image != nil {
 			a.event(api, v1.EventTypeNormal, "Pulled", fmt.Sprintf("Container image %q already present on machine and can be accessed by the pod", c.Image), c.Name)
-			return st.Image.Id, "", "", 0
+			return foundImage{st.Image.Id, st.Image}, "", "", 0
 		}
 		if policy == v1.PullNever {
 			message = fmt.Sprintf("Container image %q is not present with pull policy of Never", c.Image)
 			a.event(api, v1.EventTypeWarning, "ErrImageNeverPull", message, c.Name)
-			return "", "ErrImageNeverPull", message, firstBackOff
+			return foundImage{}, "ErrImageNeverPull", message, firstBackOff
 		}
 	}
 	key := "image " + name
@@ -72,7 +77,7 @@ func (p *pod) image(ctx context.Context, api *v1.Pod, c *v1.Container) (ref, rea
 		if last := p.pullErr[name]; last != nil {
 			message += ": ErrImagePull: " + last.Error()
 		}
-		return "", "ImagePullBackOff", message, left
+		return foundImage{}, "ImagePullBackOff", message, left
 	}
 	a.event(api, v1.EventTypeNormal, "Pulling", fmt.Sprintf("Pulling image %q", c.Image), c.Name)
 	sandbox, err := a.sandboxConfig(api, p.attempt-1)
@@ -89,11 +94,11 @@ func (p *pod) image(ctx context.Context, api *v1.Pod, c *v1.Container) (ref, rea
 		p.pullErr[name] = text
 		a.event(api, v1.EventTypeWarning, "Failed", fmt.Sprintf("Failed to pull image %q: %s", c.Image, grpcstatus.Convert(err).Message()), c.Name)
 		// The next step, soon, shows the back-off.
-		return "", "ErrImagePull", text.Error(), time.Second
+		return foundImage{}, "ErrImagePull", text.Error(), time.Second
 	}
 	delete(p.pullErr, name)
 	a.event(api, v1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q", c.Image), c.Name)
-	return pulled.ImageRef, "", "", 0
+	return foundImage{ref: pulled.ImageRef}, "", "", 0
 }
 
 // pull asks the registry with what the pod's secrets have for the image, one after the other, or as nobody.

@@ -142,7 +142,7 @@ func privileged(pod *v1.Pod) bool {
 
 // security is what a container is held to: its own context over the pod's. The image's user counts
 // where neither names one.
-func (a *Agent) security(ctx context.Context, pod *v1.Pod, c *v1.Container, image string) (*runtimeapi.LinuxContainerSecurityContext, error) {
+func (a *Agent) security(ctx context.Context, pod *v1.Pod, c *v1.Container, image foundImage) (*runtimeapi.LinuxContainerSecurityContext, error) {
 	out := &runtimeapi.LinuxContainerSecurityContext{
 		NamespaceOptions: namespaces(pod), SupplementalGroups: groups(pod.Spec.SecurityContext), MaskedPaths: maskedPaths, ReadonlyPaths: readonlyPaths,
 	}
@@ -203,7 +203,7 @@ func (a *Agent) security(ctx context.Context, pod *v1.Pod, c *v1.Container, imag
 
 // user takes the image's user where no other is asked for, and holds a pod to runAsNonRoot. Its
 // errors are upstream's.
-func (a *Agent) user(ctx context.Context, pod *v1.Pod, c *v1.Container, image string, out *runtimeapi.LinuxContainerSecurityContext, nonRoot bool) error {
+func (a *Agent) user(ctx context.Context, pod *v1.Pod, c *v1.Container, image foundImage, out *runtimeapi.LinuxContainerSecurityContext, nonRoot bool) error {
 	name := fmt.Sprintf("%s_%s(%s)", pod.Name, pod.Namespace, pod.UID)
 	if out.RunAsUser != nil {
 		if nonRoot && out.RunAsUser.Value == 0 {
@@ -211,11 +211,14 @@ func (a *Agent) user(ctx context.Context, pod *v1.Pod, c *v1.Container, image st
 		}
 		return nil
 	}
-	st, err := a.opts.Backend.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: image}})
-	if err != nil {
-		return err
+	if image.status == nil {
+		st, err := a.opts.Backend.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: image.ref}})
+		if err != nil {
+			return err
+		}
+		image.status = st.Image
 	}
-	uid, username := st.GetImage().GetUid(), st.GetImage().GetUsername()
+	uid, username := image.status.GetUid(), image.status.GetUsername()
 	if uid == nil && username == "" {
 		uid = &runtimeapi.Int64Value{} // an image that names nobody runs as root
 	}

@@ -251,7 +251,7 @@ func (p *pod) sandbox(ctx context.Context, api *v1.Pod) error {
 		p.a.startFailed(p.uid, "create a sandbox: "+grpcstatus.Convert(err).Message())
 		return fmt.Errorf("create the sandbox: %w", err)
 	}
-	p.sandboxID = r.PodSandboxId
+	p.sandboxID, p.fresh = r.PodSandboxId, &fresh{}
 	if err := p.sweep(ctx); err != nil {
 		p.a.log.Warn("a sandbox that failed is still there", "pod", api.Namespace+"/"+api.Name, "err", err)
 	}
@@ -331,12 +331,12 @@ func (p *pod) container(ctx context.Context, api *v1.Pod, c *v1.Container, cur *
 			p.backoff.next(clock, c.Name, ended)
 		}
 	}
-	ref, reason, message, wait := p.image(ctx, api, c)
+	image, reason, message, wait := p.image(ctx, api, c)
 	if reason != "" {
 		p.waits(c.Name, reason, message)
 		return false, wait, nil
 	}
-	config, err := p.a.containerConfig(ctx, api, c, attempt, ref, p.rt.IPs)
+	config, err := p.a.containerConfig(ctx, api, c, attempt, image, p.rt.IPs)
 	if err != nil {
 		p.fails(api, c, "CreateContainerConfigError", err.Error())
 		return false, time.Second << min(p.failures, 4), nil
@@ -363,6 +363,9 @@ func (p *pod) container(ctx context.Context, api *v1.Pod, c *v1.Container, cur *
 		}
 		p.fails(api, c, "CreateContainerError", grpcstatus.Convert(err).Message())
 		return false, firstBackOff, nil
+	}
+	if p.fresh != nil {
+		p.fresh.containers = append(p.fresh.containers, created.ContainerId)
 	}
 	if p.rt.Applied != nil {
 		p.rt.Applied[created.ContainerId] = c.Resources

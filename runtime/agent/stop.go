@@ -38,6 +38,7 @@ func (p *pod) interruptible(ctx context.Context, api *v1.Pod) (_ context.Context
 // containers proper, then sidecars, the last first. The grace period is that of
 // the pod's deletion; a shorter one that comes meanwhile begins anew.
 func (p *pod) stop(ctx context.Context, api *v1.Pod, grace int64) error {
+	p.fresh = nil // what follows ends it
 	stopCtx, done := ctx, func() {}
 	if grace > 0 {
 		stopCtx, done = p.interruptible(ctx, api)

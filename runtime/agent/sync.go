@@ -8,8 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	grpcstatus "google.golang.org/grpc/status"
 	v1 "k8s.io/api/core/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -25,6 +23,7 @@ var errInterrupted = errors.New("the pod's deletion was brought forward")
 // step brings the pod one state nearer to what its object asks for. It returns
 // when to look again although nothing happens (0 = never).
 func (p *pod) step(ctx context.Context, api *v1.Pod, gone bool) (again time.Duration, err error) {
+	p.fresh = nil
 	if err := p.observe(ctx); err != nil {
 		return 0, err
 	}
@@ -108,138 +107,6 @@ func (p *pod) endedUntold(api *v1.Pod) bool {
 	})
 }
 
-// observe reads the pod's sandbox and containers from the runtime.
-func (p *pod) observe(ctx context.Context) error {
-	b := p.a.opts.Backend
-	v := p.a.version.Load()
-	if v == nil {
-		return errors.New("the container runtime has not answered yet")
-	}
-	p.rt.Name, p.rt.HostIPs = v.RuntimeName, p.a.ips
-	if !p.adopted {
-		if err := p.adopt(ctx); err != nil {
-			return err
-		}
-	}
-	if p.sandboxID == "" {
-		return nil
-	}
-	r, err := b.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.sandboxID})
-	if grpcstatus.Code(err) == codes.NotFound {
-		p.lost()
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("status of sandbox %s: %w", p.sandboxID, err)
-	}
-	containers := r.ContainersStatuses
-	if r.Timestamp == 0 { // a runtime that answers for the sandbox only
-		list, err := b.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: p.sandboxID}})
-		if err != nil {
-			return fmt.Errorf("list containers of sandbox %s: %w", p.sandboxID, err)
-		}
-		containers = nil
-		for _, c := range list.Containers {
-			s, err := b.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: c.Id})
-			if grpcstatus.Code(err) == codes.NotFound {
-				continue
-			}
-			if err != nil {
-				return fmt.Errorf("status of container %s: %w", c.Id, err)
-			}
-			containers = append(containers, s.Status)
-		}
-	}
-	p.rt.SandboxReady = r.Status.State == runtimeapi.PodSandboxState_SANDBOX_READY
-	p.rt.Containers = containers
-	if p.a.opts.Containers != nil {
-		p.look()
-	}
-	if ip := r.Status.GetNetwork().GetIp(); ip != "" && p.rt.SandboxReady {
-		p.rt.IPs = append(p.rt.IPs[:0:0], ip)
-		for _, more := range r.Status.Network.AdditionalIps {
-			p.rt.IPs = append(p.rt.IPs, more.Ip)
-		}
-	}
-	p.mu.Lock()
-	p.shown = p.rt.Containers
-	p.mu.Unlock()
-	if p.probes != nil {
-		p.probe()
-	}
-	return nil
-}
-
-// adopt looks for sandboxes that an earlier agent left: the newest is the
-// pod's, older ones are removed. What the API tells of containers that are in
-// the runtime no more is kept as their past.
-func (p *pod) adopt(ctx context.Context) error {
-	list, err := p.a.opts.Backend.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{
-		LabelSelector: map[string]string{labelPodUID: string(p.uid)},
-	}})
-	if err != nil {
-		return fmt.Errorf("list the pod's sandboxes: %w", err)
-	}
-	var newest *runtimeapi.PodSandbox
-	for _, s := range list.Items {
-		if newest == nil || s.Metadata.Attempt > newest.Metadata.Attempt {
-			newest = s
-		}
-	}
-	for _, s := range list.Items {
-		if s != newest {
-			if _, err := p.a.opts.Backend.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.Id}); err != nil {
-				return fmt.Errorf("remove old sandbox %s: %w", s.Id, err)
-			}
-		}
-	}
-	if last := p.object().Status; newest != nil {
-		p.sandboxID, p.attempt = newest.Id, newest.Metadata.Attempt+1
-	} else if last.Phase != v1.PodSucceeded && last.Phase != v1.PodFailed {
-		p.past(last.InitContainerStatuses)
-		p.past(last.ContainerStatuses)
-	}
-	p.adopted = true
-	return nil
-}
-
-// past keeps what was told of containers as the history of those to come.
-func (p *pod) past(statuses []v1.ContainerStatus) {
-	for _, st := range statuses {
-		if st.ContainerID == "" {
-			continue
-		}
-		if st.State.Terminated != nil {
-			st.LastTerminationState = st.State
-		} else {
-			st.LastTerminationState = v1.ContainerState{Terminated: &v1.ContainerStateTerminated{
-				ExitCode: 137, Reason: "ContainerStatusUnknown", ContainerID: st.ContainerID,
-				Message: "The container could not be located when the pod was deleted.  The container used to be Running",
-			}}
-			if st.State.Running != nil {
-				st.LastTerminationState.Terminated.StartedAt = st.State.Running.StartedAt
-			}
-		}
-		st.State = v1.ContainerState{}
-		st.RestartCount++
-		if p.rt.Lost == nil {
-			p.rt.Lost = map[string]v1.ContainerStatus{}
-		}
-		p.rt.Lost[st.Name] = st
-	}
-}
-
-// lost forgets a sandbox that the runtime has no more.
-func (p *pod) lost() {
-	now := status.Generate(p.object(), &p.rt, p.waiting, false, p.a.opts.Clock.Now())
-	if p.probes != nil {
-		p.probes.Ended(nil)
-	}
-	p.past(now.InitContainerStatuses)
-	p.past(now.ContainerStatuses)
-	p.sandboxID, p.rt.SandboxReady, p.rt.IPs, p.rt.Containers = "", false, nil, nil
-}
-
 // reportTime bounds how long an API server that does not answer holds a pod's worker.
 const reportTime = 10 * time.Second
 
@@ -290,8 +157,8 @@ func (p *pod) report(ctx context.Context, terminal bool) error {
 func (p *pod) stored(obj *v1.Pod) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if older(obj.ResourceVersion, p.api.ResourceVersion) {
-		return
+	if older(obj.ResourceVersion, p.api.ResourceVersion) || p.api.DeletionTimestamp != nil && obj.DeletionTimestamp == nil {
+		return // a deletion is not taken back, by an answer without a version either
 	}
 	if !obj.DeletionTimestamp.Equal(p.api.DeletionTimestamp) || !apiequality.Semantic.DeepEqual(obj.Spec, p.api.Spec) {
 		p.dirty = true

@@ -47,6 +47,7 @@ type pod struct {
 	sandboxID string
 	attempt   uint32 // of the next sandbox
 	strays    bool   // a sandbox failed, and the runtime may have kept it
+	fresh     *fresh // the sandbox, if this step made it
 	rt        status.Runtime
 	waiting   map[string]status.Waiting
 	backoff   backOffs
@@ -151,6 +152,14 @@ func (a *Agent) changed(uid types.UID) {
 // relisted finds pods that the runtime has and the API has not: they were
 // deleted while no agent was here.
 func (a *Agent) relisted(known map[types.UID][]*runtimeapi.PodSandbox) {
+	a.mu.Lock()
+	if a.left == nil {
+		a.left = make(map[types.UID]bool, len(known))
+		for uid := range known {
+			a.left[uid] = true
+		}
+	}
+	a.mu.Unlock()
 	if !a.opts.Pods.HasSynced() {
 		return
 	}

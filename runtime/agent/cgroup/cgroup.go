@@ -308,30 +308,39 @@ func (m *Manager) Pods() ([]types.UID, error) {
 
 // each calls fn with every group of a pod in every hierarchy.
 func (m *Manager) each(fn func(path string), errs *[]error) {
-	for _, mount := range m.mounts {
-		for _, class := range []string{"", "burstable", "besteffort"} {
-			dir := filepath.Join(mount, m.pods(), class)
-			entries, err := os.ReadDir(dir)
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				*errs = append(*errs, fmt.Errorf("list control groups: %w", err))
-			}
-			for _, e := range entries {
-				if e.IsDir() && strings.HasPrefix(e.Name(), "pod") {
-					fn(filepath.Join(dir, e.Name()))
-				}
+	for _, dir := range m.classes() {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			*errs = append(*errs, fmt.Errorf("list control groups: %w", err))
+		}
+		for _, e := range entries {
+			if e.IsDir() && strings.HasPrefix(e.Name(), "pod") {
+				fn(filepath.Join(dir, e.Name()))
 			}
 		}
 	}
 }
 
+// classes are the groups that pods' groups are in, of every hierarchy.
+func (m *Manager) classes() (out []string) {
+	for _, mount := range m.mounts {
+		for _, class := range []string{"", "burstable", "besteffort"} {
+			out = append(out, filepath.Join(mount, m.pods(), class))
+		}
+	}
+	return out
+}
+
 // Remove ends what still runs in a pod's groups and removes them.
 func (m *Manager) Remove(uid types.UID) error {
 	var errs []error
-	m.each(func(path string) {
-		if filepath.Base(path) == "pod"+string(uid) {
-			errs = append(errs, remove(path))
+	for _, dir := range m.classes() {
+		path := filepath.Join(dir, "pod"+string(uid))
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			continue // sooner told than by a list of all pods' groups
 		}
-	}, &errs)
+		errs = append(errs, remove(path))
+	}
 	return errors.Join(errs...)
 }
 

@@ -53,7 +53,7 @@ func unescape(s string) string {
 // unmountAll takes away all mounts at and below a folder; it fails while one is left.
 func unmountAll(dir string) error {
 	points, err := mounted(dir)
-	if err != nil {
+	if err != nil || len(points) == 0 {
 		return err
 	}
 	for _, p := range points {
