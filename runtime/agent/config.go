@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -168,21 +169,31 @@ func (a *Agent) ownMounts(pod *v1.Pod, c *v1.Container, attempt uint32, ips []st
 		return out, nil
 	}
 	path := a.lastWords(pod.UID, c.Name, attempt)
-	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+	if err := writeFile(path, nil, 0o666); err != nil { // whoever runs in it may write
 		return nil, fmt.Errorf("make the file of the container's last words: %w", err)
-	}
-	if err := os.WriteFile(path, nil, 0o666); err != nil {
-		return nil, fmt.Errorf("make the file of the container's last words: %w", err)
-	}
-	if err := os.Chmod(path, 0o666); err != nil { // whoever runs in it may write
-		return nil, err
 	}
 	return append(out, &runtimeapi.Mount{ContainerPath: c.TerminationMessagePath, HostPath: path}), nil
 }
 
-// lastWords is the file behind a container's terminationMessagePath.
+// lastWords is the file behind a container's terminationMessagePath. It is in no folder of its own: making one
+// costs more than the file, and a container's name has no dot.
 func (a *Agent) lastWords(uid types.UID, container string, attempt uint32) string {
-	return filepath.Join(a.podDir(uid), "containers", container, strconv.Itoa(int(attempt)))
+	return filepath.Join(a.podDir(uid), "termination-log."+container+"."+strconv.Itoa(int(attempt)))
+}
+
+// writeFile writes a file in place, with a mode whatever the umask.
+func writeFile(path string, data []byte, mode fs.FileMode) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
+	if err != nil {
+		return err
+	}
+	if _, err = f.Write(data); err == nil {
+		var info fs.FileInfo
+		if info, err = f.Stat(); err == nil && info.Mode().Perm() != mode {
+			err = f.Chmod(mode)
+		}
+	}
+	return errors.Join(err, f.Close())
 }
 
 // event records one of the pod or, where a name is given, of its container.

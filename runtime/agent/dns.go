@@ -137,8 +137,8 @@ func (a *Agent) hostsFile(pod *v1.Pod, ips []string) (string, error) {
 	}
 	path := filepath.Join(a.podDir(pod.UID), "etc-hosts")
 	// Containers have the file itself mounted: it is written in place.
-	if err := os.WriteFile(path, b.Bytes(), 0o644); err != nil {
+	if err := writeFile(path, b.Bytes(), 0o644); err != nil {
 		return "", fmt.Errorf("write the pod's hosts file: %w", err)
 	}
-	return path, os.Chmod(path, 0o644)
+	return path, nil
 }
