@@ -128,9 +128,22 @@ func (all *ordinaries) before(next http.Handler) http.Handler {
 		if one := all.of(r); one != nil {
 			one.handle(w, r, next)
 		} else {
-			next.ServeHTTP(w, r)
+			next.ServeHTTP(w, all.watching(r))
 		}
 	})
+}
+
+// watching marks a watch that may hear what is stored.
+func (all *ordinaries) watching(r *http.Request) *http.Request {
+	info, ok := apirequest.RequestInfoFrom(r.Context())
+	if !ok || info.Verb != "watch" || info.Subresource != "" {
+		return r
+	}
+	one := all.kinds[path{schema.GroupVersionResource{Group: info.APIGroup, Version: info.APIVersion, Resource: info.Resource}, ""}]
+	if one == nil {
+		return r
+	}
+	return one.stored.watching(r)
 }
 
 // verbs that are a method of HTTP each.

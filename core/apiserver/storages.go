@@ -48,7 +48,16 @@ func (s *storages) noting(decorator generic.StorageDecorator) generic.StorageDec
 		}
 		s.all[config.GroupResource] = storedKind{made, prefix, key, newFunc, newListFunc}
 		if answeredResources[config.GroupResource] {
-			return asWritten{made}, destroy, nil
+			watched, end, err := newWatchStorage(decorator, made, config, prefix, key, newFunc, newListFunc, attributes, triggers)
+			if err != nil {
+				destroy()
+				return nil, nil, err
+			}
+			if end != nil {
+				first := destroy
+				destroy = func() { end(); first() }
+			}
+			return asWritten{made, watched}, destroy, nil
 		}
 		return made, destroy, nil
 	}

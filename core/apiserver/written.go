@@ -19,8 +19,11 @@ import (
 type asWrittenKey struct{}
 
 // asWritten is a storage whose creates answer with the object that they were
-// given, where the context says so.
-type asWritten struct{ storage.Interface }
+// given, where the context says so, and whose watches hear what is stored.
+type asWritten struct {
+	storage.Interface
+	watched watchStorage
+}
 
 func (s asWritten) Create(ctx context.Context, key string, object, out runtime.Object, ttl uint64) error {
 	asked := ctx.Value(asWrittenKey{})
