@@ -14,7 +14,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/utils/clock"
 
-	"github.com/quaymaster/quaymaster/core/coretest"
 	"github.com/quaymaster/quaymaster/runtime/agent/remote"
 )
 
@@ -120,7 +119,7 @@ func TestAPIServerAway(t *testing.T) {
 	way.set(true)
 	n.exec(dies, "touch /tmp/die")
 	n.exec(ends, "touch /tmp/die")
-	coretest.Eventually(t, "the container to be restarted without an API server", func(ctx context.Context) (bool, error) {
+	eventually(t, "the container to be restarted without an API server", func(ctx context.Context) (bool, error) {
 		r, err := n.backend.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
 			LabelSelector: map[string]string{"io.kubernetes.pod.uid": string(dies.UID)}, State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
 		}})
@@ -143,7 +142,7 @@ func TestAPIServerAway(t *testing.T) {
 	if end := pod.Status.ContainerStatuses[0].State.Terminated; end == nil || end.ExitCode != 3 {
 		t.Errorf("how it ended: %+v", pod.Status)
 	}
-	coretest.Eventually(t, "what is left of the deleted pod to go", func(context.Context) (bool, error) {
+	eventually(t, "what is left of the deleted pod to go", func(context.Context) (bool, error) {
 		pods, err := n.cgroups.Pods()
 		for _, uid := range pods {
 			if uid == goes.UID {

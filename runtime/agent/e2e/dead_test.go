@@ -14,8 +14,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"github.com/quaymaster/quaymaster/core/coretest"
 )
 
 // long makes faults last as long, and dead containers be as many, as the agent has to bear: task faults.
@@ -146,7 +144,7 @@ func (n *node) dead(name string) error {
 func (n *node) node() *v1.Node {
 	n.t.Helper()
 	var out *v1.Node
-	coretest.Eventually(n.t, "the Node object", func(ctx context.Context) (bool, error) {
+	eventually(n.t, "the Node object", func(ctx context.Context) (bool, error) {
 		var err error
 		out, err = n.client.CoreV1().Nodes().Get(ctx, "n1", getOptions)
 		return err == nil, err

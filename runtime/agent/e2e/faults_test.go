@@ -9,7 +9,6 @@ import (
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/quaymaster/quaymaster/core/coretest"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd/containerdtest"
 )
 
@@ -59,7 +58,7 @@ func (n *node) signal(s syscall.Signal) {
 // anotherBackend waits until the backend's process is another one.
 func (n *node) anotherBackend(starts int) {
 	n.t.Helper()
-	coretest.Eventually(n.t, "another process of the backend", func(context.Context) (bool, error) {
+	eventually(n.t, "another process of the backend", func(context.Context) (bool, error) {
 		_, now := n.process.PID()
 		return now > starts, nil
 	})
@@ -88,7 +87,7 @@ func TestFaults(t *testing.T) {
 	n.run()
 	n.until("dies", "is not restarted", func(p *v1.Pod) bool { return p.Status.ContainerStatuses[0].RestartCount == 1 && isReady(p) })
 	n.unharmed(before, "restart of the agent")
-	coretest.Eventually(t, "what is left of the deleted pod to go", func(context.Context) (bool, error) {
+	eventually(t, "what is left of the deleted pod to go", func(context.Context) (bool, error) {
 		pods, err := n.cgroups.Pods()
 		for _, uid := range pods {
 			if uid == goes.UID {

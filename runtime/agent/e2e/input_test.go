@@ -23,7 +23,6 @@ import (
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
 
-	"github.com/quaymaster/quaymaster/core/coretest"
 	"github.com/quaymaster/quaymaster/runtime/agent/remote"
 )
 
@@ -257,7 +256,7 @@ func TestStaticManifests(t *testing.T) {
 	n.write(filepath.Join(manifests, "noimage.yaml"), manifest("noimage", n.daemon.None), 0o600)
 	pod := n.phase("good-n1", v1.PodRunning)
 	n.until("noimage-n1", "does not say that it has no image", func(p *v1.Pod) bool { return waiting(p) != nil && strings.Contains(waiting(p).Message, "not found") })
-	coretest.Eventually(t, "the log to tell of all that is wrong", func(context.Context) (bool, error) {
+	eventually(t, "the log to tell of all that is wrong", func(context.Context) (bool, error) {
 		for file, why := range map[string]string{"text.yaml": "", "name.yaml": "Invalid value", "kind.yaml": "Service"} {
 			if !strings.Contains(log.String(), filepath.Join(manifests, file)) || !strings.Contains(log.String(), why) {
 				return false, nil
@@ -266,7 +265,7 @@ func TestStaticManifests(t *testing.T) {
 		return true, nil
 	})
 	n.write(filepath.Join(manifests, "good.yaml"), "{", 0o600)
-	coretest.Eventually(t, "the log to tell of the file that was good", func(context.Context) (bool, error) {
+	eventually(t, "the log to tell of the file that was good", func(context.Context) (bool, error) {
 		return strings.Contains(log.String(), "good.yaml"), nil
 	})
 	if now := n.phase("good-n1", v1.PodRunning); now.Status.ContainerStatuses[0].ContainerID != pod.Status.ContainerStatuses[0].ContainerID {
@@ -278,7 +277,7 @@ func TestStaticManifests(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"good-n1", "noimage-n1"} {
-		coretest.Eventually(t, "the end of "+name, func(context.Context) (bool, error) { return n.get(name) == nil, nil })
+		eventually(t, "the end of "+name, func(context.Context) (bool, error) { return n.get(name) == nil, nil })
 	}
 	n.clean()
 }

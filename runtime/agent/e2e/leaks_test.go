@@ -63,7 +63,7 @@ func (n *node) end() {
 func (n *node) clean() {
 	n.t.Helper()
 	var left string
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		if left = n.left(); left == "" {
 			return
 		}

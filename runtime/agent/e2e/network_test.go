@@ -17,8 +17,6 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
-
-	"github.com/quaymaster/quaymaster/core/coretest"
 )
 
 // conflist is a network whose pods have an address of each of the prefixes, on a bridge of theirs; more plugins come after it.
@@ -68,7 +66,7 @@ esac
 	n.event("fails", "FailedCreatePodSandBox", "this pod is not to my taste")
 	n.create(n.podOf("hangs", forever))
 	var pid int
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		data, _ := os.ReadFile(begun)
 		if _, err := fmt.Sscan(string(data), &pid); err == nil {
 			break
@@ -156,7 +154,7 @@ func TestAddresses(t *testing.T) {
 				// The node's own new address cannot be spoken from at once: a connection that came too early is tried again.
 				const patience = 5 * time.Second // of a dial, too: one that is left goes on without its request
 				client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: patience}).DialContext}, Timeout: patience}
-				coretest.Eventually(t, "the page at "+p.IP, func(context.Context) (bool, error) {
+				eventually(t, "the page at "+p.IP, func(context.Context) (bool, error) {
 					r, err := client.Get("http://" + netip.AddrPortFrom(address, 8080).String())
 					if err != nil {
 						return false, nil

@@ -20,6 +20,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
@@ -126,7 +127,7 @@ func newNode(t testing.TB, change ...func(*node)) *node {
 	n.containers.Cgroups = n.cgroups
 	n.run()
 	t.Cleanup(n.end)
-	coretest.Eventually(t, "the node to be ready and the service account to be there", func(ctx context.Context) (bool, error) {
+	eventually(t, "the node to be ready and the service account to be there", func(ctx context.Context) (bool, error) {
 		node, err := n.client.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
 		if err != nil {
 			return false, nil
@@ -151,7 +152,7 @@ func (n *node) setNetwork(conflist string) {
 	if !onOCI() {
 		n.daemon.Network(conflist)
 		if n.backend != nil { // before there is one, no pod is
-			coretest.Eventually(n.t, "containerd to have read the configuration of its network", func(ctx context.Context) (bool, error) {
+			eventually(n.t, "containerd to have read the configuration of its network", func(ctx context.Context) (bool, error) {
 				return n.hasNetwork(ctx, conflist)
 			})
 		}
@@ -280,11 +281,23 @@ func (n *node) get(name string) *v1.Pod {
 	return pod
 }
 
+// patience is how long what must come is waited for: these tests share machines with others, and each thing that they wait
+// for takes many processes.
+const patience = 3 * time.Minute
+
+// eventually is coretest's with more patience.
+func eventually(t testing.TB, what string, check func(context.Context) (bool, error)) {
+	t.Helper()
+	if err := wait.PollUntilContextTimeout(t.Context(), 10*time.Millisecond, patience, true, check); err != nil {
+		t.Fatalf("waiting for %s: %v", what, err)
+	}
+}
+
 // until waits until a pod meets a condition.
 func (n *node) until(name, what string, cond func(*v1.Pod) bool) *v1.Pod {
 	n.t.Helper()
 	var pod *v1.Pod
-	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		if pod = n.get(name); pod != nil && cond(pod) {
 			return pod
 		}
@@ -346,7 +359,7 @@ func (n *node) delete(names ...string) {
 		}
 	}
 	for _, name := range names {
-		coretest.Eventually(n.t, "pod "+name+" to be gone", func(ctx context.Context) (bool, error) { return n.get(name) == nil, nil })
+		eventually(n.t, "pod "+name+" to be gone", func(ctx context.Context) (bool, error) { return n.get(name) == nil, nil })
 	}
 }
 
@@ -365,7 +378,7 @@ func (n *node) events() string {
 // event waits for one of a pod with a text, whatever its reason if that is "".
 func (n *node) event(pod, reason, text string) {
 	n.t.Helper()
-	coretest.Eventually(n.t, "the event "+reason+" of pod "+pod+" with "+text, func(ctx context.Context) (bool, error) {
+	eventually(n.t, "the event "+reason+" of pod "+pod+" with "+text, func(ctx context.Context) (bool, error) {
 		list, err := n.client.CoreV1().Events("default").List(ctx, metav1.ListOptions{})
 		if err != nil {
 			return false, err
@@ -387,7 +400,7 @@ var (
 // condition waits for one of the node's, whose message holds a text.
 func (n *node) condition(kind v1.NodeConditionType, want v1.ConditionStatus, text string) {
 	n.t.Helper()
-	coretest.Eventually(n.t, fmt.Sprintf("the node's condition %s=%s with %q", kind, want, text), func(ctx context.Context) (bool, error) {
+	eventually(n.t, fmt.Sprintf("the node's condition %s=%s with %q", kind, want, text), func(ctx context.Context) (bool, error) {
 		node, err := n.client.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
 		if err != nil {
 			return false, err

@@ -10,8 +10,6 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
-
-	"github.com/quaymaster/quaymaster/core/coretest"
 )
 
 func list(cpu, memory string) v1.ResourceList {
@@ -132,7 +130,7 @@ func TestPods(t *testing.T) {
 		first := n.phase("resized", v1.PodRunning)
 		resize := func(requests, limits v1.ResourceList) {
 			t.Helper()
-			coretest.Eventually(t, "the change of resources to be taken", func(ctx context.Context) (bool, error) {
+			eventually(t, "the change of resources to be taken", func(ctx context.Context) (bool, error) {
 				pod := n.get("resized")
 				pod.Spec.Containers[0].Resources = v1.ResourceRequirements{Requests: requests, Limits: limits}
 				_, err := n.client.CoreV1().Pods("default").UpdateResize(ctx, "resized", pod, updateOptions)

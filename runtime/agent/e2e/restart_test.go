@@ -14,8 +14,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/remotecommand"
-
-	"github.com/quaymaster/quaymaster/core/coretest"
 )
 
 // TestRestartWithStreams ends the agent while people are attached to its pods: their streams end, the pods do
@@ -66,7 +64,7 @@ func TestRestartWithStreams(t *testing.T) {
 	follow := func() io.ReadCloser {
 		t.Helper()
 		var r io.ReadCloser
-		coretest.Eventually(t, "the log to be followed", func(ctx context.Context) (bool, error) {
+		eventually(t, "the log to be followed", func(ctx context.Context) (bool, error) {
 			var err error
 			r, err = client.CoreV1().Pods("default").GetLogs("web", &v1.PodLogOptions{Follow: true}).Stream(t.Context())
 			return err == nil, nil

@@ -29,7 +29,6 @@ import (
 	utilexec "k8s.io/client-go/util/exec"
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
-	"github.com/quaymaster/quaymaster/core/coretest"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd/containerdtest"
 )
 
@@ -287,7 +286,7 @@ func TestStreams(t *testing.T) {
 		}, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		coretest.Eventually(t, "the token's owner to be let in", func(context.Context) (bool, error) {
+		eventually(t, "the token's owner to be let in", func(context.Context) (bool, error) {
 			return get(token.Status.Token, "/stats/summary") == http.StatusOK, nil
 		})
 		if got := get(token.Status.Token, "/exec/default/web/c?command=id&output=1"); got != http.StatusForbidden {
