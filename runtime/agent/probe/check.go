@@ -120,7 +120,7 @@ func NewRequest(ctx context.Context, a *v1.HTTPGetAction, t Target, agent string
 	if a.Scheme != "" {
 		u.Scheme = strings.ToLower(string(a.Scheme))
 	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	r, err := http.NewRequestWithContext(context.WithValue(ctx, asking{}, ctx), http.MethodGet, u.String(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -139,10 +139,23 @@ func NewRequest(ctx context.Context, a *v1.HTTPGetAction, t Target, agent string
 	return r, nil
 }
 
+// asking is the key of a request's own context in what a dial gets: a transport lets a dial go on without its request,
+// for as long as the kernel tries, which for a pod that is gone is two minutes.
+type asking struct{}
+
 // Client asks containers over HTTP: it keeps no connection, checks no
 // certificate and takes no proxy.
 var Client = &http.Client{
 	Transport: &http.Transport{
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			if request, ok := ctx.Value(asking{}).(context.Context); ok { // which is to say itself that its time is over
+				own, cancel := context.WithCancel(ctx)
+				defer cancel()
+				defer context.AfterFunc(request, cancel)()
+				ctx = own
+			}
+			return new(net.Dialer).DialContext(ctx, network, address)
+		},
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true, DisableCompression: true,
 	},
 	CheckRedirect: func(r *http.Request, via []*http.Request) error {
