@@ -53,6 +53,7 @@ func BenchmarkAgentAtRest(b *testing.B) {
 			n.create(names[i], "trap 'exit 0' TERM; sleep 100000 & wait")
 		}
 		n.allRun(len(names))
+		n.allTold()
 		atRest(b, processes, len(names))
 		for _, name := range names {
 			if err := n.client.CoreV1().Pods("default").Delete(b.Context(), name, metav1.DeleteOptions{}); err != nil {
@@ -191,6 +192,7 @@ func wasmPods(b *testing.B, count int) {
 		}
 		n.allRun(count)
 		b.ReportMetric(time.Since(begun).Seconds(), "s-until-all-run")
+		n.allTold()
 		atRest(b, map[string]int{"agent": agent.Process.Pid}, count)
 		var shims []int
 		backend := containerdtest.Commands("wasm")
@@ -223,6 +225,28 @@ func (n *netNode) allRun(count int) {
 		}
 		if running = len(list.Items); time.Now().After(deadline) {
 			n.t.Fatalf("%d of %d pods run\n%s", running, count, n.told())
+		}
+	}
+}
+
+// allTold waits until five seconds have brought no event: an agent sends those of many pods after them, at a bounded rate.
+func (n *netNode) allTold() {
+	n.t.Helper()
+	deadline := time.Now().Add(5 * time.Minute)
+	for before, quiet := int64(-1), 0; quiet < 5; time.Sleep(time.Second) {
+		list, err := n.client.CoreV1().Events("default").List(n.t.Context(), metav1.ListOptions{Limit: 1})
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		told := int64(len(list.Items))
+		if list.RemainingItemCount != nil {
+			told += *list.RemainingItemCount
+		}
+		if quiet++; told != before {
+			before, quiet = told, 0
+		}
+		if time.Now().After(deadline) {
+			n.t.Fatalf("the agent still tells events: %d", told)
 		}
 	}
 }
