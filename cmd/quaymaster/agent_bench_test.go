@@ -91,21 +91,32 @@ func installed(b *testing.B) {
 	b.Cleanup(func() { executable = before })
 }
 
-// atRest watches processes while nothing happens, and reports what they took.
+// atRest watches processes while nothing happens, and reports what they took: of memory what they had each second, in the mean, and at most.
 func atRest(b *testing.B, processes map[string]int, pods int) {
 	b.Helper()
-	before := map[string]time.Duration{}
+	fields := []string{"VmRSS", "RssAnon"}
+	before, sum, most := map[string]time.Duration{}, map[string]int{}, map[string]int{}
 	for name, pid := range processes {
 		before[name] = ticks(b, pid)
 	}
-	begun := time.Now()
-	time.Sleep(restTime) // what happens meanwhile is the measurement
+	begun, looks := time.Now(), 0
+	for ; time.Since(begun) < restTime; looks++ {
+		time.Sleep(time.Second) // what happens meanwhile is the measurement
+		for name, pid := range processes {
+			for _, field := range fields {
+				held := memoryOf(b, pid, field)
+				sum[name+field] += held
+				most[name+field] = max(most[name+field], held)
+			}
+		}
+	}
 	took := time.Since(begun)
 	for name, pid := range processes {
 		share := float64(ticks(b, pid)-before[name]) / float64(took)
 		b.ReportMetric(100*share, fmt.Sprintf("%s-%%core/%dpods", name, pods))
-		for _, field := range []string{"VmRSS", "RssAnon"} {
-			b.ReportMetric(float64(memoryOf(b, pid, field))/(1<<20), fmt.Sprintf("%s-MiB-%s/%dpods", name, field, pods))
+		for _, field := range fields {
+			b.ReportMetric(float64(sum[name+field])/float64(looks<<20), fmt.Sprintf("%s-MiB-%s/%dpods", name, field, pods))
+			b.ReportMetric(float64(most[name+field])/(1<<20), fmt.Sprintf("%s-MiB-%s-most/%dpods", name, field, pods))
 		}
 	}
 }

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -46,7 +44,7 @@ func TestNodeWithoutDaemon(t *testing.T) {
 	if len(shims) != 1 {
 		t.Fatalf("shims: %v", shims)
 	}
-	if own := private(t, shims[0]); own > maxShim {
+	if own := memoryOf(t, shims[0], "RssAnon"); own > maxShim {
 		t.Errorf("a shim has %.1f MiB for itself, more than %d: what initialises itself before package early?", float64(own)/(1<<20), maxShim>>20)
 	} else {
 		t.Logf("a shim has %.1f MiB for itself", float64(own)/(1<<20))
@@ -73,26 +71,6 @@ func TestNodeWithoutDaemon(t *testing.T) {
 			t.Fatalf("left behind: %v", left)
 		}
 	}
-}
-
-// private is what a process has of memory that no other has, in bytes.
-func private(t *testing.T, pid int) (sum int) {
-	t.Helper()
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range bytes.Lines(data) {
-		fields := strings.Fields(string(line))
-		if len(fields) == 3 && (fields[0] == "Private_Clean:" || fields[0] == "Private_Dirty:") {
-			n, err := strconv.Atoi(fields[1])
-			if err != nil {
-				t.Fatal(err)
-			}
-			sum += n << 10
-		}
-	}
-	return sum
 }
 
 // TestVerifyOCI is the conformance kit on the backend as its own process.

@@ -25,7 +25,7 @@ const (
 	spareHeap     = 4 << 20
 	spareProgram  = 8 << 20
 	heapPeriod    = 15 * time.Second
-	programPeriod = 5 * time.Second
+	programPeriod = 2 * time.Second
 )
 
 // staySmall is settle for a process of a node, which is there for the pods' sake: again and again,

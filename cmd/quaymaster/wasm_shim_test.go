@@ -43,7 +43,7 @@ func TestWasmShimIsSmall(t *testing.T) {
 			log, _ := os.ReadFile(spec.Log) // it is made when the program starts
 			return bytes.Contains(log, []byte("hello from hello")), nil
 		})
-		own := float64(private(t, cmd.Process.Pid))
+		own := float64(memoryOf(t, cmd.Process.Pid, "RssAnon"))
 		t.Logf("compiling: %t; a shim has %.1f MiB for itself", compiles, own/(1<<20))
 		if !compiles && own > maxShim {
 			t.Errorf("more than %d: what initialises itself before package early?", maxShim>>20)
