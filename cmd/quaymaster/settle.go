@@ -32,13 +32,13 @@ const (
 // since each burst of pods leaves garbage and touches more of the program. A collection of
 // a heap this small costs a hundredth of a second, a program unmapped a thousandth. It returns when the context ends.
 func staySmall(ctx context.Context) {
-	heapLooked := time.Time{}
+	looked, spare := time.Time{}, uint64(0) // what the start leaves goes in any case
 	for wait := settling; waited(ctx, wait); wait = programPeriod {
-		if time.Since(heapLooked) >= heapPeriod {
-			heapLooked = time.Now()
-			if garbage() > spareHeap {
+		if time.Since(looked) >= heapPeriod {
+			if garbage() > spare {
 				debug.FreeOSMemory()
 			}
+			looked, spare = time.Now(), spareHeap
 		}
 		if mappedFiles() > spareProgram {
 			dropProgram(true)
