@@ -141,22 +141,31 @@ func certificates(t *testing.T) []step {
 	)
 }
 
+// start runs kubectl until the test ends, for limit at most, and returns what it prints.
+func (kubectl commandLine) start(t *testing.T, args ...string) io.Reader {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	command := exec.CommandContext(ctx, kubectl.command[0], append(slices.Clone(kubectl.command[1:]), args...)...)
+	command.Env = []string{"KUBECONFIG=" + kubectl.kubeconfig, "HOME=" + kubectl.home}
+	out, err := command.StdoutPipe()
+	if err == nil {
+		err = command.Start()
+	}
+	if err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		_ = command.Wait() // it was killed
+	})
+	return out
+}
+
 // testProxy reads through kubectl proxy, which adds the credentials.
 func testProxy(t *testing.T, kubectl commandLine) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	defer cancel()
-	command := exec.CommandContext(ctx, kubectl.command[0], append(slices.Clone(kubectl.command[1:]), "proxy", "--port=0")...)
-	command.Env = []string{"KUBECONFIG=" + kubectl.kubeconfig, "HOME=" + kubectl.home}
-	out, err := command.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := command.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer command.Wait() //nolint:errcheck // it is killed
-	defer cancel()
+	out := kubectl.start(t, "proxy", "--port=0")
 	line, err := bufio.NewReader(out).ReadString('\n')
 	address, ok := strings.CutPrefix(strings.TrimSpace(line), "Starting to serve on ")
 	if err != nil || !ok {

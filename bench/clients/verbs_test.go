@@ -2,12 +2,9 @@ package clients
 
 import (
 	"bufio"
-	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -126,20 +123,7 @@ func verbs(t *testing.T, home string) []step {
 // testWatch sees an object come and change by kubectl get -w.
 func testWatch(t *testing.T, kubectl commandLine) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	defer cancel()
-	command := exec.CommandContext(ctx, kubectl.command[0], append(slices.Clone(kubectl.command[1:]),
-		"get", "configmaps", "-w", "--namespace=default", "--field-selector=metadata.name=watched", "--output-watch-events")...)
-	command.Env = []string{"KUBECONFIG=" + kubectl.kubeconfig, "HOME=" + kubectl.home}
-	out, err := command.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := command.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer command.Wait() //nolint:errcheck // it is killed
-	defer cancel()
+	out := kubectl.start(t, "get", "configmaps", "-w", "--namespace=default", "--field-selector=metadata.name=watched", "--output-watch-events")
 	lines := bufio.NewScanner(out)
 	for _, s := range []struct{ command, event string }{
 		{"create configmap watched --namespace=default --from-literal=n=1", "ADDED watched 1"},
