@@ -22,6 +22,7 @@ type gang struct {
 	parked  bool                              // too few of its pods had nodes when it was last tried
 	readyAt time.Time                         // not to be tried before
 	tries   int
+	told    groupCondition // the last that was sent; of upstream's groups
 
 	victims  map[types.NamespacedName]types.UID // that it waits for; nil: it has preempted nobody
 	evicting bool                               // they are being told to end

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"encoding/json"
+	"sync"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -69,26 +70,78 @@ func (s *Scheduler) tellGroup(g *gang, status metav1.ConditionStatus, reason, me
 	if group == nil {
 		return
 	}
-	condition := metav1.Condition{Type: schedulingv1alpha2.PodGroupScheduled, Status: status, Reason: reason, Message: message,
-		ObservedGeneration: group.Generation, LastTransitionTime: metav1.NewTime(s.clock.Now())}
-	if old := meta.FindStatusCondition(group.Status.Conditions, condition.Type); old != nil && old.Status == metav1.ConditionTrue && status != metav1.ConditionTrue {
+	told := &g.told // the informer may not have heard of it yet
+	if told.uid != group.UID {
+		*told = groupCondition{uid: group.UID}
+		if c := meta.FindStatusCondition(group.Status.Conditions, schedulingv1alpha2.PodGroupScheduled); c != nil {
+			told.condition = *c
+		}
+	}
+	c := &told.condition
+	if c.Status == metav1.ConditionTrue && status != metav1.ConditionTrue || c.Status == status && c.Reason == reason && c.Message == message {
 		return
 	}
-	conditions := append([]metav1.Condition(nil), group.Status.Conditions...)
-	if !meta.SetStatusCondition(&conditions, condition) {
-		return
+	if c.Status != status {
+		c.LastTransitionTime = metav1.NewTime(s.clock.Now())
 	}
-	condition = *meta.FindStatusCondition(conditions, condition.Type)
-	namespace, name, uid := group.Namespace, group.Name, group.UID
-	s.jobs.put(func(ctx context.Context) {
-		ctx, cancel := context.WithTimeout(ctx, groupTimeout)
-		defer cancel()
-		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": uid}, "status": map[string]any{"conditions": []metav1.Condition{condition}}})
+	c.Type, c.Status, c.Reason, c.Message, c.ObservedGeneration = schedulingv1alpha2.PodGroupScheduled, status, reason, message, group.Generation
+	if s.groups.put(g.key, *told) {
+		s.jobs.put(func(ctx context.Context) { s.writeGroup(ctx, g) })
+	}
+}
+
+// groupCondition is a condition of one pod group.
+type groupCondition struct {
+	uid       types.UID
+	condition metav1.Condition
+}
+
+// groupConditions are those still to be written. One job writes those of a group,
+// in turn, so that the newest is the last.
+type groupConditions struct {
+	mu   sync.Mutex
+	next map[gangKey]*groupCondition // of each group that has a job; nil: none after the one under way
+}
+
+// put says whether a job is to be begun that takes the condition.
+func (c *groupConditions) put(key gangKey, condition groupCondition) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, busy := c.next[key]
+	if c.next == nil {
+		c.next = map[gangKey]*groupCondition{}
+	}
+	c.next[key] = &condition
+	return !busy
+}
+
+// take returns the condition to write next; nil: the job is at its end.
+func (c *groupConditions) take(key gangKey) *groupCondition {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	next := c.next[key]
+	if next == nil {
+		delete(c.next, key)
+	} else {
+		c.next[key] = nil
+	}
+	return next
+}
+
+// writeGroup writes the conditions of a group. One that was not written is told
+// again when the gang is tried next.
+func (s *Scheduler) writeGroup(ctx context.Context, g *gang) {
+	key := g.key
+	for next := s.groups.take(key); next != nil; next = s.groups.take(key) {
+		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": next.uid}, "status": map[string]any{"conditions": []metav1.Condition{next.condition}}})
 		if err == nil {
-			_, err = s.options.Client.SchedulingV1alpha2().PodGroups(namespace).Patch(ctx, name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+			ctx, cancel := context.WithTimeout(ctx, groupTimeout)
+			_, err = s.options.Client.SchedulingV1alpha2().PodGroups(key.Namespace).Patch(ctx, key.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+			cancel()
 		}
-		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && ctx.Err() == nil {
-			s.log.Warn("write the condition of a pod group", "podGroup", namespace+"/"+name, "error", err)
+		if err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil {
+			s.log.Warn("write the condition of a pod group", "podGroup", key.String(), "error", err)
+			s.inbox.put(message{call: func() { g.told = groupCondition{} }})
 		}
-	})
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
@@ -236,5 +237,32 @@ func TestExplainGang(t *testing.T) {
 	w.bound("alone", "")
 	if d, err := w.sched.Explain(context.Background(), "default", "alone", false); err != nil || d.Group != nil {
 		t.Errorf("of a pod without a group: %+v, %v", d, err)
+	}
+}
+
+// TestGroupConditionsInTurn: however many jobs run at once, those of a group never
+// do, and the newest condition is the last that is written.
+func TestGroupConditionsInTurn(t *testing.T) {
+	const last = 10_000
+	var conditions groupConditions
+	var jobs sync.WaitGroup
+	keys := []gangKey{{podGroup: true}, {}}
+	written := make([][]int64, len(keys))
+	for i := range int64(last + 1) {
+		for k, key := range keys {
+			if conditions.put(key, groupCondition{condition: metav1.Condition{ObservedGeneration: i}}) {
+				jobs.Go(func() {
+					for next := conditions.take(key); next != nil; next = conditions.take(key) {
+						written[k] = append(written[k], next.condition.ObservedGeneration)
+					}
+				})
+			}
+		}
+	}
+	jobs.Wait()
+	for _, list := range written {
+		if !slices.IsSorted(list) || list[len(list)-1] != last {
+			t.Errorf("written: %v", list)
+		}
 	}
 }

@@ -123,6 +123,7 @@ type Scheduler struct {
 	reports reporter
 	budgets policylisters.PodDisruptionBudgetLister
 	jobs    jobs
+	groups  groupConditions
 	stopped chan struct{}
 	running atomic.Bool
 
