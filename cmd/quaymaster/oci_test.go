@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -35,6 +36,9 @@ func TestNodeWithoutDaemon(t *testing.T) {
 	web := n.becomes("web", corev1.PodRunning)
 	if !strings.HasPrefix(web.Status.PodIP, "10.79.0.") {
 		t.Errorf("the pod's address: %q", web.Status.PodIP)
+	}
+	if who := web.Status.ContainerStatuses[0].User; who == nil || who.Linux == nil || who.Linux.UID != 0 || !slices.Contains(who.Linux.SupplementalGroups, 0) {
+		t.Errorf("the container's user: %+v", who)
 	}
 	read := fmt.Sprintf(`until printf 'GET / HTTP/1.0\r\n\r\n' | nc -w 5 %s 8080 | grep -x hello; do sleep 0.1; done`, web.Status.PodIP)
 	n.create("client", read)

@@ -297,6 +297,9 @@ func fill(rt *Runtime, st *v1.ContainerStatus, instances []*runtimeapi.Container
 	if st.ImageID == "" {
 		st.ImageID = cur.ImageId
 	}
+	if who := cur.User.GetLinux(); who != nil {
+		st.User = &v1.ContainerUser{Linux: &v1.LinuxContainerUser{UID: who.Uid, GID: who.Gid, SupplementalGroups: who.SupplementalGroups}}
+	}
 	switch cur.State {
 	case runtimeapi.ContainerState_CONTAINER_RUNNING:
 		st.State.Running = &v1.ContainerStateRunning{StartedAt: seconds(cur.StartedAt)}

@@ -69,6 +69,7 @@ type Container struct {
 	ExitCode   int32                       `json:"exitCode,omitempty"`
 	Reason     string                      `json:"reason,omitempty"`
 	Message    string                      `json:"message,omitempty"`
+	User       *runtimeapi.ContainerUser   `json:"user,omitempty"` // whose the first process is, where the driver says so
 
 	// Sandbox is the container's pod; its fields other than Config and ID are
 	// the service's.
@@ -219,7 +220,7 @@ func snapshot(c *Container) *Container {
 	return &Container{
 		ID: c.ID, SandboxID: c.SandboxID, Config: c.Config, LogPath: c.LogPath, ImageRef: c.ImageRef, ImageID: c.ImageID, State: c.State,
 		CreatedAt: c.CreatedAt, StartedAt: c.StartedAt, FinishedAt: c.FinishedAt, ExitCode: c.ExitCode, Reason: c.Reason, Message: c.Message,
-		Sandbox: c.Sandbox,
+		User: c.User, Sandbox: c.Sandbox,
 	}
 }
 

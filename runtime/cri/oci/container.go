@@ -70,6 +70,11 @@ func (d *driver) Create(_ context.Context, c *base.Container) (ref, id string, e
 	if err := errors.Join(process.WriteFile(filepath.Join(dir, "config.json"), spec), process.WriteFile(filepath.Join(dir, shim.RunFile), run)); err != nil {
 		return "", "", err
 	}
+	who := &runtimeapi.LinuxContainerUser{Uid: int64(spec.Process.User.UID), Gid: int64(spec.Process.User.GID)}
+	for _, g := range spec.Process.User.AdditionalGids {
+		who.SupplementalGroups = append(who.SupplementalGroups, int64(g))
+	}
+	c.User = &runtimeapi.ContainerUser{Linux: who}
 	return image.Reference(), image.ID, nil
 }
 

@@ -182,6 +182,11 @@ func TestWhatContainersAre(t *testing.T) {
 		"memory": {"tail /dev/zero", func(_ *box, c *config) {
 			c.Linux.Resources.MemoryLimitInBytes = 16 << 20
 		}, "", 137, "OOMKilled"},
+		"CDI device": {"", func(_ *box, c *config) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.example/net=a"}} }, "", 0,
+			"device vendor.example/net=a: this backend has no CDI devices"},
+		"users of its own": {"", func(b *box, _ *config) {
+			b.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD}
+		}, "", 0, "this backend has no user namespaces"},
 		"no such program": {"", func(_ *box, c *config) { c.Command = []string{"/none"} }, "", 0, "no such file or directory"},
 		"handler":         {"", func(b *box, c *config) { c.Mounts = []*runtimeapi.Mount{{HostPath: "/tmp", ContainerPath: "m"}} }, "", 0, "is not absolute"},
 		"propagation": {"", func(_ *box, c *config) {
@@ -210,6 +215,27 @@ func TestWhatContainersAre(t *testing.T) {
 				t.Errorf("exit code %d, reason %s (%s), want %d, %s; it wrote\n%q\nwant\n%q", st.ExitCode, st.Reason, st.Message, test.code, test.reason, got, test.want)
 			}
 		})
+	}
+}
+
+// TestUserIsTold compares the user in a container's status to what the container says, before and after the backend's end.
+func TestUserIsTold(t *testing.T) {
+	n := start(t)
+	p := n.run("id -u; id -g; id -G; "+forever, func(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) {
+		s := c.Linux.SecurityContext
+		s.RunAsUser, s.RunAsGroup, s.SupplementalGroups = &runtimeapi.Int64Value{Value: 65534}, &runtimeapi.Int64Value{Value: 20}, []int64{7}
+	})
+	p.until("output", func() bool { return strings.Contains(p.text(), "up") })
+	for range 2 {
+		who := p.status().GetUser().GetLinux()
+		groups := strings.Trim(fmt.Sprint(who.GetSupplementalGroups()), "[]")
+		if want := fmt.Sprintf("%d\n%d\n%s\nup\n", who.GetUid(), who.GetGid(), groups); who == nil || p.text() != want {
+			t.Errorf("the status has %v, the container\n%s", who, p.text())
+		}
+		if err := n.b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		n.open()
 	}
 }
 
