@@ -52,7 +52,7 @@ func start(t testing.TB, options core.Options) *core.Engine {
 			endpoints = startEtcd(t)
 			etcds.Store(options.DataDir, endpoints)
 		}
-		options.Etcd = &core.Etcd{Endpoints: endpoints.([]string), Term: 3 * time.Second}
+		options.Etcd = &core.Etcd{Endpoints: endpoints.([]string), Term: 30 * time.Second} // a busy machine must not lose it
 	}
 	e := coretest.Start(t, options)
 	select {
@@ -82,7 +82,7 @@ func beServer(settings string) {
 		os.Exit(1)
 	}
 	e, err := core.New(core.Options{DataDir: dir, Listen: "127.0.0.1:0", Nodes: core.Nodes(filepath.Base(dir), 1),
-		Etcd: &core.Etcd{Endpoints: []string{endpoint}, Term: 3 * time.Second}})
+		Etcd: &core.Etcd{Endpoints: []string{endpoint}, Term: 15 * time.Second}})
 	if err != nil {
 		fail(err)
 	}

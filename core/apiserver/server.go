@@ -98,6 +98,9 @@ type Options struct {
 	// StallTimeout is how long the client of a watch or a stream may leave 64 KiB
 	// unread before it is cut off; 0 is one minute. It is for the port only.
 	StallTimeout time.Duration
+	// DrainTimeout bounds how long requests that are neither watches nor streams
+	// may take after the end of Run's context; 0 is 5 seconds.
+	DrainTimeout time.Duration
 	// Clock for certificates and tokens; the real one by default.
 	Clock clock.PassiveClock
 	// Logger may be nil.
@@ -171,6 +174,7 @@ func New(options Options) (*Server, error) {
 	}
 	options.RequestTimeout = cmp.Or(options.RequestTimeout, defaultRequestTimeout)
 	options.StallTimeout = cmp.Or(options.StallTimeout, defaultStallTimeout)
+	options.DrainTimeout = cmp.Or(options.DrainTimeout, defaultDrainTimeout)
 	s := &Server{
 		options: options,
 		log:     options.Logger,
@@ -324,14 +328,10 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// drainTimeout bounds how long requests that are neither watches nor streams
-// may take after the end of Run's context.
-const drainTimeout = 5 * time.Second
-
 // drain refuses new requests and waits for those under way; watches end at once.
 func (s *Server) drain(server *http.Server) {
 	s.close()
-	late := time.AfterFunc(drainTimeout, s.abort)
+	late := time.AfterFunc(s.options.DrainTimeout, s.abort)
 	defer late.Stop()
 	if server != nil {
 		if server.Shutdown(s.aborted) != nil {

@@ -137,7 +137,7 @@ func start(t testing.TB, change func(*apiserver.Options)) *cluster {
 		ended <- nil // for stop
 		t.Fatalf("Run ended before it was ready: %v", err)
 	case <-time.After(time.Minute):
-		t.Fatal("the server is not ready after 30 s")
+		t.Fatal("the server is not ready after a minute")
 	}
 	controllers.Go(func() { _ = housekeeping.Run(ctx) })
 	factory.WaitForCacheSync(ctx.Done())
@@ -212,7 +212,7 @@ func listen(t testing.TB) net.Listener {
 	return l
 }
 
-// eventually waits for the condition, at most 15 s.
+// eventually waits for the condition, at most a minute.
 func eventually(t testing.TB, what string, condition func() error) {
 	t.Helper()
 	deadline := time.Now().Add(time.Minute)

@@ -16,6 +16,7 @@ import (
 const (
 	defaultRequestTimeout = time.Minute // upstream's
 	defaultStallTimeout   = time.Minute
+	defaultDrainTimeout   = 5 * time.Second
 	// answering is how long the answer to a request that took too long may take itself.
 	answering = 5 * time.Second
 	// piece of an answer, in bytes, which is to be read within Options.StallTimeout.

@@ -39,7 +39,9 @@ func against(b *testing.B, run func(b *testing.B, client *kubernetes.Client, beg
 	})
 }
 
-func cpu(b *testing.B) time.Duration {
+// cpu is the processor time that the process has had.
+func cpu(b testing.TB) time.Duration {
+	b.Helper()
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
 		b.Fatal(err)
