@@ -21,8 +21,13 @@ import (
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd/containerdtest"
 )
 
-// restTime is how long an agent is watched at rest.
-const restTime = time.Minute
+// restTime is how long an agent is watched at rest; with -short, where nobody reads the figures, shorter.
+func restTime() time.Duration {
+	if testing.Short() {
+		return 3 * time.Second
+	}
+	return time.Minute
+}
 
 // BenchmarkAgentAtRest has an agent, a process of its own, with no pod and with 100, each for a minute: what it holds of
 // memory, resident and of its own, and how much of a core it takes. QUAYMASTER_E2E_RUNTIME=oci is without containerd.
@@ -101,7 +106,7 @@ func atRest(b *testing.B, processes map[string]int, pods int) {
 		before[name] = ticks(b, pid)
 	}
 	begun, looks := time.Now(), 0
-	for ; time.Since(begun) < restTime; looks++ {
+	for ; time.Since(begun) < restTime(); looks++ {
 		time.Sleep(time.Second) // what happens meanwhile is the measurement
 		for name, pid := range processes {
 			for _, field := range fields {

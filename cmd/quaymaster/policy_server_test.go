@@ -50,20 +50,21 @@ spec: {engine: Rego, mode: Shadow, source: {file: owner.rego}}
 			}
 		}
 	}
+	const apply, rollback = "apply --timeout 3m ", "rollback --timeout 3m " // a busy machine compiles a module of Go for long
 	source("one")
-	run("apply "+manifest, "policy owner: generation 1 is in force, revision 1, sha256:")
+	run(apply+manifest, "policy owner: generation 1 is in force, revision 1, sha256:")
 	source("two")
-	run("apply "+manifest, "policy owner: generation 2 is in force, revision 2, sha256:")
-	run("apply "+manifest, "policy owner: generation 2 is in force, revision 2, sha256:")
+	run(apply+manifest, "policy owner: generation 2 is in force, revision 2, sha256:")
+	run(apply+manifest, "policy owner: generation 2 is in force, revision 2, sha256:")
 	write("owner.rego", "package owner\n\ndeny contains")
-	run("apply "+manifest, "!policy.yaml: policy owner was refused: Parse: owner.rego:3:", "!generation 2 stays in force")
+	run(apply+manifest, "!policy.yaml: policy owner was refused: Parse: owner.rego:3:", "!generation 2 stays in force")
 	source("two")
-	run("apply "+manifest, "revision 2")
-	run("rollback owner", "policy owner: generation 1 is in force, revision 1, sha256:")
+	run(apply+manifest, "revision 2")
+	run(rollback+"owner", "policy owner: generation 1 is in force, revision 1, sha256:")
 	run("status owner", "owner, Rego, Shadow", "True, RolledBack: ", "to revision 1 at ", "2  20", "would have changed  0 decisions")
-	run("rollback owner", "!there is no version before revision 1; kept are 2, 1")
-	run("rollback owner --to 7", "!revision 7 is not kept; kept are 2, 1")
-	run("rollback owner --to 2", "revision 2, sha256:")
+	run(rollback+"owner", "!there is no version before revision 1; kept are 2, 1")
+	run(rollback+"owner --to 7", "!revision 7 is not kept; kept are 2, 1")
+	run(rollback+"owner --to 2", "revision 2, sha256:")
 	run("status", "NAME   ENGINE  MODE    READY", "owner  Rego    Shadow  True")
 	run("status -o json owner", `"revision": 2`, `"mode": "Shadow"`)
 	run("status nobody", `!"nobody" not found`)
@@ -76,8 +77,8 @@ spec: {engine: Rego, mode: Shadow, source: {file: owner.rego}}
 		t.Fatal(err)
 	}
 	digest := policies.Digest(module)
-	run("apply "+write("large.yaml", fmt.Sprintf("apiVersion: policy.quaymaster.dev/v1alpha1\nkind: Policy\nmetadata: {name: arch}\nspec: {engine: Wasm, source: {file: %s, digest: %q}}\n", large, digest)),
+	run(apply+write("large.yaml", fmt.Sprintf("apiVersion: policy.quaymaster.dev/v1alpha1\nkind: Policy\nmetadata: {name: arch}\nspec: {engine: Wasm, source: {file: %s, digest: %q}}\n", large, digest)),
 		"policy arch: generation ", digest)
-	run("apply "+write("none.yaml", "# nothing\n"), "!none.yaml holds no object")
-	run("apply "+write("pod.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\n"), "!document 1: it is a Pod")
+	run(apply+write("none.yaml", "# nothing\n"), "!none.yaml holds no object")
+	run(apply+write("pod.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\n"), "!document 1: it is a Pod")
 }

@@ -30,8 +30,8 @@ type Options struct {
 	Out io.Writer
 }
 
-// stepTime bounds one step. A tour takes well under 20 s in all.
-const stepTime = 30 * time.Second
+// stepTime bounds one step, on a machine that is busy with much else. A tour takes well under 20 s in all.
+const stepTime = 2 * time.Minute
 
 // tour is the state that the steps share.
 type tour struct {

@@ -62,7 +62,7 @@ func Verify(t verify.T, target Target) {
 		{"Parallel", (*suite).parallel},
 	} {
 		t.Group(test.name, func(t verify.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			test.fn(&suite{Target: target, t: t, ctx: ctx, dir: t.TempDir()})
 		})
@@ -91,7 +91,7 @@ func (s *suite) sandbox(pod *runtimeapi.PodSandboxConfig) string {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if _, err := s.Backend.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: r.PodSandboxId}); err != nil {
 			s.t.Error(err)

@@ -232,13 +232,9 @@ func (s *suite) exitCodes() {
 
 func (s *suite) stopInGracePeriod() {
 	_, id, _ := s.runningContainer()
-	begun := time.Now()
-	s.stop(id, 1)
+	s.stop(id, 1) // which fails once the part's time is up
 	if st := s.status(id); st.State != exited {
 		s.t.Errorf("after stop: %v", st)
-	}
-	if d := time.Since(begun); d > 10*time.Second {
-		s.t.Errorf("a stop with a grace period of one second took %v", d)
 	}
 }
 
@@ -396,7 +392,6 @@ func (s *suite) events() {
 	s.stop(id, 0)
 	s.remove(id)
 	want := []string{"CONTAINER_CREATED_EVENT", "CONTAINER_STARTED_EVENT", "CONTAINER_STOPPED_EVENT", "CONTAINER_DELETED_EVENT"}
-	deadline := time.Now().Add(10 * time.Second)
 	for {
 		mu.Lock()
 		var have []string
@@ -409,7 +404,7 @@ func (s *suite) events() {
 		if fmt.Sprint(have) == fmt.Sprint(want) {
 			break
 		}
-		if time.Now().After(deadline) {
+		if s.ctx.Err() != nil {
 			s.t.Errorf("events %v, want %v", have, want)
 			break
 		}
