@@ -103,7 +103,7 @@ func start(t *testing.T, role, dir string, log *slog.Logger) *plugin.Supervisor 
 		t.Fatal(err)
 	}
 	s, err := plugin.Start(plugin.Options{
-		Command: []string{exe, dir}, Env: []string{childEnv + "=" + role}, FirstDelay: 10 * time.Millisecond, Wait: 20 * time.Second, Logger: log,
+		Command: []string{exe, dir}, Env: []string{childEnv + "=" + role}, FirstDelay: 10 * time.Millisecond, Wait: time.Minute, Logger: log,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -421,7 +421,7 @@ func TestHungBackendIsReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, err := plugin.Start(plugin.Options{
-		Command: []string{exe}, Env: []string{childEnv + "=sim"}, FirstDelay: time.Millisecond, HealthPeriod: 2 * time.Second, // which the next one has three times to answer
+		Command: []string{exe}, Env: []string{childEnv + "=sim"}, FirstDelay: time.Millisecond, Wait: time.Minute, HealthPeriod: 2 * time.Second, // which the next one has three times to answer
 	})
 	if err != nil {
 		t.Fatal(err)
