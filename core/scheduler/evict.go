@@ -11,6 +11,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/retry"
 )
 
 // eviction ends the victims of one pod, or of a gang.
@@ -155,10 +156,15 @@ func (s *Scheduler) evictPod(ctx context.Context, e *eviction, victim *v1.Pod) e
 		return fmt.Errorf("encode the condition of pod %s/%s: %w", victim.Namespace, victim.Name, err)
 	}
 	pods := s.options.Client.CoreV1().Pods(victim.Namespace)
-	if _, err := pods.Patch(ctx, victim.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
-		if apierrors.IsNotFound(err) || apierrors.IsConflict(err) { // gone, or another pod of that name
-			return nil
-		}
+	err = retry.RetryOnConflict(retry.DefaultBackoff, func() error { // with its agent, which writes as well
+		_, err := pods.Patch(ctx, victim.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+		return err
+	})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil
+	case apierrors.IsConflict(err): // another pod of that name, as the deletion will say
+	case err != nil:
 		return fmt.Errorf("mark pod %s/%s as preempted: %w", victim.Namespace, victim.Name, err)
 	}
 	err = pods.Delete(ctx, victim.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &victim.UID}})

@@ -181,10 +181,10 @@ func (s *Scheduler) applyPod(pod *v1.Pod) {
 		return
 	}
 	if pod.Spec.NodeName != "" || cluster.Ended(pod) || pod.DeletionTimestamp != nil || profile == nil {
+		s.gangPod(pod, pod.Spec.NodeName == "" || cluster.Ended(pod)) // first: the gang of one pod is not forgotten between
 		if p != nil {
 			s.drop(p)
 		}
-		s.gangPod(pod, pod.Spec.NodeName == "" || cluster.Ended(pod))
 		if cluster.Ended(pod) {
 			s.podEnded(key)
 		}
@@ -447,6 +447,11 @@ func (s *Scheduler) committed(c *commit) {
 		if c.result.Err != nil {
 			s.stats.failures.Add(1)
 			s.log.Warn("write the condition of an unschedulable pod", "pod", p.key, "error", c.result.Err)
+			s.again = append(s.again, func() {
+				if s.queue.pods[p.key] == p && p.bind == nil && p.reason == c.reason && p.text == c.text {
+					s.refuse(p, p.reason, p.text)
+				}
+			})
 		} else if c.result.Conflict && s.queue.pods[p.key] == p && p.pod != c.pod && s.queue.held(p) {
 			s.refuse(p, p.reason, p.text) // on the newer version; if there is none yet, when it comes
 		}

@@ -85,7 +85,12 @@ func (s *Scheduler) tellGroup(g *gang, status metav1.ConditionStatus, reason, me
 		c.LastTransitionTime = metav1.NewTime(s.clock.Now())
 	}
 	c.Type, c.Status, c.Reason, c.Message, c.ObservedGeneration = schedulingv1alpha2.PodGroupScheduled, status, reason, message, group.Generation
-	if s.groups.put(g.key, *told) {
+	s.sendGroup(g, *told)
+}
+
+// sendGroup has the condition written if it is still what is to be told.
+func (s *Scheduler) sendGroup(g *gang, condition groupCondition) {
+	if s.gangs[g.key] == g && g.told == condition && s.groups.put(g.key, condition) {
 		s.jobs.put(func(ctx context.Context) { s.writeGroup(ctx, g) })
 	}
 }
@@ -128,8 +133,8 @@ func (c *groupConditions) take(key gangKey) *groupCondition {
 	return next
 }
 
-// writeGroup writes the conditions of a group. One that was not written is told
-// again when the gang is tried next.
+// writeGroup writes the conditions of a group. One that could not be written is
+// written later, unless there is a newer one by then.
 func (s *Scheduler) writeGroup(ctx context.Context, g *gang) {
 	key := g.key
 	for next := s.groups.take(key); next != nil; next = s.groups.take(key) {
@@ -141,7 +146,7 @@ func (s *Scheduler) writeGroup(ctx context.Context, g *gang) {
 		}
 		if err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil {
 			s.log.Warn("write the condition of a pod group", "podGroup", key.String(), "error", err)
-			s.inbox.put(message{call: func() { g.told = groupCondition{} }})
+			s.inbox.put(message{call: func() { s.again = append(s.again, func() { s.sendGroup(g, *next) }) }})
 		}
 	}
 }

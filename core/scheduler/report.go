@@ -9,6 +9,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -38,8 +39,11 @@ type reporter struct {
 const (
 	maxNote      = 1024 // bytes, as the API validates
 	eventTimeout = 10 * time.Second
-	seriesTime   = 6 * time.Minute // a series ends after, as upstream's
-	maxSeries    = 10_000          // events that may become one
+	// As upstream's: a series ends after the one, and is written again after the
+	// other, since events do not live long.
+	seriesTime  = 6 * time.Minute
+	refreshTime = 30 * time.Minute
+	maxSeries   = 10_000 // events that may become one
 )
 
 func (r *reporter) init(options Options, stats *counters) {
@@ -68,6 +72,8 @@ func (r *reporter) put(x report) {
 func (r *reporter) run(ctx context.Context) {
 	finish := r.clock.NewTimer(seriesTime)
 	defer finish.Stop()
+	refresh := r.clock.NewTimer(refreshTime)
+	defer refresh.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -77,6 +83,9 @@ func (r *reporter) run(ctx context.Context) {
 		case <-finish.C():
 			finish.Reset(seriesTime)
 			r.finish(ctx)
+		case <-refresh.C():
+			refresh.Reset(refreshTime)
+			r.refresh(ctx)
 		}
 	}
 }
@@ -119,10 +128,14 @@ func (r *reporter) write(ctx context.Context, x report) {
 	if len(r.series) < maxSeries {
 		r.series[key] = event
 	}
+	r.create(ctx, event)
+}
+
+func (r *reporter) create(ctx context.Context, event *eventsv1.Event) {
 	ctx, cancel := context.WithTimeout(ctx, eventTimeout)
 	defer cancel()
 	if _, err := r.client.EventsV1().Events(event.Namespace).Create(ctx, event.DeepCopy(), metav1.CreateOptions{}); err != nil && ctx.Err() == nil {
-		r.log.Debug("write event", "pod", x.pod.Namespace+"/"+x.pod.Name, "reason", x.reason, "error", err)
+		r.log.Debug("write event", "event", event.Namespace+"/"+event.Name, "reason", event.Reason, "error", err)
 	}
 }
 
@@ -130,16 +143,27 @@ func referenceTo(pod *v1.Pod) v1.ObjectReference {
 	return v1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ResourceVersion: pod.ResourceVersion}
 }
 
-// patch writes the count of a series.
+// patch writes the count of a series, whose event may be gone by now.
 func (r *reporter) patch(ctx context.Context, event *eventsv1.Event) {
-	ctx, cancel := context.WithTimeout(ctx, eventTimeout)
+	timed, cancel := context.WithTimeout(ctx, eventTimeout)
 	defer cancel()
 	patch, err := json.Marshal(map[string]any{"series": event.Series})
 	if err == nil {
-		_, err = r.client.EventsV1().Events(event.Namespace).Patch(ctx, event.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
+		_, err = r.client.EventsV1().Events(event.Namespace).Patch(timed, event.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
 	}
-	if err != nil && ctx.Err() == nil {
+	if apierrors.IsNotFound(err) {
+		r.create(ctx, event)
+	} else if err != nil && ctx.Err() == nil {
 		r.log.Debug("count event", "event", event.Namespace+"/"+event.Name, "error", err)
+	}
+}
+
+// refresh writes the counts of the series so far.
+func (r *reporter) refresh(ctx context.Context) {
+	for _, event := range r.series {
+		if event.Series != nil {
+			r.patch(ctx, event)
+		}
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 )
 
 // TestSeries: an event that comes again becomes a series; its count is written at
-// the second, and when no more come.
+// the second, again and again while more come, and when none does; anew if it is gone.
 func TestSeries(t *testing.T) {
 	client, clock, stats := fake.NewClientset(), testingclock.NewFakeClock(time.Unix(1_700_000_000, 0)), &counters{}
 	var r reporter
@@ -54,9 +54,16 @@ func TestSeries(t *testing.T) {
 	x.pod = &newer
 	r.write(ctx, x)
 	expect("of a newer pod", 2, 2)
+	r.refresh(ctx)
+	expect("refreshed", 2, 3)
+	if err := client.EventsV1().Events("default").DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil { // its time was over
+		t.Fatal(err)
+	}
+	x.pod = pod
+	r.write(ctx, x)
 	clock.Step(seriesTime + time.Second)
 	r.finish(ctx)
-	expect("at the end", 2, 3)
+	expect("at the end", 2, 4)
 	if len(r.series) != 0 {
 		t.Errorf("%d series are still known", len(r.series))
 	}

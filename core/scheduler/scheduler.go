@@ -144,6 +144,7 @@ type Scheduler struct {
 	// preempting are the gangs that wait for victims to end.
 	preempting map[*gang]struct{}
 	auditAt    time.Time // not before, by default
+	again      []func()  // what could not be written, for flush
 
 	stats  counters
 	meters *meters

@@ -133,7 +133,14 @@ func (s *Scheduler) policiesChanged() {
 	s.wakePolicyGroups(0)
 }
 
-func (s *Scheduler) flush() { s.wakePolicyGroups(flushAfter) }
+func (s *Scheduler) flush() {
+	s.wakePolicyGroups(flushAfter)
+	again := s.again
+	s.again = nil
+	for _, write := range again {
+		write()
+	}
+}
 
 func (s *Scheduler) wakePolicyGroups(age time.Duration) {
 	now := s.clock.Now()
