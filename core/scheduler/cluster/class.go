@@ -62,6 +62,7 @@ type Class struct {
 	verdict      *Verdict
 	verdictAt    uint64       // position of the log
 	refused      *refusedRows // for verdicts; nil: none made yet, or not to be remembered
+	trials       *trials      // the same for preemption
 
 	gatesEpoch               uint64
 	feasible                 int // rows, with the gates as they are; the largest raw scores among them
@@ -208,7 +209,7 @@ func (s *State) sweep() {
 
 // drop frees what can be derived again.
 func (c *Class) drop() {
-	c.built, c.tree, c.dynamic, c.verdict = false, tree{}, nil, nil
+	c.built, c.tree, c.dynamic, c.verdict, c.trials = false, tree{}, nil, nil, nil
 	c.cells, c.cellOf, c.cellIDs, c.deviceScores = nil, nil, nil, nil
 }
 

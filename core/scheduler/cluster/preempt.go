@@ -43,12 +43,12 @@ func (s *State) Preempt(c *Class, verdict *Verdict, tie uint64, budgets []*polic
 	}
 	wanted := min(max(len(rows)*c.profile.minCandidatesPercent/100, c.profile.minCandidates), len(rows))
 	offset := int(s.kth(tie, int32(len(rows))))
-	limits := newBudgets(budgets)
+	limits, known := newBudgets(budgets), s.trialsOf(c, budgets)
 	var best *Preemption
 	var rank [5]int64
 	harmless := false
 	for i := range rows {
-		p, _ := s.victims(c, s.byRow[rows[(offset+i)%len(rows)]], limits, now)
+		p := s.candidate(c, known, rows[(offset+i)%len(rows)], limits, now)
 		if p == nil {
 			continue
 		}
@@ -59,6 +59,9 @@ func (s *State) Preempt(c *Class, verdict *Verdict, tie uint64, budgets []*polic
 		if wanted--; wanted <= 0 && harmless {
 			break
 		}
+	}
+	if best != nil && known != nil {
+		best = &Preemption{Node: best.Node, Victims: slices.Clone(best.Victims), Violations: best.Violations} // the caller's
 	}
 	return best
 }

@@ -83,6 +83,7 @@ func (s *State) relabelled(e *podEntry, pod *v1.Pod) {
 	if counted {
 		s.shares.add(s, e, -1)
 	}
+	e.node.edits++
 	if e.pod = pod; counted {
 		s.shares.add(s, e, +1)
 	}

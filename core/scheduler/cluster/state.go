@@ -55,6 +55,8 @@ type State struct {
 	selectsNamespaces bool    // … by the labels of their namespaces
 	epoch             uint64  // see Epoch
 	nominees          map[types.NamespacedName]*podEntry
+	tried             [maxTried]*Class // with trials
+	triedAt           int              // the next to be without
 	freedTallies      bool
 	quiet             bool // while trying what will be undone
 
@@ -82,6 +84,7 @@ type node struct {
 	pods   []*podEntry
 	ports  int      // pods with host ports
 	zone   nodeZone // of the object
+	edits  uint64   // rises when its pods, or what they take, are other than before
 
 	nominated []*podEntry // not bound; see Nominate
 }
@@ -444,6 +447,9 @@ func (s *State) changed(row int32) {
 	}
 	s.log = append(s.log, row)
 	s.fleet.Generation++
+	if n := s.byRow[row]; n != nil {
+		n.edits++
+	}
 }
 
 func (s *State) changes(since uint64) ([]int32, bool) {
