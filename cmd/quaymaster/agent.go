@@ -280,8 +280,8 @@ func (f *agentFlags) once(cmd *cobra.Command) (err error) {
 	})
 }
 
-// containers is how this machine's processes are held: in control groups of the agent's making, unless
-// the runtime leaves them to systemd.
+// containers is how this machine's processes are held: in control groups of the agent's making, or in
+// slices of systemd's where the runtime leaves them to it.
 func (f *agentFlags) containers(ctx context.Context, backend cri.Backend, capacity corev1.ResourceList, log *slog.Logger) (*agent.Containers, error) {
 	out := &agent.Containers{ClusterDNS: f.clusterDNS, ClusterDomain: f.clusterDomain, ImageHigh: f.imageHigh, ImageLow: f.imageLow}
 	hard, err := eviction.Parse(f.eviction)
@@ -297,12 +297,15 @@ func (f *agentFlags) containers(ctx context.Context, backend cri.Backend, capaci
 		hard = append(hard, t)
 	}
 	out.Eviction = hard
+	groups := cgroup.Options{Root: f.cgroupRoot, Allocatable: capacity, PodPIDs: f.podPIDs}
 	config, err := backend.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{})
 	if err == nil && config.GetLinux().GetCgroupDriver() == runtimeapi.CgroupDriver_SYSTEMD {
-		log.Warn("the container runtime leaves control groups to systemd: pods have the limits of their containers and no others")
-		return out, nil
+		if groups.Slices, err = systemdSlices(ctx); err != nil {
+			log.Warn("the container runtime leaves control groups to systemd, which does not answer: pods have the limits of their containers and no others", "err", err)
+			return out, nil
+		}
 	}
-	out.Cgroups, err = cgroup.New(cgroup.Options{Root: f.cgroupRoot, Allocatable: capacity, PodPIDs: f.podPIDs})
+	out.Cgroups, err = cgroup.New(groups)
 	return out, err
 }
 

@@ -54,8 +54,9 @@ func (p *pod) admit(ctx context.Context, api *v1.Pod) (*status.Failure, error) {
 
 func (p *pod) take(need admit.Need) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.taken, p.need = true, need
+	p.mu.Unlock()
+	p.a.weigh()
 }
 
 // release gives back what the pod needed, once nothing of it runs.
@@ -65,6 +66,7 @@ func (p *pod) release() {
 	p.ended = true
 	p.mu.Unlock()
 	if news {
+		p.a.weigh()
 		p.a.retryDeferred()
 	}
 }

@@ -174,7 +174,7 @@ func (p *pod) actuate(ctx context.Context, api *v1.Pod) (again time.Duration, er
 		if !groups || limit == 0 || had != 0 && limit >= had || restarts(ch.c, ch.from) {
 			continue
 		}
-		if u, err := h.Cgroups.Usage(h.Cgroups.Parent(api) + "/" + ch.cur.Id); err == nil && u.WorkingSet > uint64(limit) {
+		if u, err := h.Cgroups.Usage(h.Cgroups.Container(api, ch.cur.Id)); err == nil && u.WorkingSet > uint64(limit) {
 			return failed(fmt.Sprintf("attempting to set container %q memory limit (%d) below current usage (%d)", ch.c.Name, limit, u.WorkingSet))
 		}
 	}

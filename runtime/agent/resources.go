@@ -7,6 +7,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	requests "k8s.io/component-helpers/resource"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/quaymaster/quaymaster/runtime/agent/cgroup"
@@ -37,6 +38,28 @@ func (a *Agent) resources(pod *v1.Pod, c *v1.Container) *runtimeapi.LinuxContain
 		out.Unified = map[string]string{"memory.oom.group": "1"} // a container lives or dies as a whole
 	}
 	return out
+}
+
+// weigh gives the Burstable pods together what those that have not ended request of CPU time.
+func (a *Agent) weigh() {
+	h := a.opts.Containers
+	if h == nil || h.Cgroups == nil {
+		return
+	}
+	milli := int64(0)
+	a.mu.Lock()
+	for _, p := range a.pods {
+		p.mu.Lock()
+		if cgroup.Class(p.api) == v1.PodQOSBurstable && p.taken && !p.ended {
+			sum := requests.PodRequests(p.api, requests.PodResourcesOptions{})
+			milli += sum.Cpu().MilliValue()
+		}
+		p.mu.Unlock()
+	}
+	a.mu.Unlock()
+	if err := h.Cgroups.SetBurstable(milli); err != nil {
+		a.log.Warn("weigh the Burstable pods", "err", err)
+	}
 }
 
 // oomScore follows upstream: the more of the node's memory a container asked for, the later it is ended.

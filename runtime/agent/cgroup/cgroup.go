@@ -2,7 +2,8 @@
 // lays them out: ROOT/kubepods for Guaranteed pods, …/burstable and …/besteffort
 // for the others, a group pod<UID> for each pod below them, with the pod's
 // requests, limits and process limit. It knows version 1, with a hierarchy a
-// controller, and version 2. What the pod's containers get is the runtime's.
+// controller, and version 2, and both where systemd has the groups as slices.
+// What the pod's containers get is the runtime's.
 package cgroup
 
 import (
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -44,6 +46,8 @@ type Options struct {
 	Allocatable v1.ResourceList
 	// PodPIDs is how many processes a pod may have; 0 = no limit.
 	PodPIDs int64
+	// Slices makes the groups where systemd has them; nil = they are made here.
+	Slices Slices
 }
 
 // Manager keeps the groups of one node.
@@ -51,6 +55,9 @@ type Manager struct {
 	opts    Options
 	unified bool     // version 2
 	mounts  []string // of the hierarchies; of version 2 there is one
+
+	mu        sync.Mutex
+	burstable int64 // shares of all Burstable pods together, as last set
 }
 
 // controllers are those that limits of pods need; a runtime makes groups of the others itself.
@@ -99,28 +106,36 @@ func New(opts Options) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, class := range []string{"", "burstable", "besteffort"} {
-		if err := m.make(filepath.Join(m.pods(), class)); err != nil {
+	for _, class := range classes {
+		if err := m.make(m.group(class)); err != nil {
 			return nil, err
 		}
 	}
 	all := Limits{Shares: shares(opts.Allocatable.Cpu().MilliValue()), Memory: opts.Allocatable.Memory().Value(), PIDs: opts.Allocatable.Name("pids", "").Value()}
-	if err := m.set(m.pods(), all); err != nil {
+	if err := m.set(m.group(""), all); err != nil {
 		return nil, err
 	}
-	return m, m.set(filepath.Join(m.pods(), "besteffort"), Limits{Shares: minShares})
+	return m, m.set(m.group(bestEffort), Limits{Shares: minShares})
+}
+
+// SetBurstable gives all Burstable pods together what they request, in thousandths of a CPU: beside Guaranteed pods, whose
+// groups are beside theirs, they have no more than that.
+func (m *Manager) SetBurstable(milli int64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := shares(milli)
+	if n == m.burstable {
+		return nil
+	}
+	if err := m.set(m.group(burstable), Limits{Shares: n}); err != nil {
+		return err
+	}
+	m.burstable = n
+	return nil
 }
 
 // Unified tells whether the machine has version 2.
 func (m *Manager) Unified() bool { return m.unified }
-
-func (m *Manager) pods() string { return filepath.Join(m.opts.Root, "kubepods") }
-
-// Parent is the group of a pod, as a runtime takes it.
-func (m *Manager) Parent(pod *v1.Pod) string {
-	class := map[v1.PodQOSClass]string{v1.PodQOSBurstable: "burstable", v1.PodQOSBestEffort: "besteffort"}[Class(pod)]
-	return filepath.Join(m.pods(), class, "pod"+string(pod.UID))
-}
 
 // Class is a pod's quality of service.
 func Class(pod *v1.Pod) v1.PodQOSClass {
@@ -226,6 +241,11 @@ func (m *Manager) Widen(pod *v1.Pod) error {
 
 // make creates a group and those above it, in the hierarchies whose limits are set here.
 func (m *Manager) make(path string) error {
+	if m.opts.Slices != nil {
+		if err := m.opts.Slices.Start(filepath.Base(path)); err != nil {
+			return fmt.Errorf("make control group: %w", err)
+		}
+	}
 	if !m.unified {
 		for _, c := range controllers {
 			if err := os.MkdirAll(filepath.Join(m.opts.Mount, c, path), 0o755); err != nil {
@@ -254,8 +274,13 @@ func (m *Manager) make(path string) error {
 	return nil
 }
 
-// set writes limits.
+// set writes limits. systemd is told of them, or it would take them back; the files have them at once and to the microsecond.
 func (m *Manager) set(path string, l Limits) error {
+	if m.opts.Slices != nil {
+		if err := m.opts.Slices.Set(filepath.Base(path), properties(l, m.unified)); err != nil {
+			return fmt.Errorf("set the limits of control group %s: %w", path, err)
+		}
+	}
 	type write struct{ controller, file, value string }
 	number := func(n int64) string { return strconv.FormatInt(n, 10) }
 	var writes []write
@@ -294,10 +319,7 @@ func weight(shares int64) int64 { return 1 + (shares-minShares)*9999/(262144-min
 func (m *Manager) Pods() ([]types.UID, error) {
 	found := map[types.UID]bool{}
 	var errs []error
-	m.each(func(path string) {
-		uid := strings.TrimPrefix(filepath.Base(path), "pod")
-		found[types.UID(uid)] = true
-	}, &errs)
+	m.each(func(_ string, uid types.UID) { found[uid] = true }, &errs)
 	var out []types.UID
 	for uid := range found {
 		out = append(out, uid)
@@ -307,39 +329,39 @@ func (m *Manager) Pods() ([]types.UID, error) {
 }
 
 // each calls fn with every group of a pod in every hierarchy.
-func (m *Manager) each(fn func(path string), errs *[]error) {
-	for _, dir := range m.classes() {
-		entries, err := os.ReadDir(dir)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			*errs = append(*errs, fmt.Errorf("list control groups: %w", err))
-		}
-		for _, e := range entries {
-			if e.IsDir() && strings.HasPrefix(e.Name(), "pod") {
-				fn(filepath.Join(dir, e.Name()))
+func (m *Manager) each(fn func(path string, uid types.UID), errs *[]error) {
+	for _, mount := range m.mounts {
+		for _, class := range classes {
+			dir := filepath.Join(mount, m.group(class))
+			entries, err := os.ReadDir(dir)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				*errs = append(*errs, fmt.Errorf("list control groups: %w", err))
+			}
+			for _, e := range entries {
+				if uid, ok := m.uid(e.Name()); ok && e.IsDir() {
+					fn(filepath.Join(dir, e.Name()), uid)
+				}
 			}
 		}
 	}
 }
 
-// classes are the groups that pods' groups are in, of every hierarchy.
-func (m *Manager) classes() (out []string) {
-	for _, mount := range m.mounts {
-		for _, class := range []string{"", "burstable", "besteffort"} {
-			out = append(out, filepath.Join(mount, m.pods(), class))
-		}
-	}
-	return out
-}
-
 // Remove ends what still runs in a pod's groups and removes them.
 func (m *Manager) Remove(uid types.UID) error {
 	var errs []error
-	for _, dir := range m.classes() {
-		path := filepath.Join(dir, "pod"+string(uid))
-		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-			continue // sooner told than by a list of all pods' groups
+	for _, class := range classes {
+		group, stopped := m.group(class, "pod"+string(uid)), m.opts.Slices == nil
+		for _, mount := range m.mounts {
+			path := filepath.Join(mount, group)
+			if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+				continue // sooner told than by a list of all pods' groups
+			}
+			if !stopped {
+				stopped = true
+				errs = append(errs, m.opts.Slices.Stop(filepath.Base(group)))
+			}
+			errs = append(errs, remove(path))
 		}
-		errs = append(errs, remove(path))
 	}
 	return errors.Join(errs...)
 }
@@ -347,12 +369,16 @@ func (m *Manager) Remove(uid types.UID) error {
 // Close removes the groups of the classes, if no pod is left, and the root's.
 func (m *Manager) Close() error {
 	var errs []error
-	for _, mount := range m.mounts {
-		for _, path := range []string{"kubepods/burstable", "kubepods/besteffort", "kubepods", ""} {
-			if path == "" && m.opts.Root == "/" {
-				continue
-			}
-			if err := os.Remove(filepath.Join(mount, m.opts.Root, path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	groups := []string{m.group(burstable), m.group(bestEffort), m.group("")}
+	if root := m.path(m.root()...); root != "/" {
+		groups = append(groups, root)
+	}
+	for _, group := range groups {
+		if m.opts.Slices != nil {
+			errs = append(errs, m.opts.Slices.Stop(filepath.Base(group)))
+		}
+		for _, mount := range m.mounts {
+			if err := os.Remove(filepath.Join(mount, group)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				errs = append(errs, err)
 			}
 		}

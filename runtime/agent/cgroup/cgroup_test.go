@@ -3,6 +3,7 @@ package cgroup_test
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
@@ -88,8 +89,71 @@ func TestUnified(t *testing.T) {
 	if pods, err := m.Pods(); err != nil || len(pods) != 1 || pods[0] != "u1" {
 		t.Errorf("pods %v, %v", pods, err)
 	}
+	for _, test := range []struct {
+		milli int64
+		want  string
+	}{{0, "1"}, {1500, "59"}, {1500, "59"}} {
+		if err := m.SetBurstable(test.milli); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(filepath.Join(mount, "q/kubepods/burstable/cpu.weight")); err != nil || string(got) != test.want {
+			t.Errorf("Burstable pods that request %d have the weight %q, %v; want %s", test.milli, got, err, test.want)
+		}
+	}
+	if got := m.OOMFile(m.Parent(p)); got != filepath.Join(mount, m.Parent(p), "memory.events") {
+		t.Errorf("the file of what the kernel ended: %s", got)
+	}
 	if u, err := m.Usage("/q/none"); err == nil {
 		t.Errorf("usage of no group: %+v", u)
+	}
+}
+
+// TestWiden changes a pod's resources on files as version 2 has them: what is more comes at once, what is less with Ensure.
+func TestWiden(t *testing.T) {
+	for name, test := range map[string]struct{ from, to, cpu, memory, cpuAfter, memoryAfter string }{
+		"more":         {"1 2Mi", "2 4Mi", "200000 100000", "4194304", "200000 100000", "4194304"},
+		"less":         {"2 4Mi", "1 2Mi", "200000 100000", "4194304", "100000 100000", "2097152"},
+		"each its way": {"1 4Mi", "2 2Mi", "200000 100000", "4194304", "200000 100000", "2097152"},
+		"no more":      {"1 2Mi", "", "max 100000", "max", "max 100000", "max"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			mount := t.TempDir()
+			if err := os.WriteFile(filepath.Join(mount, "cgroup.controllers"), []byte("cpu memory pids\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			m, err := cgroup.New(cgroup.Options{Mount: mount})
+			if err != nil {
+				t.Fatal(err)
+			}
+			limits := func(text string) *v1.Pod {
+				r := v1.ResourceRequirements{Requests: list("100m", "1Mi")}
+				if cpu, memory, ok := strings.Cut(text, " "); ok {
+					r.Limits = list(cpu, memory)
+				}
+				p := pod(r)
+				p.Status.QOSClass = v1.PodQOSBurstable
+				return p
+			}
+			has := func(when, cpu, memory string) {
+				t.Helper()
+				for file, want := range map[string]string{"cpu.max": cpu, "memory.max": memory} {
+					if got, err := os.ReadFile(filepath.Join(mount, "kubepods/burstable/podu1", file)); err != nil || string(got) != want {
+						t.Errorf("%s: %s is %q, %v; want %s", when, file, got, err, want)
+					}
+				}
+			}
+			if err := m.Ensure(limits(test.from)); err != nil {
+				t.Fatal(err)
+			}
+			if err := m.Widen(limits(test.to)); err != nil {
+				t.Fatal(err)
+			}
+			has("widened", test.cpu, test.memory)
+			if err := m.Ensure(limits(test.to)); err != nil {
+				t.Fatal(err)
+			}
+			has("after", test.cpuAfter, test.memoryAfter)
+		})
 	}
 }
 

@@ -3,59 +3,20 @@
 package logind_test
 
 import (
-	"bufio"
 	"context"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/godbus/dbus/v5"
 	"github.com/godbus/dbus/v5/prop"
 
+	"github.com/quaymaster/quaymaster/runtime/agent/bustest"
 	"github.com/quaymaster/quaymaster/runtime/agent/logind"
 )
-
-// bus is a private one.
-func bus(t *testing.T) string {
-	t.Helper()
-	if _, err := exec.LookPath("dbus-daemon"); err != nil {
-		const hint = "this test needs dbus-daemon: apt-get install dbus"
-		if os.Getenv("QUAYMASTER_REQUIRE_CONTAINERD") != "" { // whoever wants containers has it
-			t.Fatal(hint)
-		}
-		t.Skip(hint)
-	}
-	dir := t.TempDir()
-	config := filepath.Join(dir, "bus.conf")
-	text := `<busconfig><listen>unix:path=` + filepath.Join(dir, "bus") + `</listen><auth>EXTERNAL</auth>
-<policy context="default"><allow send_destination="*"/><allow eavesdrop="true"/><allow own="*"/></policy></busconfig>`
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("dbus-daemon", "--config-file", config, "--nofork", "--print-address")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.TrimSpace(line)
-}
 
 // manager is a login manager, and what of systemd reloads it.
 type manager struct {
@@ -72,11 +33,8 @@ type manager struct {
 
 func newManager(t *testing.T, address string, waits, after time.Duration) *manager {
 	t.Helper()
-	conn, err := dbus.Connect(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close() })
+	conn := bustest.Connect(t, address)
+	var err error
 	m := &manager{t: t, conn: conn, asked: make(chan string, 1), reloads: make(chan string, 1), settled: after}
 	if m.read, m.lock, err = os.Pipe(); err != nil {
 		t.Fatal(err)
@@ -151,7 +109,7 @@ func soon(t *testing.T, what string, c <-chan struct{}) {
 
 // TestMachineWaitsForPods has the machine go: it is heard of, and held up until the lock is released.
 func TestMachineWaitsForPods(t *testing.T) {
-	address := bus(t)
+	address := bustest.Start(t)
 	m := newManager(t, address, time.Minute, 0)
 	settings := filepath.Join(t.TempDir(), "none")
 	l, err := logind.Hold(t.Context(), logind.Options{Address: address, Delay: 30 * time.Second, Settings: settings})
@@ -180,7 +138,7 @@ func TestMachineWaitsForPods(t *testing.T) {
 
 // TestMachineIsToldToWaitLonger has a manager that would wait for 5 s only.
 func TestMachineIsToldToWaitLonger(t *testing.T) {
-	address := bus(t)
+	address := bustest.Start(t)
 	m := newManager(t, address, 5*time.Second, time.Minute)
 	settings := filepath.Join(t.TempDir(), "logind.conf.d")
 	ctx, cancel := context.WithCancel(t.Context())
@@ -200,7 +158,7 @@ func TestMachineIsToldToWaitLonger(t *testing.T) {
 }
 
 func TestHoldFails(t *testing.T) {
-	address := bus(t)
+	address := bustest.Start(t)
 	if _, err := logind.Hold(t.Context(), logind.Options{Address: address, Delay: time.Minute}); err == nil || !strings.Contains(err.Error(), "ask the login manager") {
 		t.Errorf("without a manager: %v", err)
 	}

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -50,7 +49,7 @@ func (c *Collector) Containers(w io.Writer) error {
 		for _, list := range [][]v1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses, pod.Status.EphemeralContainerStatuses} {
 			for _, st := range list {
 				if _, id, ok := strings.Cut(st.ContainerID, "://"); ok && st.State.Running != nil {
-					add(filepath.Join(parent, id), st.Name, st.Image, id)
+					add(c.opts.Cgroups.Container(&pod, id), st.Name, st.Image, id)
 				}
 			}
 		}

@@ -194,7 +194,7 @@ func (c *Collector) pod(pod *v1.Pod, now time.Time, asked map[string]*runtimeapi
 // container reads one's usage from its group below the pod's, or takes the runtime's answer.
 func (c *Collector) container(pod *v1.Pod, id string, asked map[string]*runtimeapi.ContainerStats) (cgroup.Usage, bool) {
 	if c.opts.Cgroups != nil {
-		u, err := c.opts.Cgroups.Usage(filepath.Join(c.opts.Cgroups.Parent(pod), id))
+		u, err := c.opts.Cgroups.Usage(c.opts.Cgroups.Container(pod, id))
 		return u, err == nil
 	}
 	s := asked[id]
