@@ -25,10 +25,10 @@ const (
 
 // untried are the verbs of kubectl without a step, and why.
 var untried = map[string]string{
-	"attach":       "needs a container: runtime/agent/e2e has its protocol",
-	"cp":           "needs a container with tar: runtime/agent/e2e has exec's protocol, with a mebibyte of input",
-	"exec":         "needs a container: runtime/agent/e2e has its protocol",
-	"port-forward": "needs a container: runtime/agent/e2e has its protocol",
+	"attach":       "needs a container: runtime/agent/e2e runs it on one",
+	"cp":           "needs a container: runtime/agent/e2e runs it on one",
+	"exec":         "needs a container: runtime/agent/e2e runs it on one",
+	"port-forward": "needs a container: runtime/agent/e2e runs it on one",
 	"kuberc set":   "writes a file of the client",
 	"kuberc view":  "reads a file of the client",
 }

@@ -7,6 +7,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/utils/ptr"
 
 	"github.com/quaymaster/quaymaster/runtime/agent/fleet"
@@ -24,12 +25,23 @@ func TestShutdown(t *testing.T) {
 	c.phase("app", v1.PodRunning)
 	c.phase("critical", v1.PodRunning)
 	c.phase("done", v1.PodSucceeded)
+	failed := make(chan string, 100) // in their order
+	c.hear("update", func(a clienttesting.Action) {
+		if update, ok := a.(clienttesting.UpdateAction); ok {
+			if p := update.GetObject().(*v1.Pod); p.Status.Phase == v1.PodFailed {
+				failed <- p.Name
+			}
+		}
+	})
 	c.fleet.Agent("n1").Shutdown(t.Context(), time.Minute, 30*time.Second)
 	for _, name := range []string{"app", "critical"} {
 		pod := c.phase(name, v1.PodFailed)
 		if pod.Status.Reason != "Terminated" || pod.Status.Message != "Pod was terminated in response to imminent node shutdown." {
 			t.Errorf("pod %s: %+v", name, pod.Status)
 		}
+	}
+	if first := <-failed; first != "app" {
+		t.Errorf("pod %s ended first: critical ones are to be the last", first)
 	}
 	c.phase("done", v1.PodSucceeded)
 	c.create(podObject("n1", "late", nil))

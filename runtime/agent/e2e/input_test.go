@@ -54,6 +54,9 @@ func TestBadInput(t *testing.T) {
 	if _, err := n.client.CoreV1().ConfigMaps("default").Create(t.Context(), &v1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "m"}, Data: map[string]string{"key": "x"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := n.client.NodeV1().RuntimeClasses().Create(t.Context(), &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: "real"}, Handler: "runc"}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	var names []string
 	create := func(name string, change ...func(*v1.Pod)) {
 		t.Helper()
@@ -95,6 +98,7 @@ func TestBadInput(t *testing.T) {
 	create("onfile", mounted(host(".", v1.HostPathDirectory), "/etc/passwd"))
 	create("link", mounted(host(".", v1.HostPathDirectory), "/x", "link/shadow"))
 	create("handler", func(p *v1.Pod) { p.Spec.RuntimeClassName = ptr("magic") })
+	create("real", func(p *v1.Pod) { p.Spec.RuntimeClassName = ptr("real") })
 	create("classed", func(p *v1.Pod) { p.Spec.RuntimeClassName = ptr("plain") })
 	create("ownusers", func(p *v1.Pod) { p.Spec.HostUsers = ptr(false) })
 	create("badname", func(p *v1.Pod) { p.Spec.Containers[0].Image = "Not An Image" })
@@ -108,6 +112,7 @@ func TestBadInput(t *testing.T) {
 		n.event(fmt.Sprintf("wrong%d", i), "FailedMount", fmt.Sprintf(`MountVolume.SetUp failed for volume "v" : hostPath type check failed: %s is not a %s`, filepath.Join(dir, k.wrong), k.what))
 	}
 	n.phase("classed", v1.PodRunning)
+	n.phase("real", v1.PodRunning)
 	for _, made := range []string{"newdir", "newfile"} {
 		if _, err := os.Stat(filepath.Join(dir, made)); err != nil {
 			t.Error(err)

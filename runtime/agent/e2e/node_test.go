@@ -45,6 +45,7 @@ func onOCI() bool { return os.Getenv("QUAYMASTER_E2E_RUNTIME") == "oci" }
 
 func TestMain(m *testing.M) {
 	becomeShim()
+	becomeKubectl()
 	if address := os.Getenv(backendEnv); address != "" {
 		if err := serve(address); err != nil {
 			fmt.Fprintln(os.Stderr, err)

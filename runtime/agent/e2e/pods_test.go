@@ -86,6 +86,12 @@ func TestPods(t *testing.T) {
 				t.Errorf("%s: %q, %v; want %s", file, got, err, want)
 			}
 		}
+		if file := "/sys/fs/cgroup/cpu" + filepath.Join(n.root, "kubepods", "burstable", "cpu.shares"); !n.cgroups.Unified() {
+			coretest.Eventually(t, "the Burstable pods to weigh what they request", func(context.Context) (bool, error) {
+				got, err := os.ReadFile(file)
+				return strings.TrimSpace(string(got)) == "256", err
+			})
+		}
 		usage, err := n.cgroups.Usage(n.cgroups.Parent(pod))
 		if err != nil || usage.Memory == 0 || usage.WorkingSet == 0 || usage.CPU == 0 || usage.PIDs == 0 || usage.Limit != 64<<20 {
 			t.Errorf("usage %+v, %v", usage, err)
@@ -249,6 +255,26 @@ func TestPods(t *testing.T) {
 		})
 	})
 
+	t.Run("seccomp profiles of the node's", func(t *testing.T) {
+		n := n.in(t)
+		n.write(filepath.Join(n.dir, "seccomp", "nomkdir.json"),
+			`{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}`, 0o600)
+		profile := func(name string) func(*v1.Pod) {
+			return func(p *v1.Pod) {
+				p.Spec.Containers[0].SecurityContext = &v1.SecurityContext{SeccompProfile: &v1.SeccompProfile{Type: v1.SeccompProfileTypeLocalhost, LocalhostProfile: &name}}
+			}
+		}
+		n.create(n.podOf("held", "mkdir /tmp/x 2>&1; touch /tmp/y && echo touched", profile("nomkdir.json")))
+		n.create(n.podOf("noprofile", "true", profile("none.json")))
+		n.phase("held", v1.PodSucceeded)
+		if log := n.log("held", "c"); log != "mkdir: can't create directory '/tmp/x': Operation not permitted\ntouched\n" {
+			t.Errorf("under a profile without mkdir: %q", log)
+		}
+		n.until("noprofile", "does not say that its profile is not there", func(p *v1.Pod) bool {
+			return waiting(p) != nil && strings.HasPrefix(waiting(p).Reason, "CreateContainer") && strings.Contains(waiting(p).Message, filepath.Join(n.dir, "seccomp", "none.json"))
+		})
+	})
+
 	t.Run("deadline", func(t *testing.T) {
 		n := n.in(t)
 		n.create(n.podOf("late", forever, func(p *v1.Pod) { p.Spec.ActiveDeadlineSeconds = ptr(int64(1)) }))
@@ -275,6 +301,6 @@ func TestPods(t *testing.T) {
 		}
 	})
 
-	n.delete("sees", "order", "limited", "host", "resized", "bomb", "forks", "probed", "badhook", "noimage", "never", "noroot", "nomap", "nocommand", "late", "debugged")
+	n.delete("sees", "order", "limited", "host", "resized", "bomb", "forks", "probed", "badhook", "noimage", "never", "noroot", "nomap", "nocommand", "late", "debugged", "held", "noprofile")
 	n.clean()
 }

@@ -211,6 +211,8 @@ func TestStreams(t *testing.T) {
 		n.delete("talks")
 	})
 
+	t.Run("kubectl", func(t *testing.T) { n.in(t).kubectls(t) })
+
 	t.Run("stats", func(t *testing.T) {
 		data, err := client.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/n1/proxy/stats/summary").DoRaw(t.Context())
 		if err != nil {

@@ -27,6 +27,21 @@ func TestVolumes(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(precious, "sub", "file"), []byte("keep\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := n.client.CoreV1().PersistentVolumes().Create(t.Context(), &v1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "local"}, Spec: v1.PersistentVolumeSpec{
+		Capacity: v1.ResourceList{v1.ResourceStorage: resource.MustParse("1Gi")}, AccessModes: []v1.PersistentVolumeAccessMode{v1.ReadWriteOnce},
+		PersistentVolumeSource: v1.PersistentVolumeSource{Local: &v1.LocalVolumeSource{Path: precious}},
+		NodeAffinity: &v1.VolumeNodeAffinity{Required: &v1.NodeSelector{NodeSelectorTerms: []v1.NodeSelectorTerm{{MatchExpressions: []v1.NodeSelectorRequirement{
+			{Key: v1.LabelHostname, Operator: v1.NodeSelectorOpIn, Values: []string{"n1"}},
+		}}}}},
+	}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.client.CoreV1().PersistentVolumeClaims("default").Create(t.Context(), &v1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: "mine"}, Spec: v1.PersistentVolumeClaimSpec{
+		AccessModes: []v1.PersistentVolumeAccessMode{v1.ReadWriteOnce}, VolumeName: "local", StorageClassName: ptr(""),
+		Resources: v1.VolumeResourceRequirements{Requests: v1.ResourceList{v1.ResourceStorage: resource.MustParse("1Gi")}},
+	}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	ref := v1.LocalObjectReference{Name: "m"}
 	volumes := func(p *v1.Pod) {
 		p.Labels = map[string]string{"colour": "blue"}
@@ -37,6 +52,7 @@ func TestVolumes(t *testing.T) {
 			{Name: "memory", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{Medium: v1.StorageMediumMemory, SizeLimit: ptr(resource.MustParse("1Mi"))}}},
 			{Name: "disk", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}},
 			{Name: "host", VolumeSource: v1.VolumeSource{HostPath: &v1.HostPathVolumeSource{Path: precious, Type: ptr(v1.HostPathDirectory)}}},
+			{Name: "claim", VolumeSource: v1.VolumeSource{PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{ClaimName: "mine"}}},
 			{Name: "down", VolumeSource: v1.VolumeSource{DownwardAPI: &v1.DownwardAPIVolumeSource{Items: []v1.DownwardAPIVolumeFile{
 				{Path: "labels", FieldRef: &v1.ObjectFieldSelector{FieldPath: "metadata.labels"}},
 				{Path: "cpu", ResourceFieldRef: &v1.ResourceFieldSelector{ContainerName: "c", Resource: "limits.cpu", Divisor: resource.MustParse("1m")}},
@@ -47,20 +63,21 @@ func TestVolumes(t *testing.T) {
 		c.VolumeMounts = []v1.VolumeMount{
 			{Name: "map", MountPath: "/map"}, {Name: "secret", MountPath: "/secret"}, {Name: "memory", MountPath: "/memory"}, {Name: "disk", MountPath: "/disk"},
 			{Name: "host", MountPath: "/one", SubPath: "sub/file"}, {Name: "host", MountPath: "/sub", SubPath: "sub", ReadOnly: true}, {Name: "down", MountPath: "/down"},
-			{Name: "map", MountPath: "/single", SubPath: "key"},
+			{Name: "map", MountPath: "/single", SubPath: "key"}, {Name: "claim", MountPath: "/claim"},
 		}
 	}
 	n.create(n.podOf("vols", forever, volumes))
 	pod := n.phase("vols", v1.PodRunning)
 	for script, want := range map[string]string{
-		"cat /map/key /map/other /single":                    "onetwoone",
-		"cat /secret/key; stat -c %a:%g -L /secret/key":      "hidden440:2000\n",
-		"grep -c ' /secret tmpfs' /proc/mounts":              "1\n",
-		"grep ' /memory ' /proc/mounts | grep -c size=1024k": "1\n",
-		"echo x > /disk/f; stat -c %g /disk/f":               "2000\n",
-		"cat /one /sub/file; touch /sub/new 2>&1":            "keep\nkeep\ntouch: /sub/new: Read-only file system\n",
-		"cat /down/labels; cat /down/cpu":                    `colour="blue"500`,
-		"touch /map/x 2>&1":                                  "touch: /map/x: Read-only file system\n",
+		"cat /map/key /map/other /single":                              "onetwoone",
+		"cat /secret/key; stat -c %a:%g -L /secret/key":                "hidden440:2000\n",
+		"grep -c ' /secret tmpfs' /proc/mounts":                        "1\n",
+		"grep ' /memory ' /proc/mounts | grep -c size=1024k":           "1\n",
+		"echo x > /disk/f; stat -c %g /disk/f":                         "2000\n",
+		"cat /one /sub/file; touch /sub/new 2>&1":                      "keep\nkeep\ntouch: /sub/new: Read-only file system\n",
+		"cat /down/labels; cat /down/cpu":                              `colour="blue"500`,
+		"cat /claim/sub/file; echo new > /claim/file; cat /claim/file": "keep\nnew\n",
+		"touch /map/x 2>&1":                                            "touch: /map/x: Read-only file system\n",
 		"test -s /var/run/secrets/kubernetes.io/serviceaccount/token && cat /var/run/secrets/kubernetes.io/serviceaccount/namespace": "default",
 	} {
 		if got := n.exec(pod, script); got != want {
@@ -97,7 +114,9 @@ func TestVolumes(t *testing.T) {
 	n.event("nomount", "FailedMount", `MountVolume.SetUp failed for volume "v" : hostPath type check failed: `+precious+` is not a socket file`)
 	n.delete("escape", "nomount")
 	n.clean()
-	if data, err := os.ReadFile(filepath.Join(precious, "sub", "file")); err != nil || string(data) != "keep\n" {
-		t.Errorf("a host's file after its pods: %q, %v", data, err)
+	for file, want := range map[string]string{"sub/file": "keep\n", "file": "new\n"} {
+		if data, err := os.ReadFile(filepath.Join(precious, file)); err != nil || string(data) != want {
+			t.Errorf("a host's file %s after its pods: %q, %v", file, data, err)
+		}
 	}
 }
