@@ -132,6 +132,7 @@ type Agent struct {
 	starts, startErrors atomic.Uint64
 
 	admission sync.Mutex // one pod at a time is taken to the node
+	weighing  sync.Mutex // one sum of what Burstable pods request at a time; taken before mu
 
 	mu        sync.Mutex
 	pods      map[types.UID]*pod

@@ -7,7 +7,6 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-	requests "k8s.io/component-helpers/resource"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/quaymaster/quaymaster/runtime/agent/cgroup"
@@ -46,13 +45,14 @@ func (a *Agent) weigh() {
 	if h == nil || h.Cgroups == nil {
 		return
 	}
+	a.weighing.Lock() // an older sum does not overtake a newer one
+	defer a.weighing.Unlock()
 	milli := int64(0)
 	a.mu.Lock()
 	for _, p := range a.pods {
 		p.mu.Lock()
-		if cgroup.Class(p.api) == v1.PodQOSBurstable && p.taken && !p.ended {
-			sum := requests.PodRequests(p.api, requests.PodResourcesOptions{})
-			milli += sum.Cpu().MilliValue()
+		if p.taken && !p.ended && cgroup.Class(p.api) == v1.PodQOSBurstable {
+			milli += p.need.CPU
 		}
 		p.mu.Unlock()
 	}

@@ -19,8 +19,6 @@ import (
 	"k8s.io/component-base/cli"
 	"k8s.io/kubectl/pkg/cmd"
 	"k8s.io/kubectl/pkg/cmd/util"
-
-	"github.com/quaymaster/quaymaster/core/coretest"
 )
 
 // kubectlEnv makes the test binary upstream's kubectl.
@@ -99,7 +97,7 @@ func (n *node) kubectls(t *testing.T) {
 	if out, err := run("", "logs", "web", "-c", "look", "--tail", "1"); err != nil || strings.Count(out, "\n") != 1 {
 		t.Errorf("the last line of the log: %q, %v", out, err)
 	}
-	coretest.Eventually(t, "kubectl top to show node and pod", func(context.Context) (bool, error) {
+	eventually(t, "kubectl top to show node and pod", func(context.Context) (bool, error) {
 		node, err1 := run("", "top", "node", "n1")
 		pod, err2 := run("", "top", "pod", "web")
 		return err1 == nil && err2 == nil && strings.Contains(node, "n1 ") && strings.Contains(pod, "web "), nil

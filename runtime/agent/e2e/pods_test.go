@@ -87,7 +87,7 @@ func TestPods(t *testing.T) {
 			}
 		}
 		if file := "/sys/fs/cgroup/cpu" + filepath.Join(n.root, "kubepods", "burstable", "cpu.shares"); !n.cgroups.Unified() {
-			coretest.Eventually(t, "the Burstable pods to weigh what they request", func(context.Context) (bool, error) {
+			eventually(t, "the Burstable pods to weigh what they request", func(context.Context) (bool, error) {
 				got, err := os.ReadFile(file)
 				return strings.TrimSpace(string(got)) == "256", err
 			})
