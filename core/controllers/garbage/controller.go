@@ -260,7 +260,7 @@ func (c *Controller) deleteWith(ctx context.Context, key Key, options metav1.Del
 
 func (c *Controller) orphan(ctx context.Context, key Key, o metav1.Object) error {
 	dependents := c.graph.dependents(key.UID)
-	if err := loop.Each(len(dependents), func(i int) error {
+	if err := loop.Each(ctx, len(dependents), func(i int) error {
 		d := dependents[i].Key
 		if err := c.unlink(ctx, d, key.UID); err != nil && !apierrors.IsNotFound(err) {
 			return fmt.Errorf("orphan %s %s: %w", d.GroupResource(), d.NamespacedName, err)

@@ -203,7 +203,7 @@ func (c *Controller) carryOut(ctx context.Context, job *batchv1.Job, plan Plan) 
 
 // strip takes the finalizer from the pods; those that are gone are no error.
 func (c *Controller) strip(ctx context.Context, released []*corev1.Pod) error {
-	return loop.Each(len(released), func(i int) error { return c.stripOne(ctx, released[i]) })
+	return loop.Each(ctx, len(released), func(i int) error { return c.stripOne(ctx, released[i]) })
 }
 
 func (c *Controller) stripOne(ctx context.Context, pod *corev1.Pod) error {

@@ -1,14 +1,18 @@
 package loop
 
-import "sync"
+import (
+	"context"
+	"sync"
+)
 
 // parallel bounds the writes in flight: enough that the store can put many into
 // one flush, few enough that a burst does not starve other clients.
 const parallel = 128
 
 // Each calls f with 0 to n-1, many at a time, whatever fails, and returns the
-// first error when all have returned.
-func Each(n int, f func(int) error) error {
+// first error when all have returned. Once the context has ended it calls f no
+// more, and what it left is an error.
+func Each(ctx context.Context, n int, f func(int) error) error {
 	var (
 		working sync.WaitGroup
 		mu      sync.Mutex
@@ -20,6 +24,12 @@ func Each(n int, f func(int) error) error {
 			mu.Lock()
 			defer mu.Unlock()
 			for next < n {
+				if err := ctx.Err(); err != nil {
+					if first == nil {
+						first = err
+					}
+					return
+				}
 				i := next
 				next++
 				mu.Unlock()

@@ -106,7 +106,7 @@ func TestHandler(t *testing.T) {
 func TestEach(t *testing.T) {
 	var calls [1000]atomic.Int64
 	failure := errors.New("no")
-	err := Each(len(calls), func(i int) error {
+	err := Each(t.Context(), len(calls), func(i int) error {
 		calls[i].Add(1)
 		if i%7 == 3 {
 			return failure
@@ -121,8 +121,18 @@ func TestEach(t *testing.T) {
 			t.Errorf("%d was called %d times", i, n)
 		}
 	}
-	if err := Each(0, func(int) error { return failure }); err != nil {
+	if err := Each(t.Context(), 0, func(int) error { return failure }); err != nil {
 		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var begun atomic.Int64
+	err = Each(ctx, 100_000, func(int) error {
+		begun.Add(1)
+		cancel()
+		return nil
+	})
+	if n := begun.Load(); !errors.Is(err, context.Canceled) || n > parallel {
+		t.Errorf("%d calls in all of a context that ended with the first, error %v", n, err)
 	}
 }
 

@@ -144,7 +144,7 @@ func (c *Controller) pass(ctx context.Context) {
 	}
 	s.Gone = c.gone(ctx, s)
 	removals := Decide(s)
-	if err := loop.Each(len(removals), func(i int) error { return c.remove(ctx, removals[i]) }); err != nil && ctx.Err() == nil {
+	if err := loop.Each(ctx, len(removals), func(i int) error { return c.remove(ctx, removals[i]) }); err != nil && ctx.Err() == nil {
 		c.env.Logger.WarnContext(ctx, "pods not removed; the next pass tries again", "error", err)
 	}
 }

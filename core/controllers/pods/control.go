@@ -55,7 +55,7 @@ const told = 30
 // all succeed: what fails for one mostly fails for all, such as a quota. It
 // returns the first error; a namespace that is being terminated is none.
 func (w *Writer) Create(ctx context.Context, controller runtime.Object, uid types.UID, n int, next func(i int) *corev1.Pod) error {
-	return Batch(n, func(i int) error {
+	return Batch(ctx, n, func(i int) error {
 		pod := next(i)
 		name := pod.Name
 		w.Expected.Create(uid, name)
@@ -85,7 +85,7 @@ func (w *Writer) Create(ctx context.Context, controller runtime.Object, uid type
 // Delete deletes the pods, all of which it tries, and returns the first error.
 // Pods that are gone are no error.
 func (w *Writer) Delete(ctx context.Context, controller runtime.Object, uid types.UID, pods []*corev1.Pod) error {
-	return loop.Each(len(pods), func(i int) error {
+	return loop.Each(ctx, len(pods), func(i int) error {
 		pod := pods[i]
 		w.Expected.Delete(uid, pod.UID)
 		err := w.Control.Delete(ctx, pod.Namespace, pod.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &pod.UID}})
@@ -107,10 +107,10 @@ func (w *Writer) Delete(ctx context.Context, controller runtime.Object, uid type
 
 // Batch calls f with 0 to n-1 in batches of 1, 2, 4 …, each in parallel and
 // only if the one before had no error.
-func Batch(n int, f func(int) error) error {
+func Batch(ctx context.Context, n int, f func(int) error) error {
 	for done, size := 0, 1; done < n; done, size = done+size, 2*size {
 		size = min(size, n-done)
-		if err := loop.Each(size, func(i int) error { return f(done + i) }); err != nil {
+		if err := loop.Each(ctx, size, func(i int) error { return f(done + i) }); err != nil {
 			return err
 		}
 	}

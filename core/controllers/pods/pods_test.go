@@ -102,12 +102,12 @@ func TestExpectations(t *testing.T) {
 
 func TestBatch(t *testing.T) {
 	var calls atomic.Int64
-	if err := Batch(1000, func(int) error { calls.Add(1); return nil }); err != nil || calls.Load() != 1000 {
+	if err := Batch(t.Context(), 1000, func(int) error { calls.Add(1); return nil }); err != nil || calls.Load() != 1000 {
 		t.Errorf("%d calls, %v", calls.Load(), err)
 	}
 	calls.Store(0)
 	failure := errors.New("no")
-	err := Batch(1000, func(i int) error {
+	err := Batch(t.Context(), 1000, func(i int) error {
 		calls.Add(1)
 		if i == 5 {
 			return failure
@@ -117,7 +117,7 @@ func TestBatch(t *testing.T) {
 	if !errors.Is(err, failure) || calls.Load() != 7 { // 1, 2 and 4
 		t.Errorf("%d calls, %v", calls.Load(), err)
 	}
-	if err := Batch(0, func(int) error { return failure }); err != nil {
+	if err := Batch(t.Context(), 0, func(int) error { return failure }); err != nil {
 		t.Error(err)
 	}
 }

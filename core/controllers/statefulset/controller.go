@@ -208,7 +208,7 @@ func (c *Controller) carryOut(ctx context.Context, set *appsv1.StatefulSet, plan
 			return fmt.Errorf("could not update claim %s for delete policy ownerRefs: %w", claim.Name, err)
 		}
 	}
-	if err := pods.Batch(len(plan.Create), func(i int) error { return c.create(ctx, set, plan.Create[i]) }); err != nil {
+	if err := pods.Batch(ctx, len(plan.Create), func(i int) error { return c.create(ctx, set, plan.Create[i]) }); err != nil {
 		return err
 	}
 	for _, pod := range plan.Update {
@@ -218,7 +218,7 @@ func (c *Controller) carryOut(ctx context.Context, set *appsv1.StatefulSet, plan
 			return err
 		}
 	}
-	if err := loop.Each(len(plan.Delete), func(i int) error { return c.delete(ctx, set, plan.Delete[i]) }); err != nil {
+	if err := loop.Each(ctx, len(plan.Delete), func(i int) error { return c.delete(ctx, set, plan.Delete[i]) }); err != nil {
 		return err
 	}
 	if plan.Held != "" {
