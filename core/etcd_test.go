@@ -57,7 +57,7 @@ func start(t testing.TB, options core.Options) *core.Engine {
 	e := coretest.Start(t, options)
 	select {
 	case <-e.Leading():
-	case <-time.After(time.Minute):
+	case <-time.After(3 * time.Minute):
 		t.Fatal("the engine does not lead")
 	}
 	return e
@@ -261,7 +261,7 @@ func TestHandover(t *testing.T) {
 	closed(t, one)
 	select {
 	case <-two.Leading():
-	case <-time.After(time.Minute):
+	case <-time.After(3 * time.Minute):
 		t.Fatal("nobody leads")
 	}
 	t.Logf("handed over in %s", time.Since(begin))

@@ -31,7 +31,7 @@ func forked(t testing.TB, e *core.Engine, moment core.Moment, options core.Optio
 
 func closed(t testing.TB, e *core.Engine) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	if err := e.Close(ctx); err != nil {
 		t.Error(err)
@@ -174,7 +174,7 @@ func TestForksLeaveNothing(t *testing.T) {
 	closed(t, e)
 	select {
 	case <-f.Done():
-	case <-time.After(time.Minute):
+	case <-time.After(3 * time.Minute):
 		t.Fatal("the fork outlived its engine")
 	}
 	if _, err := f.Client().CoreV1().ConfigMaps("default").Get(t.Context(), "a", metav1.GetOptions{}); err == nil {

@@ -19,6 +19,10 @@ import (
 	"github.com/quaymaster/quaymaster/core"
 )
 
+// patience is how long a test waits for what must happen: with the race detector, on a machine that is busy with much
+// else, a module of Go alone takes a minute to compile.
+const patience = 3 * time.Minute
+
 // Start makes an engine, waits until it is ready, and synced unless it shares an
 // etcd, and closes it at the end of the test: what the test cleans up after
 // Start still finds it. Whatever fails, in its start, its life or its end, fails the test.
@@ -29,7 +33,7 @@ func Start(t testing.TB, options core.Options) *core.Engine {
 		t.Fatalf("new engine: %v", err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if err := engine.Close(ctx); err != nil {
 			t.Errorf("close the engine: %v", err)
@@ -42,24 +46,24 @@ func Start(t testing.TB, options core.Options) *core.Engine {
 	if options.Etcd == nil { // of those that share an etcd one leads
 		moments["synced"] = engine.Synced()
 	}
-	deadline := time.After(time.Minute)
+	deadline := time.After(patience)
 	for what, moment := range moments {
 		select {
 		case <-moment:
 		case <-engine.Done():
 			t.Fatalf("the engine ended before it was %s: %v", what, engine.Close(t.Context()))
 		case <-deadline:
-			t.Fatalf("the engine was not %s within a minute", what)
+			t.Fatalf("the engine was not %s within %v", what, patience)
 		}
 	}
 	return engine
 }
 
 // Eventually repeats check until it returns true and fails the test when it
-// returns an error, or when a minute has passed.
+// returns an error, or when three minutes have passed.
 func Eventually(t testing.TB, what string, check func(context.Context) (bool, error)) {
 	t.Helper()
-	err := wait.PollUntilContextTimeout(t.Context(), 5*time.Millisecond, time.Minute, true, check)
+	err := wait.PollUntilContextTimeout(t.Context(), 5*time.Millisecond, patience, true, check)
 	if err != nil {
 		t.Fatalf("waiting for %s: %v", what, err)
 	}
