@@ -3,6 +3,7 @@ package core_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -10,9 +11,11 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/quaymaster/quaymaster/core"
+	decisionv1alpha1 "github.com/quaymaster/quaymaster/core/api/decision/v1alpha1"
 	"github.com/quaymaster/quaymaster/core/coretest"
 )
 
@@ -31,6 +34,30 @@ func admitted(t *testing.T, e *core.Engine, pod *corev1.Pod) {
 		}
 		return err == nil, err
 	})
+}
+
+// foreseen creates the pod behind a gate, once the service account is there, and waits
+// until the scheduler would decide as it must: until it knows the nodes, the profile
+// and the policies.
+func foreseen(t *testing.T, e *core.Engine, pod *corev1.Pod, holds func(*decisionv1alpha1.Decision) bool) {
+	t.Helper()
+	pod.Spec.SchedulingGates = []corev1.PodSchedulingGate{{Name: "example.com/wait"}}
+	admitted(t, e, pod)
+	coretest.Eventually(t, "the scheduler to know what it needs for "+pod.Name, func(ctx context.Context) (bool, error) {
+		d, err := e.API().Decisions("default").Get(ctx, pod.Name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) || err != nil && strings.Contains(err.Error(), "policy is not loaded") {
+			return false, nil
+		}
+		return err == nil && holds(d), err
+	})
+}
+
+// open lets a pod of foreseen be scheduled.
+func open(t *testing.T, e *core.Engine, name string) {
+	t.Helper()
+	if _, err := e.Client().CoreV1().Pods("default").Patch(t.Context(), name, types.MergePatchType, []byte(`{"spec":{"schedulingGates":null}}`), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Pods of a gang run together or not at all, through the API and the store.

@@ -6,16 +6,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/quaymaster/quaymaster/core"
+	decisionv1alpha1 "github.com/quaymaster/quaymaster/core/api/decision/v1alpha1"
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
 	"github.com/quaymaster/quaymaster/core/coretest"
 	"github.com/quaymaster/quaymaster/policies/author"
@@ -78,10 +77,11 @@ func TestFromTemplateToScheduler(t *testing.T) {
 			}
 			e := coretest.Start(t, core.Options{PolicyDir: watched, Nodes: core.Nodes("node", 2)})
 			label := []byte(`{"metadata":{"labels":{"team":"red"}}}`)
-			nodes, err := e.Client().CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
-			if err != nil || len(nodes.Items) != 2 {
-				t.Fatalf("%d nodes, %v", len(nodes.Items), err)
-			}
+			var nodes *corev1.NodeList
+			coretest.Eventually(t, "both nodes to join", func(ctx context.Context) (bool, error) {
+				nodes, err = e.Client().CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+				return err == nil && len(nodes.Items) == 2, err
+			})
 			red, free := nodes.Items[0].Name, nodes.Items[1].Name
 			if _, err := e.Client().CoreV1().Nodes().Patch(t.Context(), red, types.MergePatchType, label, metav1.PatchOptions{}); err != nil {
 				t.Fatal(err)
@@ -89,22 +89,12 @@ func TestFromTemplateToScheduler(t *testing.T) {
 			pods := e.Client().CoreV1().Pods("default")
 			for name, want := range map[string]string{"red": red, "blue": free} {
 				pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"team": name}},
-					Spec: corev1.PodSpec{SchedulingGates: []corev1.PodSchedulingGate{{Name: "example.com/wait"}}, Containers: []corev1.Container{{Name: "c", Image: "web"}}}}
-				if _, err := pods.Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
-					t.Fatal(err)
-				}
+					Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "web"}}}}
 				// The gate opens when the scheduler knows of both nodes, the label and the policy.
-				coretest.Eventually(t, "the scheduler knows all", func(ctx context.Context) (bool, error) {
-					d, err := e.API().Decisions("default").Get(ctx, name, metav1.GetOptions{})
-					if apierrors.IsNotFound(err) || err != nil && strings.Contains(err.Error(), "policy is not loaded") {
-						return false, nil
-					}
-					return err == nil && d.Node == want && len(d.Nodes) == 2 && len(d.Policies) == 1, err
+				foreseen(t, e, pod, func(d *decisionv1alpha1.Decision) bool {
+					return d.Node == want && len(d.Nodes) == 2 && len(d.Policies) == 1
 				})
-				open := []byte(`{"spec":{"schedulingGates":null}}`)
-				if _, err := pods.Patch(t.Context(), name, types.MergePatchType, open, metav1.PatchOptions{}); err != nil {
-					t.Fatal(err)
-				}
+				open(t, e, name)
 				coretest.Eventually(t, "the pod is bound", func(ctx context.Context) (bool, error) {
 					pod, err = pods.Get(ctx, name, metav1.GetOptions{})
 					return err == nil && pod.Spec.NodeName != "", err

@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/quaymaster/quaymaster/core"
+	decisionv1alpha1 "github.com/quaymaster/quaymaster/core/api/decision/v1alpha1"
 	"github.com/quaymaster/quaymaster/core/coretest"
 	"github.com/quaymaster/quaymaster/runtime/agent"
 	"github.com/quaymaster/quaymaster/runtime/agent/fleet"
@@ -65,12 +66,9 @@ func TestBrokenNodeIsNoMagnet(t *testing.T) {
 	}}, "broken")
 	joinFleet(t, client, fleet.Options{}, "fine")
 
-	create := func(name, node string, change ...func(*corev1.Pod)) {
+	create := func(name, node string) {
 		t.Helper()
 		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "c", Image: "app"}}}}
-		for _, f := range change {
-			f(pod)
-		}
 		coretest.Eventually(t, "the creation of pod "+name, func(ctx context.Context) (bool, error) {
 			_, err := client.CoreV1().Pods("default").Create(ctx, pod, metav1.CreateOptions{})
 			return err == nil, nil
@@ -124,7 +122,10 @@ func TestBrokenNodeIsNoMagnet(t *testing.T) {
 		create(fmt.Sprint("worse", i), "broken")
 	}
 	taint(corev1.TaintEffectNoSchedule, "no space for sandboxes")
-	create("insists", "", func(p *corev1.Pod) { p.Spec.NodeSelector = map[string]string{corev1.LabelHostname: "broken"} })
+	insists := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "insists"}, Spec: corev1.PodSpec{
+		NodeSelector: map[string]string{corev1.LabelHostname: "broken"}, Containers: []corev1.Container{{Name: "c", Image: "app"}}}}
+	foreseen(t, e, insists, func(d *decisionv1alpha1.Decision) bool { return d.Node == "" && len(d.Nodes) == 2 })
+	open(t, e, "insists")
 	coretest.Eventually(t, "the pod to say why it goes nowhere", func(ctx context.Context) (bool, error) {
 		pod, err := client.CoreV1().Pods("default").Get(ctx, "insists", metav1.GetOptions{})
 		if err != nil {

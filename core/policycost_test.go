@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/quaymaster/quaymaster/core"
+	decisionv1alpha1 "github.com/quaymaster/quaymaster/core/api/decision/v1alpha1"
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
 	"github.com/quaymaster/quaymaster/core/coretest"
 	plugins "github.com/quaymaster/quaymaster/wasm-plugins"
@@ -92,9 +93,8 @@ func TestPolicyCostEndToEnd(t *testing.T) {
 	})
 	pods := e.Client().CoreV1().Pods("default")
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "web"}}}}
-	if _, err := pods.Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	foreseen(t, e, pod, func(d *decisionv1alpha1.Decision) bool { return d.Node != "" && len(d.Policies) == 1 })
+	open(t, e, "web")
 	coretest.Eventually(t, "the pod is bound", func(ctx context.Context) (bool, error) {
 		p, err := pods.Get(ctx, "web", metav1.GetOptions{})
 		return err == nil && p.Spec.NodeName != "", err

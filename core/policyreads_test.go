@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/quaymaster/quaymaster/core"
+	decisionv1alpha1 "github.com/quaymaster/quaymaster/core/api/decision/v1alpha1"
 	"github.com/quaymaster/quaymaster/core/coretest"
 )
 
@@ -72,10 +73,11 @@ func TestPolicyReadsTheStore(t *testing.T) {
 		}
 	}
 	e := coretest.Start(t, core.Options{PolicyDir: dir, Nodes: core.Nodes("node", 2)})
-	nodes, err := e.Client().CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
-	if err != nil || len(nodes.Items) != 2 {
-		t.Fatalf("%d nodes, %v", len(nodes.Items), err)
-	}
+	var nodes *corev1.NodeList
+	coretest.Eventually(t, "both nodes to join", func(ctx context.Context) (_ bool, err error) {
+		nodes, err = e.Client().CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+		return err == nil && len(nodes.Items) == 2, err
+	})
 	maps, pods := e.Client().CoreV1().ConfigMaps("default"), e.Client().CoreV1().Pods("default")
 	put := func(ctx context.Context, name string, data map[string]string) error {
 		m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: data}
@@ -104,6 +106,12 @@ func TestPolicyReadsTheStore(t *testing.T) {
 		return err == nil && p.Status.ActiveGeneration > 0, err
 	})
 
+	if err := put(t.Context(), "gate", map[string]string{"node": nodes.Items[0].Name}); err != nil {
+		t.Fatal(err)
+	}
+	foreseen(t, e, pod("probe", nil), func(d *decisionv1alpha1.Decision) bool {
+		return d.Node == nodes.Items[0].Name && len(d.Nodes) == 2 && len(d.Policies) == 1
+	})
 	for i, node := range append(nodes.Items, nodes.Items...) {
 		if err := put(t.Context(), "gate", map[string]string{"closed": "true", "node": node.Name}); err != nil {
 			t.Fatal(err)

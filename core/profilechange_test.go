@@ -108,6 +108,7 @@ func TestProfileChangesLive(t *testing.T) {
 			create(fmt.Sprint("probe", probes))
 		}
 	}
+	admitted(t, e, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "first"}, Spec: corev1.PodSpec{SchedulerName: "nobody", Containers: []corev1.Container{{Name: "c", Image: "web:1"}}}})
 	create("probe0")
 	inForce(0)
 	var makers sync.WaitGroup

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/quaymaster/quaymaster/core"
+	decisionv1alpha1 "github.com/quaymaster/quaymaster/core/api/decision/v1alpha1"
 	"github.com/quaymaster/quaymaster/core/coretest"
 	"github.com/quaymaster/quaymaster/policies/rego/regotest"
 )
@@ -131,6 +133,11 @@ func TestRegoOnTheServer(t *testing.T) {
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "web"}}}}
 		return pods.Create(t.Context(), p, metav1.CreateOptions{})
 	}
+	probe := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "probe", Labels: map[string]string{"team": "red"}}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "web"}}}}
+	red := []string{nodes[0].Name, nodes[2].Name}
+	foreseen(t, e, probe, func(d *decisionv1alpha1.Decision) bool {
+		return slices.Contains(red, d.Node) && slices.Contains(red, d.RunnerUp) && len(d.Nodes) == len(nodes)
+	})
 	if _, err := create("green", map[string]string{"team": "green"}); err == nil || !strings.Contains(err.Error(), "no such team: green") {
 		t.Errorf("an unknown team: %v", err)
 	}

@@ -2,6 +2,7 @@ package core_test
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"testing"
 
@@ -65,10 +66,14 @@ func TestPreemption(t *testing.T) {
 	create(asking("victim", "low", "1"))
 	running("victim")
 	create(asking("urgent", "high", "1500m"))
-	running("urgent")
-	if pod, err := pods.Get(t.Context(), "victim", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
-		t.Errorf("the victim is still there: %v, %v", pod, err)
-	}
+	running("urgent") // when the victim has ended, and maybe before it is deleted
+	coretest.Eventually(t, "the end of the victim", func(ctx context.Context) (bool, error) {
+		pod, err := pods.Get(ctx, "victim", metav1.GetOptions{})
+		if err == nil && pod.DeletionTimestamp == nil {
+			return false, errors.New("it is not being deleted")
+		}
+		return apierrors.IsNotFound(err), nil
+	})
 	running("kept")
 }
 

@@ -18,7 +18,7 @@ func TestNobodyChangesWhatInformersShare(t *testing.T) {
 		t.Skip("this is that process")
 	}
 	tests := []string{"TestPreemption", "TestGang", "TestClaimIsToldTheNode", "TestHousekeeping", "TestReadyThenSynced", "TestDataOutlivesTheEngine"}
-	command := exec.Command(os.Args[0], "-test.run", "^("+strings.Join(tests, "|")+")$", "-test.v", "-test.timeout", "5m")
+	command := exec.Command(os.Args[0], "-test.run", "^("+strings.Join(tests, "|")+")$", "-test.v", "-test.timeout", "15m")
 	command.Env = append(os.Environ(), detector+"=true")
 	output, err := command.CombinedOutput()
 	if passed := strings.Count(string(output), "\n--- PASS: "); err != nil || passed != len(tests) {
