@@ -121,7 +121,7 @@ func fragile(comment string) string {
 func TestRollbackInProbation(t *testing.T) {
 	c := start(t, false)
 	p := newPolicy("p", policyv1alpha1.PolicySource{Rego: regoSource("good")})
-	p.Spec.Limits.Deadline = &metav1.Duration{Duration: 50 * time.Millisecond}
+	p.Spec.Limits.Deadline = &metav1.Duration{Duration: 500 * time.Millisecond} // enough for the good version on a busy machine
 	c.create(p)
 	c.settled("p", regoSource("good"), 1)
 	c.update("p", func(p *policyv1alpha1.Policy) { p.Spec.Source.Rego = fragile("new") })
