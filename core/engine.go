@@ -47,6 +47,9 @@ func New(options Options) (*Engine, error) {
 	if err := options.complete(); err != nil {
 		return nil, err
 	}
+	if err := checkGates(); err != nil {
+		return nil, err
+	}
 	p, err := open(&options)
 	if err != nil {
 		return nil, err

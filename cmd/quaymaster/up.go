@@ -49,7 +49,7 @@ func (f *serverFlags) add(command *cobra.Command) {
 	flags.StringSliceVar(&f.api.WatchCache, "watch-cache", nil, "resources with upstream's watch cache, as widgets.example.com: for those that a hundred clients watch whole")
 	flags.StringSliceVar(&f.api.EnableAdmission, "enable-admission-plugins", nil, "upstream's admission plugins that are off by default: "+strings.Join(core.MoreAdmissionPlugins(), ", "))
 	flags.StringSliceVar(&f.api.DisableAdmission, "disable-admission-plugins", nil, "admission plugins that are not to be in force")
-	flags.StringVar(&f.featureGates, "feature-gates", "", "upstream's feature gates of its API libraries, as CBORServingAndStorage=true")
+	flags.StringVar(&f.featureGates, "feature-gates", "", "upstream's feature gates of its API libraries and of the workload API, as CBORServingAndStorage=true; those of its kubelet, scheduler and controllers have no effect")
 	flags.StringVar(&f.storeKey, "store-key", "", "file with the key that the store is encrypted with; made with a new store (see quaymaster store)")
 	flags.StringSliceVar(&f.etcd.Endpoints, "etcd-servers", nil, "keep the objects in this etcd (https://HOST:2379,…) and not below --data; several servers may share one, and one of them leads")
 	flags.StringVar(&f.etcd.CAFile, "etcd-cafile", "", "authority of etcd's certificates (PEM)")
