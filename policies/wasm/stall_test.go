@@ -95,8 +95,7 @@ func BenchmarkStall(b *testing.B) {
 // A guest never keeps its thread for 5 ms, whatever it does: it comes to a place
 // where Go can stop it or give the processor to others. In the time of the
 // thread, which others do not use; but they use its caches and memory, which
-// chases wait for and recursion copies: hence four times as long. Without a stop
-// it would be a hundred times.
+// chases wait for and recursion copies: hence four times as long.
 func TestGuestsStopOften(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
