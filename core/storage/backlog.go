@@ -29,6 +29,7 @@ type backlog struct {
 	done   uint64     // everything up to this record is in Badger
 	failed error
 	spare  []*pending
+	since  int // bytes since Badger's tables were unmapped
 }
 
 func newBacklog(s *Store) *backlog {
@@ -93,6 +94,7 @@ func (b *backlog) move() error {
 	}
 	b.mu.Lock()
 	changes, marks, last := b.changes, b.marks, b.last
+	b.since += b.bytes
 	b.changes, b.marks, b.bytes = b.spare, nil, 0
 	b.mu.Unlock()
 	if len(changes) > 0 {
@@ -105,6 +107,10 @@ func (b *backlog) move() error {
 			c.entry.stored(c.rev)
 		}
 		b.s.mu.Unlock()
+	}
+	if b.since >= memTable/2 { // there may be a new one, or a merge
+		b.s.disk.unmap()
+		b.since = 0
 	}
 	clear(changes)
 	b.spare, b.done = changes[:0], last

@@ -196,6 +196,7 @@ func Open(opts Options) (*Store, error) {
 			s.disk.close(false)
 			return nil, fmt.Errorf("storage: load %s: %w", opts.Dir, err)
 		}
+		s.disk.unmap()
 	}
 	s.start()
 	return s, nil
