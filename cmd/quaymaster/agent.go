@@ -17,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/quaymaster/quaymaster/core/api"
+	"github.com/quaymaster/quaymaster/core/resident"
 	"github.com/quaymaster/quaymaster/runtime/agent"
 	"github.com/quaymaster/quaymaster/runtime/agent/cgroup"
 	"github.com/quaymaster/quaymaster/runtime/agent/eviction"
@@ -274,7 +275,7 @@ func (f *agentFlags) once(cmd *cobra.Command) (err error) {
 		Labels: runtime.withLabels(f.labels), Taints: taints, Unregistered: !f.register, Capacity: runtime.capacity, Containers: containers, Version: api.Version(version),
 		Joined: func() {
 			fmt.Fprintf(cmd.OutOrStdout(), "ready: node %s has joined %s\n", f.name, f.server)
-			go staySmall(ctx)
+			go resident.Node(ctx)
 		},
 		Logger: log,
 	})

@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/quaymaster/quaymaster/core/coretest"
+	"github.com/quaymaster/quaymaster/core/resident"
 	"github.com/quaymaster/quaymaster/examples/hello"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd/containerdtest"
 )
@@ -50,7 +51,7 @@ func BenchmarkAgentAtRest(b *testing.B) {
 			processes["backend"] = pid
 		}
 	}
-	time.Sleep(3 * settling) // it gives back what the start took
+	time.Sleep(3 * resident.Settling) // it gives back what the start took
 	for b.Loop() {
 		atRest(b, processes, 0)
 		var names []string

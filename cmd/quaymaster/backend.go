@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 	"os"
 
 	"github.com/spf13/cobra"
 
+	"github.com/quaymaster/quaymaster/core/resident"
 	"github.com/quaymaster/quaymaster/runtime/cni/gate"
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd"
 	"github.com/quaymaster/quaymaster/runtime/cri/oci"
@@ -77,6 +79,14 @@ func newBackend() *cobra.Command {
 		},
 	)
 	return command
+}
+
+// small keeps the process so while it serves.
+func small(serve func() error) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go resident.Node(ctx)
+	return serve()
 }
 
 // serveRuntime serves a runtime to the agent that started this process.

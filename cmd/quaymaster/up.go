@@ -15,6 +15,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/quaymaster/quaymaster/core"
+	"github.com/quaymaster/quaymaster/core/resident"
 )
 
 // serverFlags are those of `up` and `server`.
@@ -222,7 +223,7 @@ func serve(ctx context.Context, cmd *cobra.Command, options core.Options) (err e
 	defer settled.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	settled.Go(func() { settle(ctx) })
+	settled.Go(func() { resident.Server(ctx) })
 	settled.Go(func() {
 		keepFiles(ctx, engine, options.DataDir, changed, func(err error) {
 			options.Logger.Error("the kubeconfig and the join token are not up to date", "error", err)

@@ -23,6 +23,7 @@ import (
 
 	"github.com/quaymaster/quaymaster/bench/race/work"
 	"github.com/quaymaster/quaymaster/core"
+	"github.com/quaymaster/quaymaster/core/resident"
 )
 
 // renewEvery keeps the nodes, which have no agent, from being taken for dead.
@@ -72,6 +73,7 @@ func run(ctx context.Context, dir, profile string) (err error) {
 		defer close(done)
 		renew(ctx, e.Client())
 	}()
+	go resident.Server(ctx) // as the server's own program does
 	defer func() { cancel(); <-done }()
 	fmt.Println(file)
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
