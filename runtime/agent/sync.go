@@ -157,6 +157,9 @@ func (p *pod) report(ctx context.Context, terminal bool) error {
 func (p *pod) stored(obj *v1.Pod) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if obj.ResourceVersion == p.api.ResourceVersion && obj.ResourceVersion != "" {
+		return // the source was here before
+	}
 	if older(obj.ResourceVersion, p.api.ResourceVersion) || p.api.DeletionTimestamp != nil && obj.DeletionTimestamp == nil {
 		return // a deletion is not taken back, by an answer without a version either
 	}

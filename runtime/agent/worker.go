@@ -91,7 +91,11 @@ func (p *pod) set(obj *v1.Pod) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old := p.api
-	if obj.ResourceVersion == old.ResourceVersion && obj.ResourceVersion != "" || older(obj.ResourceVersion, old.ResourceVersion) {
+	if obj.ResourceVersion == old.ResourceVersion && obj.ResourceVersion != "" {
+		p.api = obj // the source holds it anyway, and what answered a write is not held as well
+		return false
+	}
+	if older(obj.ResourceVersion, old.ResourceVersion) {
 		return false
 	}
 	p.api = obj
