@@ -68,8 +68,10 @@ func TestFullDisk(t *testing.T) {
 	}
 	n.create(n.podOf("ends", "while ! test -e /host/end; do sleep 0.1; done; exit 3", host))
 	n.phase("ends", v1.PodRunning)
-	n.create(n.podOf("fills", "dd if=/dev/zero of=/file bs=65536 2>/dev/null; echo full; while ! test -e /host/free; do sleep 0.1; done; rm /file; "+forever, host))
+	// It waits to be told, as the runtime has no room for a container's start either.
+	n.create(n.podOf("fills", "while ! test -e /host/fill; do sleep 0.1; done; dd if=/dev/zero of=/file bs=65536 2>/dev/null; echo full; while ! test -e /host/free; do sleep 0.1; done; rm /file; "+forever, host))
 	before := n.phase("fills", v1.PodRunning)
+	n.write(filepath.Join(dir, "fill"), "", 0o600)
 	n.until("fills", "does not fill the disk", func(*v1.Pod) bool { return n.log("fills", "c") == "full\n" })
 	n.create(n.podOf("new", forever))
 	n.event("new", "", "no space left on device")
