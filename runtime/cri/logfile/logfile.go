@@ -4,6 +4,7 @@ package logfile
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -95,53 +96,65 @@ func (l *File) Close() error {
 type logStream struct {
 	log  *File
 	name string
-	rest []byte
+	rest []byte // of a line that has not ended
+	head []byte // of each entry of one Write, up to its tag
+	out  []byte // entries that are still to be written
 }
+
+// flushSize is from how many bytes on entries are written: short lines become twenty times as long.
+const flushSize = 32 << 10
 
 func (s *logStream) Write(p []byte) (int, error) {
 	n := len(p)
 	if s.log.path == "" {
 		return n, nil
 	}
-	var out []byte
-	stamp := s.log.now().UTC()
+	s.begin()
+	var errs error
 	for len(p) > 0 {
 		i := bytes.IndexByte(p, '\n')
 		switch {
 		case i >= 0 && len(s.rest)+i <= maxLogLine:
 			s.rest = append(s.rest, p[:i]...)
-			out, p = s.entry(out, stamp, full), p[i+1:]
+			s.entry(full)
+			p = p[i+1:]
 		case i < 0 && len(s.rest)+len(p) < maxLogLine:
 			s.rest, p = append(s.rest, p...), nil
 		default:
 			room := maxLogLine - len(s.rest)
 			s.rest = append(s.rest, p[:room]...)
-			out, p = s.entry(out, stamp, partial), p[room:]
+			s.entry(partial)
+			p = p[room:]
+		}
+		if len(s.out) >= flushSize {
+			errs = errors.Join(errs, s.flush())
 		}
 	}
-	return n, s.flush(out)
+	return n, errors.Join(errs, s.flush())
 }
 
-// entry appends the collected line to out.
-func (s *logStream) entry(out []byte, at time.Time, tag string) []byte {
-	out = at.AppendFormat(out, time.RFC3339Nano)
-	out = append(out, ' ')
-	out = append(out, s.name...)
-	out = append(out, ' ')
-	out = append(out, tag...)
-	out = append(out, ' ')
-	out = append(out, s.rest...)
+// begin makes the head of entries that are written now.
+func (s *logStream) begin() {
+	s.head = s.log.now().UTC().AppendFormat(s.head[:0], time.RFC3339Nano)
+	s.head = append(append(append(s.head, ' '), s.name...), ' ')
+}
+
+// entry appends the collected line to what is to be written.
+func (s *logStream) entry(tag string) {
+	s.out = append(append(append(s.out, s.head...), tag...), ' ')
+	s.out = append(append(s.out, s.rest...), '\n')
 	s.rest = s.rest[:0]
-	return append(out, '\n')
 }
 
-func (s *logStream) flush(out []byte) error {
-	if len(out) == 0 {
+func (s *logStream) flush() error {
+	if len(s.out) == 0 {
 		return nil
 	}
 	s.log.mu.Lock()
 	defer s.log.mu.Unlock()
-	if _, err := s.log.file.Write(out); err != nil {
+	_, err := s.log.file.Write(s.out)
+	s.out = s.out[:0]
+	if err != nil {
 		return fmt.Errorf("write the log: %w", err)
 	}
 	return nil
@@ -151,5 +164,7 @@ func (s *logStream) Close() error {
 	if len(s.rest) == 0 || s.log.path == "" {
 		return nil
 	}
-	return s.flush(s.entry(nil, s.log.now().UTC(), full))
+	s.begin()
+	s.entry(full)
+	return s.flush()
 }
