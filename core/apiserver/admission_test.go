@@ -227,7 +227,13 @@ func TestResourceQuota(t *testing.T) {
 		t.Fatal(err)
 	}
 	used("1", "1")
-	mustMake("c")
+	eventually(t, "room for pod c", func() error { // admission reads the quota as its informer has it
+		_, err := c.makePod(t, "small", "c", nil)
+		if err != nil && !apierrors.IsConflict(err) && !apierrors.IsForbidden(err) {
+			t.Fatal(err)
+		}
+		return err
+	})
 }
 
 // hook serves admission webhooks with a certificate of its own.
