@@ -199,8 +199,9 @@ func (s *Store) backupChanges(ctx context.Context, e *encoder, states []found, _
 var identityKey = []byte("m/id") // sixteen random bytes, made with the first backup
 
 // identity tells this store's backups from another's.
-func (s *Store) identity(ctx context.Context) (id [16]byte, err error) {
-	err = s.control(ctx, func(*writer) error {
+func (s *Store) identity(ctx context.Context) ([16]byte, error) {
+	var id [16]byte
+	err := s.control(ctx, func(*writer) error {
 		if s.id != ([16]byte{}) {
 			id = s.id
 			return nil
@@ -226,5 +227,8 @@ func (s *Store) identity(ctx context.Context) (id [16]byte, err error) {
 		}
 		return err
 	})
-	return id, err
+	if err != nil {
+		return [16]byte{}, err // the writer may still be at it when ctx has ended
+	}
+	return id, nil
 }

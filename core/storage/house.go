@@ -57,8 +57,9 @@ func (s *Store) changesUntil(rev int64) int {
 	return s.index.since(rev + 1)
 }
 
-func (s *Store) compactStep(ctx context.Context, rev int64) (forgotten int64, err error) {
-	err = s.control(ctx, func(*writer) error {
+func (s *Store) compactStep(ctx context.Context, rev int64) (int64, error) {
+	var forgotten atomic.Int64 // the writer may still be at it when ctx has ended
+	err := s.control(ctx, func(*writer) error {
 		if rev <= s.compact {
 			return rpctypes.ErrGRPCCompacted
 		}
@@ -76,7 +77,7 @@ func (s *Store) compactStep(ctx context.Context, rev int64) (forgotten int64, er
 		gone := s.times.compact(rev)
 		s.compact = rev
 		s.index.compact(rev)
-		forgotten = int64(known - len(s.index.log))
+		forgotten.Store(int64(known - len(s.index.log)))
 		if s.disk != nil {
 			s.disk.discard(s.pinned())
 		}
@@ -86,7 +87,7 @@ func (s *Store) compactStep(ctx context.Context, rev int64) (forgotten int64, er
 		}
 		return nil
 	})
-	return forgotten, err
+	return forgotten.Load(), err
 }
 
 // keep writes what is the store's own to the disk, if there is one and room on it.

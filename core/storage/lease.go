@@ -156,7 +156,10 @@ func (s *Store) grant(ctx context.Context, id, ttl int64, prolong bool) (int64, 
 	case s.changed <- struct{}{}:
 	default:
 	}
-	return id, ttl, err
+	if err != nil {
+		return 0, 0, err // the writer may still be at it when ctx has ended
+	}
+	return id, ttl, nil
 }
 
 // leaseClient is clientv3.Lease over the store.
