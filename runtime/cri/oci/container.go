@@ -50,7 +50,7 @@ func (d *driver) Create(_ context.Context, c *base.Container) (ref, id string, e
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.release(context.Background(), c.ID), os.RemoveAll(dir))
+			err = with(err, d.release(context.Background(), c.ID), os.RemoveAll(dir))
 			if status.Code(err) == codes.Unknown {
 				err = status.Errorf(codes.Unknown, "create the container: %v", err)
 			}
@@ -76,6 +76,14 @@ func (d *driver) Create(_ context.Context, c *base.Container) (ref, id string, e
 	}
 	c.User = &runtimeapi.ContainerUser{Linux: who}
 	return image.Reference(), image.ID, nil
+}
+
+// with joins what failed when an error was cleaned up after, and only that: a joined error's message has the first one's code in it.
+func with(err error, cleaning ...error) error {
+	if left := errors.Join(cleaning...); left != nil {
+		return errors.Join(err, left)
+	}
+	return err
 }
 
 // running is a container that has a shim.

@@ -13,6 +13,7 @@ package oci
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,10 +21,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go/features"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming"
 	"k8s.io/utils/clock"
@@ -131,7 +135,7 @@ func open(opts Options, folder *base.Folder, groups *cgroup.Manager) (*Backend, 
 	if roots.copies && !opts.Copy {
 		opts.Logger.Warn("this machine mounts no overlayfs: each container has a copy of its image")
 	}
-	d := &driver{opts: opts, folder: folder, images: images, roots: roots, groups: groups}
+	d := &driver{opts: opts, folder: folder, images: images, roots: roots, groups: groups, recursive: recursive(opts.Runtime)}
 	d.service = base.New(base.Options{Name: "runc", Version: version(opts.Runtime), Driver: d, Clock: opts.Clock})
 	b := &Backend{Service: d.service, d: d, served: make(chan error, 1)}
 	if err := d.restore(); err != nil {
@@ -152,6 +156,16 @@ func version(runtime string) string {
 		return "unknown"
 	}
 	return fields[len(fields)-1]
+}
+
+// recursive tells whether the runtime and the kernel (5.12 and newer) make mounts read-only with what is mounted below them.
+func recursive(runtime string) bool {
+	out, err := exec.Command(runtime, "features").Output() // runc 1.1 and newer
+	var can features.Features
+	if err != nil || json.Unmarshal(out, &can) != nil || !slices.Contains(can.MountOptions, "rro") {
+		return false
+	}
+	return !errors.Is(unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{}), unix.ENOSYS)
 }
 
 // Images returns the backend's image store.
@@ -178,7 +192,8 @@ func (b *Backend) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigReques
 func (b *Backend) Status(ctx context.Context, in *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
 	out, err := b.Service.Status(ctx, in)
 	if err == nil {
-		out.RuntimeHandlers = []*runtimeapi.RuntimeHandler{{}, {Name: handler}}
+		features := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: b.d.recursive}
+		out.RuntimeHandlers = []*runtimeapi.RuntimeHandler{{Features: features}, {Name: handler, Features: features}}
 		out.Features = &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true}
 	}
 	return out, err
@@ -195,6 +210,8 @@ type driver struct {
 	images  *Images
 	roots   *roots
 	groups  *cgroup.Manager
+
+	recursive bool // mounts can be read-only with what is mounted below them
 
 	left   sync.RWMutex // held for reading while the end of a process is written down
 	closed bool         // the folder is another backend's

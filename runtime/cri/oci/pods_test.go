@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"k8s.io/client-go/rest"
@@ -205,7 +206,7 @@ func TestWhatContainersAre(t *testing.T) {
 				_, err = n.b.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: p.id})
 			}
 			if err != nil {
-				if !strings.Contains(err.Error(), test.reason) {
+				if said := status.Convert(err).Message(); !strings.Contains(said, test.reason) || strings.Contains(said, "rpc error") {
 					t.Errorf("want an error with %q, have %v", test.reason, err)
 				}
 				return
@@ -215,6 +216,60 @@ func TestWhatContainersAre(t *testing.T) {
 				t.Errorf("exit code %d, reason %s (%s), want %d, %s; it wrote\n%q\nwant\n%q", st.ExitCode, st.Reason, st.Message, test.code, test.reason, got, test.want)
 			}
 		})
+	}
+}
+
+// TestRecursiveReadOnly writes where another file system is mounted below what a container mounts read-only.
+func TestRecursiveReadOnly(t *testing.T) {
+	n := start(t)
+	outer := t.TempDir()
+	inner := filepath.Join(outer, "inner")
+	if err := os.Mkdir(inner, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", inner, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(inner, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	st, err := n.b.Status(t.Context(), &runtimeapi.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	can := st.RuntimeHandlers[0].Features.RecursiveReadOnlyMounts
+	for _, test := range []struct {
+		mount      *runtimeapi.Mount
+		want, fail string
+	}{
+		{&runtimeapi.Mount{Readonly: true}, "written\n", ""},
+		{&runtimeapi.Mount{Readonly: true, RecursiveReadOnly: true}, "touch: /m/inner/x: Read-only file system\n", ""},
+		{&runtimeapi.Mount{RecursiveReadOnly: true}, "", "must be read-only, and its propagation private"},
+		{&runtimeapi.Mount{Readonly: true, RecursiveReadOnly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER}, "", "must be read-only, and its propagation private"},
+	} {
+		test.mount.HostPath, test.mount.ContainerPath = outer, "/m"
+		p, err := n.newPod("touch /m/inner/x && echo written", func(_ *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) {
+			c.Mounts = []*runtimeapi.Mount{test.mount}
+		})
+		if err == nil {
+			_, err = n.b.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: p.id})
+		}
+		switch {
+		case test.fail != "":
+			if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), test.fail) {
+				t.Errorf("%v: %v", test.mount, err)
+			}
+		case test.mount.RecursiveReadOnly && !can:
+			t.Log("this machine's runc or kernel has no recursive read-only mounts, as the backend says")
+		case err != nil:
+			t.Errorf("%v: %v", test.mount, err)
+		default:
+			if p.ended(); p.text() != test.want {
+				t.Errorf("%v: %q", test.mount, p.text())
+			}
+		}
 	}
 }
 

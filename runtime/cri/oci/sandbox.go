@@ -65,7 +65,7 @@ func (d *driver) SandboxUp(ctx context.Context, s *base.Sandbox) (ips []string, 
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.SandboxDown(context.WithoutCancel(ctx), s), os.RemoveAll(dir))
+			err = with(err, d.SandboxDown(context.WithoutCancel(ctx), s), os.RemoveAll(dir))
 		}
 	}()
 	if err := d.files(s, dir); err != nil {

@@ -232,6 +232,9 @@ func criMount(m *runtimeapi.Mount) (specs.Mount, error) {
 	if m.GetImage().GetImage() != "" || len(m.UidMappings) > 0 || len(m.GidMappings) > 0 {
 		return out, status.Errorf(codes.Unimplemented, "mount %s: this backend mounts neither images nor with other users", m.ContainerPath)
 	}
+	if m.RecursiveReadOnly && (!m.Readonly || m.Propagation != runtimeapi.MountPropagation_PROPAGATION_PRIVATE) {
+		return out, status.Errorf(codes.InvalidArgument, "mount %s: what is recursively read-only must be read-only, and its propagation private", m.ContainerPath)
+	}
 	source, err := filepath.EvalSymlinks(m.HostPath)
 	if errors.Is(err, fs.ErrNotExist) {
 		// As containerd does: a path that is not there becomes a folder.
