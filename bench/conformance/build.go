@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+
+	"github.com/quaymaster/quaymaster/runtime/cri/containerd/containerdtest"
 )
 
 // binaries are paths. Upstream's are kept in the user's cache, as their build
@@ -70,7 +72,7 @@ func build(ctx context.Context, root string, node bool) (binaries, error) {
 		if err := unpack(ctx, b.debian); err != nil {
 			return b, err
 		}
-		if err := buildBusybox(ctx, b.busybox); err != nil {
+		if err := containerdtest.BuildBusybox(ctx, b.busybox); err != nil {
 			return b, err
 		}
 	}

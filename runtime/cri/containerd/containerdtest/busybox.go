@@ -1,10 +1,11 @@
-package main
+package containerdtest
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 )
@@ -12,9 +13,9 @@ import (
 // Debian's sources, beside what the machine has set up.
 const debianSources = "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main\n"
 
-// buildBusybox makes one of Debian's source package. The shell of the packaged one keeps variables from programs whose
+// BuildBusybox makes one of Debian's source package at a path, where it is not there yet. The shell of the packaged one keeps variables from programs whose
 // names are none for a shell, and has its own programs before those of PATH; that of upstream's image does neither.
-func buildBusybox(ctx context.Context, path string) error {
+func BuildBusybox(ctx context.Context, path string) error {
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}
@@ -29,9 +30,8 @@ func buildBusybox(ctx context.Context, path string) error {
 		return err
 	}
 	apt := func(args ...string) error {
-		_, err := output(ctx, dir, "apt-get", append([]string{"-o", "Dir::Etc::SourceList=" + sources, "-o", "Dir::Etc::SourceParts=/dev/null",
+		return command(ctx, dir, "apt-get", append([]string{"-o", "Dir::Etc::SourceList=" + sources, "-o", "Dir::Etc::SourceParts=/dev/null",
 			"-o", "Dir::State::Lists=" + lists, "-o", "Dir::Cache=" + dir, "-o", "APT::Sandbox::User=root"}, args...)...)
-		return err
 	}
 	if err := errors.Join(apt("update"), apt("source", "busybox")); err != nil {
 		return fmt.Errorf("%w; apt-get install dpkg-dev where dpkg-source is missing", err)
@@ -40,7 +40,7 @@ func buildBusybox(ctx context.Context, path string) error {
 	if err != nil || len(folders) != 1 {
 		return fmt.Errorf("apt-get source busybox left %q, %w", folders, err)
 	}
-	if _, err := output(ctx, folders[0], "make", "defconfig"); err != nil {
+	if err := command(ctx, folders[0], "make", "defconfig"); err != nil {
 		return fmt.Errorf("%w; apt-get install build-essential", err)
 	}
 	config := filepath.Join(folders[0], ".config")
@@ -59,7 +59,7 @@ func buildBusybox(ctx context.Context, path string) error {
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return err
 	}
-	if _, err := output(ctx, folders[0], "make", "-j2", "busybox"); err != nil {
+	if err := command(ctx, folders[0], "make", "-j2", "busybox"); err != nil {
 		return err
 	}
 	built, err := os.ReadFile(filepath.Join(folders[0], "busybox"))
@@ -70,4 +70,13 @@ func buildBusybox(ctx context.Context, path string) error {
 		return err
 	}
 	return os.Rename(path+".new", path)
+}
+
+func command(ctx context.Context, dir, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return nil
 }
