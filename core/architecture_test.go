@@ -34,7 +34,7 @@ var confined = []struct {
 		"one supervisor answers for every backend process, and one package serves in it"},
 	{"github.com/containerd", []string{"runtime/cri/containerd", "runtime/cri/oci"},
 		"containerd is one backend among others; the one without a daemon unpacks layers by its library"},
-	{"github.com/google/go-containerregistry", []string{"runtime/cri/containerd/containerdtest", "runtime/cri/oci", "policies/bundle"},
+	{"github.com/google/go-containerregistry", []string{"runtime/cri/containerd/containerdtest", "runtime/cri/oci", "policies/bundle", "bench/critest"},
 		"programs of policies, images of tests and those of the backend without a daemon are read and made by it; other nodes leave images to their runtime"},
 	{"github.com/opencontainers/runtime-spec", []string{"runtime/cri/oci"},
 		"what runc is to run is one backend's affair"},
