@@ -99,9 +99,10 @@ func (e *Encryption) load() (*encryptionconfig.EncryptionConfiguration, context.
 }
 
 // TransformerForResource implements value.ResourceTransformers; nil means that
-// values are stored as they are.
+// values are stored as they are. Pods, of which no configuration may speak, are not
+// looked up in it for each value and each event of a watch.
 func (e *Encryption) TransformerForResource(resource schema.GroupResource) value.Transformer {
-	if e == nil {
+	if e == nil || resource == (schema.GroupResource{Resource: "pods"}) {
 		return nil
 	}
 	return e.dynamic.TransformerForResource(resource)
