@@ -14,14 +14,14 @@ import (
 const Settling = 3 * time.Second
 
 // What a server's process may have mapped of files since it last dropped its program, in bytes, and how
-// often that is looked at: a look is 20 µs, and what thousands of pods in a second use of the program some 30 MiB.
+// often that is looked at: what a busy tenth of a second uses of the program is some 30 MiB.
 const (
 	moreMapped   = 28 << 20
 	serverPeriod = 500 * time.Millisecond
 )
 
 // Server keeps a server's process small until the context ends. Pages of the program that nothing has
-// used of late go whenever there are many of them, which costs a few thousandths of a core when all are in use. Its heap is too
+// used of late go whenever there are many of them, which takes a millisecond, and faults for those in use. Its heap is too
 // large to be collected for this: only what the start leaves is, which the runtime would return over minutes.
 func Server(ctx context.Context) {
 	var since growth
