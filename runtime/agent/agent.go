@@ -237,6 +237,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	a.ctx = ctx
 	var wg sync.WaitGroup
+	a.checkRuntime(ctx) // before its version is known, for then pods begin
 	if err := a.askVersion(ctx); err != nil {
 		if ctx.Err() != nil {
 			cancel()
@@ -245,7 +246,6 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.log.Warn("the runtime does not answer yet", "err", err)
 		wg.Go(func() { a.untilVersion(ctx) })
 	}
-	a.checkRuntime(ctx)
 	a.node = node.New(node.Options{
 		Name: a.opts.NodeName, Client: a.opts.Client, Labels: a.opts.Labels, Annotations: a.opts.Annotations, Taints: a.opts.Taints,
 		Unschedulable: a.opts.Unschedulable, Unregistered: a.opts.Unregistered, Capacity: a.opts.Capacity, Reserved: a.opts.Reserved, Addresses: a.opts.Addresses, Port: a.opts.Port,
@@ -312,6 +312,7 @@ func (a *Agent) untilVersion(ctx context.Context) {
 			return
 		case <-timer.C():
 		}
+		a.checkRuntime(ctx)
 		if a.askVersion(ctx) == nil {
 			select {
 			case a.wake <- struct{}{}:
@@ -366,12 +367,23 @@ func (a *Agent) checkRuntime(ctx context.Context) {
 		a.features = &v1.NodeFeatures{SupplementalGroupsPolicy: &f.SupplementalGroupsPolicy}
 	}
 	for _, h := range r.RuntimeHandlers {
-		out := v1.NodeRuntimeHandler{Name: h.Name}
-		if f := h.Features; f != nil {
-			out.Features = &v1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: &f.RecursiveReadOnlyMounts, UserNamespaces: &f.UserNamespaces}
-		}
-		a.handlers = append(a.handlers, out)
+		recursive, users := h.GetFeatures().GetRecursiveReadOnlyMounts(), h.GetFeatures().GetUserNamespaces()
+		a.handlers = append(a.handlers, v1.NodeRuntimeHandler{
+			Name: h.Name, Features: &v1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: &recursive, UserNamespaces: &users},
+		})
 	}
+}
+
+// recursiveReadOnly tells whether a handler of the runtime's said that it can make mounts so.
+func (a *Agent) recursiveReadOnly(handler string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, h := range a.handlers {
+		if h.Name == handler {
+			return *h.Features.RecursiveReadOnlyMounts
+		}
+	}
+	return false
 }
 
 // runtimeFeatures are what the runtime said that it can.

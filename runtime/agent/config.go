@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/quaymaster/quaymaster/runtime/agent/rotate"
+	"github.com/quaymaster/quaymaster/runtime/agent/status"
 	"github.com/quaymaster/quaymaster/runtime/agent/volume"
 )
 
@@ -94,8 +95,8 @@ func (a *Agent) sandboxConfig(pod *v1.Pod, attempt uint32) (*runtimeapi.PodSandb
 }
 
 // containerConfig resolves what a container's spec refers to. Its errors are the user's.
-func (a *Agent) containerConfig(ctx context.Context, pod *v1.Pod, c *v1.Container, attempt uint32, image foundImage, ips []string) (*runtimeapi.ContainerConfig, error) {
-	env, err := a.environment(ctx, pod, c, ips)
+func (a *Agent) containerConfig(ctx context.Context, pod *v1.Pod, c *v1.Container, attempt uint32, image foundImage, rt *status.Runtime) (*runtimeapi.ContainerConfig, error) {
+	env, err := a.environment(ctx, pod, c, rt.IPs)
 	if err != nil {
 		return nil, err
 	}
@@ -127,16 +128,16 @@ func (a *Agent) containerConfig(ctx context.Context, pod *v1.Pod, c *v1.Containe
 		return nil, err
 	}
 	if a.volumes != nil {
-		mounts, err := a.volumes.Mounts(pod, c, func(s string) string { return expand(s, vars) })
+		mounts, err := a.volumes.Mounts(pod, c, rt.RecursiveReadOnly, func(s string) string { return expand(s, vars) })
 		if err != nil {
 			return nil, err
 		}
 		config.Mounts = mounts
-	} else if err := volume.CheckSubPaths(c, func(s string) string { return expand(s, vars) }); err != nil {
+	} else if err := volume.Check(c, rt.RecursiveReadOnly, func(s string) string { return expand(s, vars) }); err != nil {
 		return nil, err
 	}
 	if a.opts.Containers != nil {
-		own, err := a.ownMounts(pod, c, attempt, ips)
+		own, err := a.ownMounts(pod, c, attempt, rt.IPs)
 		if err != nil {
 			return nil, err
 		}

@@ -26,6 +26,9 @@ func (p *pod) observe(ctx context.Context) error {
 		}
 	}
 	if p.sandboxID == "" {
+		if class := p.object().Spec.RuntimeClassName; class == nil || *class == "" {
+			p.rt.RecursiveReadOnly = p.a.recursiveReadOnly("")
+		}
 		return nil
 	}
 	var r *runtimeapi.PodSandboxStatusResponse
@@ -54,6 +57,7 @@ func (p *pod) observe(ctx context.Context) error {
 		}
 	}
 	p.rt.SandboxReady = r.Status.State == runtimeapi.PodSandboxState_SANDBOX_READY
+	p.rt.RecursiveReadOnly = p.a.recursiveReadOnly(r.Status.RuntimeHandler)
 	p.rt.Containers = containers
 	if p.a.opts.Containers != nil {
 		p.look()

@@ -336,7 +336,7 @@ func (p *pod) container(ctx context.Context, api *v1.Pod, c *v1.Container, cur *
 		p.waits(c.Name, reason, message)
 		return false, wait, nil
 	}
-	config, err := p.a.containerConfig(ctx, api, c, attempt, image, p.rt.IPs)
+	config, err := p.a.containerConfig(ctx, api, c, attempt, image, &p.rt)
 	if err != nil {
 		p.fails(api, c, "CreateContainerConfigError", err.Error())
 		return false, time.Second << min(p.failures, 4), nil

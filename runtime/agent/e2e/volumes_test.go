@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -113,10 +114,86 @@ func TestVolumes(t *testing.T) {
 	}))
 	n.event("nomount", "FailedMount", `MountVolume.SetUp failed for volume "v" : hostPath type check failed: `+precious+` is not a socket file`)
 	n.delete("escape", "nomount")
+	n.recursiveReadOnly()
 	n.clean()
 	for file, want := range map[string]string{"sub/file": "keep\n", "file": "new\n"} {
 		if data, err := os.ReadFile(filepath.Join(precious, file)); err != nil || string(data) != want {
 			t.Errorf("a host's file %s after its pods: %q, %v", file, data, err)
 		}
 	}
+}
+
+// recursiveReadOnly writes where another file system is mounted below what pods mount read-only. It goes as the node says that its
+// runtime can: with Debian's runc and a kernel from 5.12 on the backend without a daemon can, containerd 1.6 cannot.
+func (n *node) recursiveReadOnly() {
+	n.t.Helper()
+	outer := n.t.TempDir()
+	inner := filepath.Join(outer, "inner")
+	if err := os.Mkdir(inner, 0o755); err != nil {
+		n.t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", inner, "tmpfs", 0, ""); err != nil {
+		n.t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(inner, unix.MNT_DETACH); err != nil {
+			n.t.Error(err)
+		}
+	}()
+	object, err := n.client.CoreV1().Nodes().Get(n.t.Context(), "n1", metav1.GetOptions{})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	can := false
+	for _, h := range object.Status.RuntimeHandlers {
+		can = can || h.Name == "" && *h.Features.RecursiveReadOnlyMounts
+	}
+	n.t.Logf("recursive read-only mounts: %v", can)
+	mounted := func(modes ...v1.RecursiveReadOnlyMode) func(*v1.Pod) {
+		return func(p *v1.Pod) {
+			p.Spec.Volumes = []v1.Volume{{Name: "host", VolumeSource: v1.VolumeSource{HostPath: &v1.HostPathVolumeSource{Path: outer}}}}
+			for _, mode := range modes {
+				p.Spec.Containers[0].VolumeMounts = append(p.Spec.Containers[0].VolumeMounts, v1.VolumeMount{
+					Name: "host", MountPath: "/" + string(mode), ReadOnly: true, RecursiveReadOnly: &mode,
+				})
+			}
+		}
+	}
+	n.create(n.podOf("may", forever, mounted(v1.RecursiveReadOnlyDisabled, v1.RecursiveReadOnlyIfPossible)))
+	n.create(n.podOf("must", forever, mounted(v1.RecursiveReadOnlyEnabled)))
+	modes := map[string]bool{"Disabled": false, "IfPossible": can}
+	if can {
+		modes["Enabled"] = true
+		n.phase("must", v1.PodRunning)
+	} else {
+		n.until("must", "does not say that the runtime cannot do it", func(p *v1.Pod) bool {
+			w := p.Status.ContainerStatuses
+			return len(w) == 1 && w[0].State.Waiting != nil && w[0].State.Waiting.Reason == "CreateContainerConfigError" &&
+				w[0].State.Waiting.Message == `failed to resolve recursive read-only mode: volume "host" requested recursive read-only mode, but it is not supported by the runtime`
+		})
+	}
+	n.phase("may", v1.PodRunning)
+	for mode, recursive := range modes {
+		name, want, told := "may", "", v1.RecursiveReadOnlyDisabled
+		if mode == "Enabled" {
+			name = "must"
+		}
+		at := "/" + mode + "/inner/x"
+		if recursive {
+			want, told = "touch: "+at+": Read-only file system\n", v1.RecursiveReadOnlyEnabled
+		}
+		pod := n.get(name)
+		if got := n.exec(pod, "touch "+at+" 2>&1"); got != want {
+			n.t.Errorf("%s: %q, want %q", at, got, want)
+		}
+		for _, m := range pod.Status.ContainerStatuses[0].VolumeMounts {
+			if m.MountPath == "/"+mode && (m.RecursiveReadOnly == nil || *m.RecursiveReadOnly != told) {
+				n.t.Errorf("the status of %s has %v, want %s", m.MountPath, m, told)
+			}
+		}
+		if got := n.exec(pod, "touch /"+mode+"/x 2>&1"); got != "touch: /"+mode+"/x: Read-only file system\n" {
+			n.t.Errorf("%s itself: %q", mode, got)
+		}
+	}
+	n.delete("may", "must")
 }

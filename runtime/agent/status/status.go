@@ -11,6 +11,8 @@ import (
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/quaymaster/quaymaster/runtime/agent/volume"
 )
 
 // Runtime is what a node knows of one pod.
@@ -23,6 +25,8 @@ type Runtime struct {
 	Containers []*runtimeapi.ContainerStatus
 	// Lost holds the last known status of containers that are in the runtime no more.
 	Lost map[string]v1.ContainerStatus
+	// RecursiveReadOnly says that the pod's runtime handler can make mounts so.
+	RecursiveReadOnly bool
 	// Asked tells by its ID how a running container's probes see it; nil = what runs is ready.
 	Asked func(id string) (started, ready bool)
 	// Failed says that the node ended the pod, and why.
@@ -218,7 +222,7 @@ func containers(pod *v1.Pod, rt *Runtime, waiting map[string]Waiting, specs []v1
 	out := make([]v1.ContainerStatus, 0, len(specs))
 	for i := range specs {
 		spec := &specs[i]
-		st := v1.ContainerStatus{Name: spec.Name, Image: spec.Image}
+		st := v1.ContainerStatus{Name: spec.Name, Image: spec.Image, VolumeMounts: mounts(spec, rt.RecursiveReadOnly)}
 		instances := rt.Instances(spec.Name)
 		switch lost, isLost := rt.Lost[spec.Name]; {
 		case len(instances) > 0:
@@ -252,6 +256,24 @@ func containers(pod *v1.Pod, rt *Runtime, waiting map[string]Waiting, specs []v1
 		st.Started, st.Ready = &started, ready
 		if init && !Sidecar(spec) {
 			st.Ready = st.State.Terminated != nil && st.State.Terminated.ExitCode == 0
+		}
+		out = append(out, st)
+	}
+	return out
+}
+
+// mounts are a container's as its spec has them: a read-only one is recursively so where that was asked for and can be.
+func mounts(c *v1.Container, recursive bool) []v1.VolumeMountStatus {
+	var out []v1.VolumeMountStatus
+	for i := range c.VolumeMounts {
+		vm := &c.VolumeMounts[i]
+		st := v1.VolumeMountStatus{Name: vm.Name, MountPath: vm.MountPath, ReadOnly: vm.ReadOnly}
+		if vm.ReadOnly {
+			mode := v1.RecursiveReadOnlyDisabled
+			if is, err := volume.RecursiveReadOnly(vm, recursive); err == nil && is { // an error is why the container waits
+				mode = v1.RecursiveReadOnlyEnabled
+			}
+			st.RecursiveReadOnly = &mode
 		}
 		out = append(out, st)
 	}

@@ -236,8 +236,9 @@ func hostPath(h *v1.HostPathVolumeSource) error {
 }
 
 // Mounts returns what a container sees of the pod's volumes. Paths of
-// subPathExpr go through expand.
-func (m *Manager) Mounts(pod *v1.Pod, c *v1.Container, expand func(string) string) ([]*runtimeapi.Mount, error) {
+// subPathExpr go through expand; recursive says that the pod's runtime handler
+// can make mounts recursively read-only.
+func (m *Manager) Mounts(pod *v1.Pod, c *v1.Container, recursive bool, expand func(string) string) ([]*runtimeapi.Mount, error) {
 	var out []*runtimeapi.Mount
 	for i, vm := range c.VolumeMounts {
 		var vol *v1.Volume
@@ -258,8 +259,12 @@ func (m *Manager) Mounts(pod *v1.Pod, c *v1.Container, expand func(string) strin
 			}
 			host = p
 		}
+		below, err := resolve(&vm, recursive)
+		if err != nil {
+			return nil, err
+		}
 		readOnly := vm.ReadOnly || Generated(vol) || vol.PersistentVolumeClaim != nil && vol.PersistentVolumeClaim.ReadOnly
-		mount := &runtimeapi.Mount{ContainerPath: vm.MountPath, HostPath: host, Readonly: readOnly}
+		mount := &runtimeapi.Mount{ContainerPath: vm.MountPath, HostPath: host, Readonly: readOnly, RecursiveReadOnly: below}
 		if !filepath.IsAbs(mount.ContainerPath) {
 			mount.ContainerPath = "/" + mount.ContainerPath
 		}
@@ -276,10 +281,13 @@ func (m *Manager) Mounts(pod *v1.Pod, c *v1.Container, expand func(string) strin
 	return out, nil
 }
 
-// CheckSubPaths says which of a container's mounts leads out of its volume by what its subPathExpr expands
-// to, for nodes that mount nothing.
-func CheckSubPaths(c *v1.Container, expand func(string) string) error {
+// Check says which of a container's mounts leads out of its volume by what its subPathExpr expands to, or cannot be
+// recursively read-only, for nodes that mount nothing.
+func Check(c *v1.Container, recursive bool, expand func(string) string) error {
 	for _, vm := range c.VolumeMounts {
+		if _, err := resolve(&vm, recursive); err != nil {
+			return err
+		}
 		if sub := vm.SubPath + expand(vm.SubPathExpr); sub != "" && !filepath.IsLocal(sub) {
 			return fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %q leads out of the volume", vm.Name, c.Name, sub)
 		}

@@ -68,7 +68,7 @@ func TestVolumes(t *testing.T) {
 	}
 	mounts, err := m.Mounts(pod, &v1.Container{Name: "c", VolumeMounts: []v1.VolumeMount{
 		{Name: "empty", MountPath: "/e"}, {Name: "map", MountPath: "/m"}, {Name: "empty", MountPath: "/sub", SubPath: "new/folder", ReadOnly: true},
-	}}, same)
+	}}, false, same)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,11 +76,11 @@ func TestVolumes(t *testing.T) {
 		t.Errorf("mounts %v", mounts)
 	}
 	for _, sub := range []string{"../map", "/etc", "out/etc", "a/../../.."} {
-		if got, err := m.Mounts(pod, &v1.Container{Name: "c", VolumeMounts: []v1.VolumeMount{{Name: "empty", MountPath: "/e", SubPath: sub}}}, same); err == nil {
+		if got, err := m.Mounts(pod, &v1.Container{Name: "c", VolumeMounts: []v1.VolumeMount{{Name: "empty", MountPath: "/e", SubPath: sub}}}, false, same); err == nil {
 			t.Errorf("sub path %s leads to %v", sub, got)
 		}
 	}
-	if _, err := m.Mounts(pod, &v1.Container{VolumeMounts: []v1.VolumeMount{{Name: "none"}}}, same); err == nil {
+	if _, err := m.Mounts(pod, &v1.Container{VolumeMounts: []v1.VolumeMount{{Name: "none"}}}, false, same); err == nil {
 		t.Error("a mount of no volume")
 	}
 	if err := m.TearDown("u"); err != nil {
@@ -239,7 +239,7 @@ func TestClaims(t *testing.T) {
 			}
 			continue
 		}
-		mounts, err := m.Mounts(pod, &v1.Container{VolumeMounts: []v1.VolumeMount{{Name: "v", MountPath: "/data"}}}, same)
+		mounts, err := m.Mounts(pod, &v1.Container{VolumeMounts: []v1.VolumeMount{{Name: "v", MountPath: "/data"}}}, false, same)
 		if err != nil || len(mounts) != 1 || mounts[0].HostPath != local {
 			t.Errorf("%s: %v, %v", name, mounts, err)
 		}
