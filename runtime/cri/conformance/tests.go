@@ -178,6 +178,9 @@ func (s *suite) sandboxLifecycle() {
 	if _, err = s.Backend.PodSandboxStatus(s.ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id}); status.Code(err) != codes.NotFound {
 		s.t.Errorf("status of a removed sandbox: %v; want code NotFound", err)
 	}
+	if _, err := s.Backend.StopPodSandbox(s.ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
+		s.t.Errorf("stop of a removed sandbox: %v; want success", err)
+	}
 }
 
 func (s *suite) containerLifecycle() {
@@ -209,6 +212,7 @@ func (s *suite) containerLifecycle() {
 	if _, err := s.Backend.ContainerStatus(s.ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id}); status.Code(err) != codes.NotFound {
 		s.t.Errorf("status of a removed container: %v; want code NotFound", err)
 	}
+	s.stop(id, 0) // once more
 }
 
 func (s *suite) exitCodes() {

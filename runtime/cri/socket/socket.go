@@ -49,6 +49,19 @@ func (b *Backend) ListImages(ctx context.Context, in *runtimeapi.ListImagesReque
 	return &runtimeapi.ListImagesResponse{Images: []*runtimeapi.Image{st.Image}}, nil
 }
 
+// StopPodSandbox is repeatable, also after the sandbox's removal, of which containerd 1.6 says that there is no such
+// sandbox. What else is not found while one is stopped stays an error: part of it may be left.
+func (b *Backend) StopPodSandbox(ctx context.Context, in *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
+	r, err := b.Backend.StopPodSandbox(ctx, in)
+	if status.Code(err) != codes.NotFound {
+		return r, err
+	}
+	if _, gone := b.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: in.PodSandboxId}); status.Code(gone) == codes.NotFound {
+		return &runtimeapi.StopPodSandboxResponse{}, nil
+	}
+	return r, err
+}
+
 // StopContainer is repeatable, also after the container's removal.
 func (b *Backend) StopContainer(ctx context.Context, in *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
 	r, err := b.Backend.StopContainer(ctx, in)
