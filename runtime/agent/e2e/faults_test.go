@@ -2,9 +2,9 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"syscall"
 	"testing"
-	"time"
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -50,9 +50,7 @@ func (n *node) untouched(before *v1.Pod, when string) *v1.Pod {
 func (n *node) signal(s syscall.Signal) {
 	n.t.Helper()
 	pid, _ := n.process.PID()
-	if err := syscall.Kill(pid, s); err != nil {
-		n.t.Fatal(err)
-	}
+	signal(n.t, pid, s)
 }
 
 // anotherBackend waits until the backend's process is another one.
@@ -120,13 +118,9 @@ func TestFaults(t *testing.T) {
 		n.nodeReady(v1.ConditionTrue)
 		n.unharmed(before, "SIGKILL of containerd")
 
-		if err := syscall.Kill(n.daemon.PID(), syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
+		signal(t, n.daemon.PID(), syscall.SIGSTOP)
 		n.condition(v1.NodeReady, v1.ConditionFalse, "container runtime is down")
-		if err := syscall.Kill(n.daemon.PID(), syscall.SIGCONT); err != nil {
-			t.Fatal(err)
-		}
+		signal(t, n.daemon.PID(), syscall.SIGCONT)
 		n.nodeReady(v1.ConditionTrue)
 		n.unharmed(before, "a containerd that hangs")
 	}
@@ -135,15 +129,11 @@ func TestFaults(t *testing.T) {
 	// has none; there what holds the container is killed, and the container with it.
 	if onOCI() {
 		for _, pid := range containerdtest.Commands("oci-shim") {
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
+			signal(t, pid, syscall.SIGKILL)
 		}
 	} else {
 		for _, pid := range containerdtest.Processes("/pause") {
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
+			signal(t, pid, syscall.SIGKILL)
 		}
 		n.event("stays", "SandboxChanged", "Pod sandbox changed")
 	}
@@ -152,6 +142,61 @@ func TestFaults(t *testing.T) {
 	})
 	n.delete("stays", "dies")
 	n.clean()
+}
+
+// TestShimHangs stops what holds a pod's containers while who speaks to it is started anew.
+func TestShimHangs(t *testing.T) {
+	n := newNode(t)
+	n.create(n.podOf("p", forever, always))
+	before := n.ready("p")
+	if onOCI() {
+		shim := one(t, containerdtest.Commands("oci-shim"))
+		signal(t, shim, syscall.SIGSTOP)
+		_, starts := n.process.PID()
+		n.signal(syscall.SIGKILL)
+		n.anotherBackend(starts)
+		n.nodeReady(v1.ConditionTrue)
+		if got := n.exec(before, "echo here"); got != "here\n" {
+			t.Errorf("a container whose shim hangs: %q", got)
+		}
+		signal(t, shim, syscall.SIGCONT)
+		n.untouched(before, "a shim that hangs")
+		n.delete("p")
+		n.clean()
+		return
+	}
+	// A containerd that begins gives up a shim that does not answer in time, kills its containers and leaves it running,
+	// though it answers again: nothing ever ends it, in 1.6 as in 2. The pod has to come back without it, and it is all that may be left.
+	shim := one(t, containerdtest.Processes("containerd-shim"))
+	n.daemon.Kill()
+	signal(t, shim, syscall.SIGSTOP)
+	n.daemon.Impatient()
+	n.daemon.Run()
+	signal(t, shim, syscall.SIGCONT)
+	n.until("p", "does not come back", func(p *v1.Pod) bool {
+		return p.Status.ContainerStatuses[0].RestartCount > 0 && isReady(p)
+	})
+	n.event("p", "SandboxChanged", "Pod sandbox changed")
+	n.delete("p")
+	n.leaves(fmt.Sprintf("shim %d", shim))
+	signal(t, shim, syscall.SIGTERM)
+	n.clean()
+}
+
+// one is the only process of some.
+func one(t *testing.T, pids []int) int {
+	t.Helper()
+	if len(pids) != 1 {
+		t.Fatalf("processes %v where there should be one", pids)
+	}
+	return pids[0]
+}
+
+func signal(t testing.TB, pid int, s syscall.Signal) {
+	t.Helper()
+	if err := syscall.Kill(pid, s); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func condition(p *v1.Pod, t v1.PodConditionType) v1.PodCondition {
@@ -172,7 +217,7 @@ func TestDeletedInEveryPhase(t *testing.T) {
 	hook := func(p *v1.Pod) {
 		p.Spec.Containers[0].Lifecycle = &v1.Lifecycle{PostStart: &v1.LifecycleHandler{Exec: &v1.ExecAction{Command: []string{"sleep", "1000"}}}}
 	}
-	grace := func(p *v1.Pod) { p.Spec.TerminationGracePeriodSeconds = ptr(int64(600)) }
+	grace := func(p *v1.Pod) { p.Spec.TerminationGracePeriodSeconds = ptr(int64(3600)) } // longer than the test waits for anything
 	names := []string{}
 	for name, test := range map[string]struct {
 		script string
@@ -205,13 +250,9 @@ func TestDeletedInEveryPhase(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.event("stubborn", "Killing", "Stopping container c")
-	begun := time.Now()
 	if err := n.client.CoreV1().Pods("default").Delete(t.Context(), "stubborn", metav1.DeleteOptions{GracePeriodSeconds: ptr(int64(1))}); err != nil {
 		t.Fatal(err)
 	}
 	n.delete(names...)
-	n.clean()
-	if d := time.Since(begun); d > 5*time.Minute {
-		t.Errorf("all of it took %v: a grace period of ten minutes was waited for", d)
-	}
+	n.clean() // within its patience: nobody waits for the grace period
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,7 +27,7 @@ func goroutines(t testing.TB) {
 			return
 		}
 		var err error
-		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+		for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 			if err = goleak.Find(before); err == nil {
 				return
 			}
@@ -37,7 +38,7 @@ func goroutines(t testing.TB) {
 
 // end deletes the pods that are left, looks for what remains of any, and ends the agent.
 func (n *node) end() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if n.t.Failed() {
 		log := n.daemon.Log()
@@ -62,22 +63,48 @@ func (n *node) end() {
 // clean checks that nothing of any pod is left on the machine.
 func (n *node) clean() {
 	n.t.Helper()
+	n.leaves("")
+}
+
+// leaves checks that only what is wanted is left of pods.
+func (n *node) leaves(want string) {
+	n.t.Helper()
 	var left string
 	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		if left = n.left(); left == "" {
+		if left = n.left(); left == want {
 			return
 		}
 		if time.Now().After(deadline) {
-			n.t.Errorf("left behind:\n%s", left)
+			n.t.Errorf("left behind:\n%s\nwant %q\n%s", left, want, n.said())
 			return
 		}
 	}
 }
 
+// said is what the daemon wrote of the shims that are left, of which nothing else tells why.
+func (n *node) said() string {
+	var ids []string
+	for _, pid := range containerdtest.Processes("containerd-shim") {
+		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		args := strings.Split(string(cmdline), "\x00")
+		if i := slices.Index(args, "-id"); i >= 0 && i+1 < len(args) {
+			ids = append(ids, args[i+1])
+		}
+	}
+	var out strings.Builder
+	for line := range strings.Lines(n.daemon.Log()) {
+		begins := strings.Contains(line, "starting containerd") || strings.Contains(line, "successfully booted")
+		if begins || slices.ContainsFunc(ids, func(id string) bool { return strings.Contains(line, id) }) {
+			out.WriteString(line)
+		}
+	}
+	return out.String()
+}
+
 // left tells what is there of pods: in the runtime, as processes, control groups, mounts, files and networks.
 func (n *node) left() string {
 	var out []string
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	boxes, err := n.backend.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {

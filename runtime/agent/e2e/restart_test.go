@@ -57,7 +57,7 @@ func TestRestartWithStreams(t *testing.T) {
 		select {
 		case err := <-done:
 			t.Logf("%s ends with %v", what, err)
-		case <-time.After(time.Minute):
+		case <-time.After(patience):
 			t.Fatalf("%s does not end with the agent", what)
 		}
 	}

@@ -92,7 +92,7 @@ func (n *node) forward(config *rest.Config, pod string, stop chan struct{}, port
 
 // fetch gets the page of a port of this machine.
 func fetch(port uint16) (string, error) {
-	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
+	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
 	r, err := c.Get(fmt.Sprintf("http://127.0.0.1:%d/", port))
 	if err != nil {
 		return "", err
@@ -127,7 +127,7 @@ func TestStreams(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				ctx, cancel := context.WithTimeout(t.Context(), patience)
 				defer cancel()
 				var out, errs bytes.Buffer
 				options := remotecommand.StreamOptions{Stdin: stdin, Stdout: &out, Tty: tty}

@@ -51,7 +51,7 @@ func (n *node) endToStatus(name string, policy v1.RestartPolicy) time.Duration {
 	if _, err := n.backend.ExecSync(n.t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"kill", "1"}}); err != nil {
 		n.t.Fatal(err)
 	}
-	deadline := time.After(time.Minute)
+	deadline := time.After(patience)
 	for ended := false; !ended; {
 		select {
 		case e := <-w.ResultChan():

@@ -319,6 +319,16 @@ func (d *Daemon) configure(mirror string) error {
 			return err
 		}
 	}
+	return d.settings(registry, patience)
+}
+
+// patience is how long a daemon waits for a shim, and a test for a daemon.
+const patience = 2 * time.Minute
+
+// settings writes the daemon's configuration. A containerd that begins asks each shim for its process and, by default, gives
+// up after 5 seconds one that does not answer: it kills the shim's containers, forgets it, and leaves it running for good. A machine that is
+// busy enough with other tests makes it do so, hence it is as patient here as tests are.
+func (d *Daemon) settings(registry string, load time.Duration) error {
 	return d.write("config.toml", fmt.Sprintf(`version = 2
 root = %[1]q
 state = %[2]q
@@ -326,6 +336,10 @@ disabled_plugins = ["io.containerd.snapshotter.v1.devmapper", "io.containerd.sna
   "io.containerd.snapshotter.v1.aufs", "io.containerd.internal.v1.opt", "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing"]
 [grpc]
   address = %[3]q
+[timeouts]
+  "io.containerd.timeout.shim.load" = %[8]q
+  "io.containerd.timeout.shim.cleanup" = %[9]q
+  "io.containerd.timeout.shim.shutdown" = %[9]q
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = %[4]q
   restrict_oom_score_adj = true
@@ -336,7 +350,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.devmapper", "io.containerd.sna
     conf_dir = %[6]q
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
-`, filepath.Join(d.Dir, "root"), filepath.Join(d.Dir, "state"), d.Socket(), Pause, d.PluginDir(), d.ConfDir(), registry))
+`, filepath.Join(d.Dir, "root"), filepath.Join(d.Dir, "state"), d.Socket(), Pause, d.PluginDir(), d.ConfDir(), registry, load, patience))
 }
 
 // ConfDir is where the daemon looks for networks, PluginDir where for CNI plugins: the
@@ -384,6 +398,14 @@ func (d *Daemon) Address() string { return "unix://" + d.Socket() }
 // PID is the daemon's process.
 func (d *Daemon) PID() int { return d.cmd.Process.Pid }
 
+// Impatient makes the daemon, once it is started again, give up soon a shim that does not answer.
+func (d *Daemon) Impatient() {
+	d.t.Helper()
+	if err := d.settings("", 100*time.Millisecond); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
 // Run starts the daemon, at first and after Kill, and waits for its socket.
 func (d *Daemon) Run() {
 	d.t.Helper()
@@ -404,7 +426,7 @@ func (d *Daemon) run() error {
 	if err := d.cmd.Start(); err != nil {
 		return err
 	}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * patience); ; time.Sleep(5 * time.Millisecond) {
 		conn, err := net.Dial("unix", d.Socket())
 		if err == nil {
 			return conn.Close()
