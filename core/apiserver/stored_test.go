@@ -35,15 +35,7 @@ func TestStoredIsTheAnswer(t *testing.T) {
 		}
 		answered++
 		gvk := schema.GroupVersionKind{Group: k.group, Version: k.versions[0], Kind: k.kind}
-		options, err := (restOptions{byResource: map[schema.GroupResource]kind{resource: k}}).GetRESTOptions(resource, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		codec := options.StorageConfig.Codec.(lasting)
-		encoder, err := newStoredEncoder(gvk)
-		if err != nil {
-			t.Fatal(err)
-		}
+		codec, encoder := storedCodec(t, k)
 		upstream := legacyscheme.Codecs.EncoderForVersion(protobufSerializer(t), gvk.GroupVersion())
 		for begin, round := time.Now(), 0; round < 20 || time.Since(begin) < *changesFor/time.Duration(len(answeredResources)); round++ {
 			internal, err := legacyscheme.Scheme.New(gvk.GroupKind().WithVersion(runtime.APIVersionInternal))
@@ -123,15 +115,10 @@ func protobufSerializer(t *testing.T) runtime.Serializer {
 	return info.Serializer
 }
 
-// TestStoredListIsTheAnswer compares lists, of few and of many chunks.
-func TestStoredListIsTheAnswer(t *testing.T) {
-	resource := schema.GroupResource{Resource: "configmaps"}
-	var k kind
-	for _, one := range kinds {
-		if one.resource == resource.Resource && one.group == resource.Group {
-			k = one
-		}
-	}
+// storedCodec is how a kind is stored, and how what is stored is answered.
+func storedCodec(t *testing.T, k kind) (lasting, storedEncoder) {
+	t.Helper()
+	resource := schema.GroupResource{Group: k.group, Resource: k.resource}
 	options, err := (restOptions{byResource: map[schema.GroupResource]kind{resource: k}}).GetRESTOptions(resource, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -141,6 +128,12 @@ func TestStoredListIsTheAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return codec, encoder
+}
+
+// TestStoredListIsTheAnswer compares lists, of few and of many chunks.
+func TestStoredListIsTheAnswer(t *testing.T) {
+	codec, encoder := storedCodec(t, kind{resource: "configmaps", kind: "ConfigMap", versions: []string{"v1"}})
 	upstream := legacyscheme.Codecs.EncoderForVersion(protobufSerializer(t), codec.gvk.GroupVersion())
 	for _, n := range []int{0, 1, 100, 3000} {
 		remaining := int64(n)

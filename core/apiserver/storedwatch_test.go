@@ -9,7 +9,6 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/storage"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	upstreamtesting "k8s.io/kubernetes/pkg/api/testing"
@@ -23,16 +22,7 @@ func TestStoredPodsAreSelected(t *testing.T) {
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)
 	fuzz := fuzzer.FuzzerFor(upstreamtesting.FuzzerFuncs, rand.NewSource(seed), legacyscheme.Codecs)
-	resource := schema.GroupResource{Resource: "pods"}
-	options, err := (restOptions{byResource: map[schema.GroupResource]kind{resource: {resource: "pods", kind: "Pod", versions: []string{"v1"}}}}).GetRESTOptions(resource, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	codec := options.StorageConfig.Codec.(lasting)
-	encoder, err := newStoredEncoder(codec.gvk)
-	if err != nil {
-		t.Fatal(err)
-	}
+	codec, encoder := storedCodec(t, kind{resource: "pods", kind: "Pod", versions: []string{"v1"}})
 	s := watchStorage{Interface: asWritten{}, paths: podSelectable}
 	var all []fields.Selector
 	for name := range podSelectable {
