@@ -30,7 +30,7 @@ type commit struct {
 	reason  string
 	text    string
 
-	nominated string            // node, when there is no bind
+	nominated string            // node: to be written when there is no bind, else the one that was reserved before it
 	bindings  *cluster.Bindings // of its volumes, to be made first; nil: none
 	volumes   *volumeBind       // under way
 	gang      *gangBind         // that it is of: all or none

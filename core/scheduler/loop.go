@@ -381,8 +381,8 @@ func (s *Scheduler) assume(p *pending, out cluster.Outcome, began time.Time) *co
 	s.state.Assume(p.class, &bound)
 	s.queue.active.used(p.pod)
 	s.record(p, out, "")
+	p.bind = &commit{pending: p, pod: p.pod, node: out.Node, began: began, bindings: bindings, nominated: p.nominated}
 	p.text, p.nominated = "", ""
-	p.bind = &commit{pending: p, pod: p.pod, node: out.Node, began: began, bindings: bindings}
 	if p.class.HasDevices() {
 		p.bind.devices = bound.Annotations[schedulingv1alpha1.DevicesAnnotation]
 	}
@@ -480,6 +480,9 @@ func (s *Scheduler) committed(c *commit) {
 		s.stats.conflicts.Add(1)
 		if c.gang != nil { // another pod of the gang was newer, perhaps
 			s.queue.delay(p, s.clock.Now().Add(backOff(p.attempts)), queuedFailure)
+		} else if c.nominated != "" { // what it got others evicted for is not for anyone else meanwhile
+			p.nominated = c.nominated
+			s.state.Nominate(p.class, p.pod, p.nominated)
 		}
 	}
 	if newer != c.pod { // else a newer version is to come, or the pod's end

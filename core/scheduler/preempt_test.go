@@ -107,6 +107,33 @@ func TestPreemptionOutranked(t *testing.T) {
 	w.bound("second", "")
 }
 
+// TestPreemptorConflicts: a pod whose bind meets a newer version of it keeps the
+// place that it got others evicted from.
+func TestPreemptorConflicts(t *testing.T) {
+	w := newWorld(t, nil)
+	w.endGracefully()
+	w.put(nodeResource, testNode("n1", "2", nil))
+	w.put(podResource, testPod("old", "2"))
+	w.bound("old", "n1")
+	w.put(podResource, withPriority(testPod("important", "2"), 10))
+	w.ending("old")
+	w.event("Preempted", "Preempted by pod uid-important on node n1")
+	eventually(t, "the node is nominated", func() bool { return w.pod("important").Status.NominatedNodeName == "n1" })
+	w.mu.Lock()
+	w.stale = "important"
+	w.mu.Unlock()
+	w.remove(podResource, "default", "old")
+	eventually(t, "the bind meets a newer version", func() bool { return w.sched.Stats().Conflicts == 1 })
+	w.put(podResource, withPriority(testPod("sneak", "2"), 10))
+	w.refused("sneak", "0/1 nodes are available: 1 Insufficient cpu. "+
+		"no new claims to deallocate, preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod.")
+	w.touch("important") // the newer version comes
+	w.bound("important", "n1")
+	if got := w.sched.Stats(); got.Preemptions != 1 || got.Victims != 1 {
+		t.Errorf("stats %+v", got)
+	}
+}
+
 func TestPreemptionNever(t *testing.T) {
 	w := newWorld(t, nil)
 	w.put(nodeResource, testNode("n1", "2", nil))

@@ -47,6 +47,7 @@ type world struct {
 	batches  []int       // sizes of what was committed as one
 	before   func(Write) // called before each write, to meddle
 	fail     error       // answers binds
+	stale    string      // pod whose next bind is answered as if a newer version were stored
 
 	reacting  sync.Mutex
 	reactions []*clienttesting.SimpleReactor // the newest first
@@ -207,6 +208,9 @@ func (w *world) Commit(_ context.Context, writes []Write) []Result {
 		case err != nil:
 			results[i].Conflict = true
 		case stored.(*v1.Pod).ResourceVersion != strconv.FormatInt(write.Expect, 10):
+			results[i] = conflict(stored)
+		case w.stale == pod.Name && pod.Spec.NodeName != "":
+			w.stale = ""
 			results[i] = conflict(stored)
 		case w.fail != nil && pod.Spec.NodeName != "":
 			results[i].Err = w.fail
