@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	clocktesting "k8s.io/utils/clock/testing"
 
 	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
 	"github.com/quaymaster/quaymaster/core/scheduler/cluster"
@@ -233,11 +234,15 @@ func TestFairShareDeadlines(t *testing.T) {
 		t.Errorf("the order is %s", order)
 	}
 
-	w := newWorld(t, nil)
+	clock := clocktesting.NewFakeClock(now)
+	w := newWorld(t, func(o *Options) { o.Clock = clock })
 	w.apply(`queue: {order: FairShare, deadlineSeconds: 2}`)
 	w.put(nodeResource, testNode("n1", "1", nil))
 	late := testPod("late", "2")
-	late.CreationTimestamp = metav1.Now()
+	late.CreationTimestamp = metav1.NewTime(now)
 	w.put(podResource, late)
+	w.saying("late", v1.PodReasonUnschedulable, "Insufficient cpu")
+	w.settled()
+	clock.Step(2 * time.Second)
 	w.saying("late", DeadlineExceeded, "Insufficient cpu")
 }

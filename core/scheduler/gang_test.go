@@ -11,6 +11,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	clocktesting "k8s.io/utils/clock/testing"
 	"sigs.k8s.io/yaml"
 
 	schedulingv1alpha1 "github.com/quaymaster/quaymaster/core/api/scheduling/v1alpha1"
@@ -108,11 +109,15 @@ func TestGangConflict(t *testing.T) {
 // TestDeadline gives up a pod that has no node in time, and tries earlier
 // deadlines first.
 func TestDeadline(t *testing.T) {
-	w := newWorld(t, nil)
+	clock := clocktesting.NewFakeClock(time.Now())
+	w := newWorld(t, func(o *Options) { o.Clock = clock })
 	pod := testPod("p", "1")
-	pod.CreationTimestamp = metav1.NewTime(time.Now())
+	pod.CreationTimestamp = metav1.NewTime(clock.Now())
 	pod.Annotations = map[string]string{schedulingv1alpha1.DeadlineAnnotation: "3"}
 	w.put(podResource, pod)
+	w.refused("p", "no nodes available to schedule pods")
+	w.settled()
+	clock.Step(3 * time.Second)
 	w.saying("p", DeadlineExceeded, "no nodes available to schedule pods")
 	w.put(nodeResource, testNode("n1", "1", nil))
 	w.put(podResource, testPod("q", "1"))

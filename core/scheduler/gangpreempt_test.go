@@ -81,6 +81,36 @@ func TestGangPreempts(t *testing.T) {
 	}
 }
 
+// TestGangPreemptorConflicts: a gang of which a bind meets a newer version keeps the
+// places that it got others evicted from.
+func TestGangPreemptorConflicts(t *testing.T) {
+	fake := clocktesting.NewFakeClock(time.Now())
+	w := newWorld(t, func(o *Options) { o.Clock = fake })
+	w.endGracefully()
+	w.full(2)
+	for _, name := range []string{"a", "b"} {
+		w.put(podResource, withPriority(inGang(testPod(name, "1"), "g", 2), 100))
+	}
+	w.ending("low0")
+	w.ending("low1")
+	w.settled()
+	w.stale.Store(new("b"))
+	w.remove(podResource, "default", "low0")
+	w.remove(podResource, "default", "low1")
+	eventually(t, "the binds meet a newer version", func() bool { return w.sched.Stats().Conflicts == 2 })
+	w.put(podResource, withPriority(testPod("sneak", "500m"), 50))
+	w.saying("sneak", v1.PodReasonUnschedulable, "No preemption victims found")
+	eventually(t, "the gang's back-off has ended", func() bool {
+		fake.Step(time.Second)
+		return w.pod("a").Spec.NodeName != ""
+	})
+	w.bound("a", "")
+	w.bound("b", "")
+	if got := w.sched.Stats(); got.Preemptions != 1 || got.Victims != 2 {
+		t.Errorf("stats %+v", got)
+	}
+}
+
 // TestGangPreemptsNobody when that would not help the whole gang.
 func TestGangPreemptsNobody(t *testing.T) {
 	never := v1.PreemptNever

@@ -480,7 +480,8 @@ func (s *Scheduler) committed(c *commit) {
 		s.stats.conflicts.Add(1)
 		if c.gang != nil { // another pod of the gang was newer, perhaps
 			s.queue.delay(p, s.clock.Now().Add(backOff(p.attempts)), queuedFailure)
-		} else if c.nominated != "" { // what it got others evicted for is not for anyone else meanwhile
+		}
+		if c.nominated != "" { // what it got others evicted for is not for anyone else meanwhile
 			p.nominated = c.nominated
 			s.state.Nominate(p.class, p.pod, p.nominated)
 		}

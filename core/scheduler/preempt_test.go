@@ -119,9 +119,7 @@ func TestPreemptorConflicts(t *testing.T) {
 	w.ending("old")
 	w.event("Preempted", "Preempted by pod uid-important on node n1")
 	eventually(t, "the node is nominated", func() bool { return w.pod("important").Status.NominatedNodeName == "n1" })
-	w.mu.Lock()
-	w.stale = "important"
-	w.mu.Unlock()
+	w.stale.Store(new("important"))
 	w.remove(podResource, "default", "old")
 	eventually(t, "the bind meets a newer version", func() bool { return w.sched.Stats().Conflicts == 1 })
 	w.put(podResource, withPriority(testPod("sneak", "2"), 10))

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,7 +48,8 @@ type world struct {
 	batches  []int       // sizes of what was committed as one
 	before   func(Write) // called before each write, to meddle
 	fail     error       // answers binds
-	stale    string      // pod whose next bind is answered as if a newer version were stored
+
+	stale atomic.Pointer[string] // pod whose next bind is answered as if a newer version were stored
 
 	reacting  sync.Mutex
 	reactions []*clienttesting.SimpleReactor // the newest first
@@ -152,6 +154,20 @@ func (w *world) knows(what string, condition func(*cluster.State) bool) {
 	})
 }
 
+// settled waits until all that is decided is written, and the scheduler has heard of it.
+func (w *world) settled() {
+	w.t.Helper()
+	w.knows("what it has written", func(*cluster.State) bool {
+		for key, p := range w.sched.queue.pods {
+			object, err := w.client.Tracker().Get(podResource, key.Namespace, key.Name)
+			if err != nil || object.(*v1.Pod).ResourceVersion != p.pod.ResourceVersion {
+				return false
+			}
+		}
+		return w.sched.inFlight == 0 && w.sched.queue.active.count == 0
+	})
+}
+
 func (w *world) store(gvr schema.GroupVersionResource, object metav1.Object) {
 	object.SetResourceVersion(w.next())
 	tracker := w.client.Tracker()
@@ -209,8 +225,7 @@ func (w *world) Commit(_ context.Context, writes []Write) []Result {
 			results[i].Conflict = true
 		case stored.(*v1.Pod).ResourceVersion != strconv.FormatInt(write.Expect, 10):
 			results[i] = conflict(stored)
-		case w.stale == pod.Name && pod.Spec.NodeName != "":
-			w.stale = ""
+		case pod.Spec.NodeName != "" && w.wasStale(pod.Name):
 			results[i] = conflict(stored)
 		case w.fail != nil && pod.Spec.NodeName != "":
 			results[i].Err = w.fail
@@ -224,6 +239,12 @@ func (w *world) Commit(_ context.Context, writes []Write) []Result {
 		w.mu.Unlock()
 	}
 	return results
+}
+
+// wasStale says it once of the pod.
+func (w *world) wasStale(name string) bool {
+	stale := w.stale.Load()
+	return stale != nil && *stale == name && w.stale.CompareAndSwap(stale, nil)
 }
 
 // drop commits a deletion.
@@ -261,7 +282,7 @@ func (w *world) CommitAll(ctx context.Context, writes []Write) Result {
 			w.before(write)
 		}
 		object, err := w.client.Tracker().Get(podResource, "default", name)
-		if err != nil || object.(*v1.Pod).ResourceVersion != strconv.FormatInt(write.Expect, 10) {
+		if err != nil || object.(*v1.Pod).ResourceVersion != strconv.FormatInt(write.Expect, 10) || w.wasStale(name) {
 			return Result{Conflict: true}
 		}
 	}
