@@ -17,6 +17,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/quaymaster/quaymaster/runtime/agent"
+	"github.com/quaymaster/quaymaster/runtime/agent/apitest"
 	"github.com/quaymaster/quaymaster/runtime/agent/fleet"
 )
 
@@ -33,7 +34,7 @@ type cluster struct {
 
 func newCluster(t testing.TB, opts fleet.Options, nodes ...string) *cluster {
 	t.Helper()
-	c := &cluster{t: t, client: fake.NewClientset()}
+	c := &cluster{t: t, client: apitest.New()}
 	c.client.PrependReactor("*", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
 		c.heard.Range(func(_, f any) bool {
 			f.(func(clienttesting.Action))(a)
@@ -106,6 +107,19 @@ func (c *cluster) pod(name string) *v1.Pod {
 		return nil
 	}
 	return pod
+}
+
+// change updates a pod, again where its status was written meanwhile.
+func (c *cluster) change(name string, f func(*v1.Pod)) {
+	c.t.Helper()
+	eventually(c.t, func() string {
+		pod := c.pod(name)
+		f(pod)
+		if _, err := c.client.CoreV1().Pods("default").Update(context.Background(), pod, metav1.UpdateOptions{}); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
 }
 
 // eventually polls a condition that says what is missing, "" for nothing.

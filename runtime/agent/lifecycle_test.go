@@ -304,12 +304,8 @@ func watchDeletions(c *cluster) *deletions {
 // mark begins a graceful deletion, as the API server does.
 func (c *cluster) mark(name string, grace int64, now time.Time) {
 	c.t.Helper()
-	pod := c.pod(name)
 	at := metav1.NewTime(now.Add(time.Duration(grace) * time.Second))
-	pod.DeletionTimestamp, pod.DeletionGracePeriodSeconds = &at, &grace
-	if _, err := c.client.CoreV1().Pods("default").Update(context.Background(), pod, metav1.UpdateOptions{}); err != nil {
-		c.t.Fatal(err)
-	}
+	c.change(name, func(pod *v1.Pod) { pod.DeletionTimestamp, pod.DeletionGracePeriodSeconds = &at, &grace })
 }
 
 func TestGracefulDeletion(t *testing.T) {

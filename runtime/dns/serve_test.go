@@ -172,9 +172,7 @@ func elsewhere(t *testing.T) string {
 		} else {
 			r.Rcode = dns.RcodeNameError
 		}
-		if err := w.WriteMsg(r); err != nil {
-			t.Error(err)
-		}
+		_ = w.WriteMsg(r) // who asked may have given up
 	})
 	for _, s := range []*dns.Server{{PacketConn: packets, Handler: handler}, {Listener: streams, Handler: handler}} {
 		started := make(chan struct{})
