@@ -49,7 +49,11 @@ func (n *node) untouched(before *v1.Pod, when string) *v1.Pod {
 // signal sends one to the backend's process.
 func (n *node) signal(s syscall.Signal) {
 	n.t.Helper()
-	pid, _ := n.process.PID()
+	pid := 0
+	eventually(n.t, "a process of the backend", func(context.Context) (bool, error) { // one that is slow may have been given up just now
+		pid, _ = n.process.PID()
+		return pid != 0, nil
+	})
 	signal(n.t, pid, s)
 }
 
@@ -194,6 +198,9 @@ func one(t *testing.T, pids []int) int {
 
 func signal(t testing.TB, pid int, s syscall.Signal) {
 	t.Helper()
+	if pid <= 0 { // who would get it are the tests and who started them
+		t.Fatalf("no process to send %v to", s)
+	}
 	if err := syscall.Kill(pid, s); err != nil {
 		t.Fatal(err)
 	}
