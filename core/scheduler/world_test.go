@@ -31,7 +31,7 @@ var (
 	nodeResource = schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
 )
 
-// watchedResources is the number of resources that a scheduler watches.
+// watchedResources is the number of resources that a scheduler watches, groups aside.
 const watchedResources = 15
 
 // world is a store in a fake clientset: it gives revisions and commits what the
@@ -82,7 +82,7 @@ func newWorld(t *testing.T, change func(*Options)) *world {
 	t.Helper()
 	w := &world{t: t, client: fake.NewClientset()}
 	w.client.PrependReactor("*", "*", w.reaction)
-	watching := make(chan struct{}, 16)
+	watching := make(chan struct{}, 2*watchedResources)
 	w.client.PrependWatchReactor("*", func(action clienttesting.Action) (bool, watch.Interface, error) {
 		watcher, err := w.client.Tracker().Watch(action.GetResource(), action.GetNamespace())
 		watching <- struct{}{}
@@ -101,7 +101,11 @@ func newWorld(t *testing.T, change func(*Options)) *world {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.cancel = cancel
 	factory.Start(ctx.Done())
-	for range watchedResources {
+	waits := watchedResources
+	if options.PodGroups != nil {
+		waits++
+	}
+	for range waits { // what is stored between the list and the watch of a fake clientset is never told of
 		<-watching
 	}
 	done := make(chan error, 1)
