@@ -24,12 +24,14 @@ func podRequest(name string) *admissionv1.AdmissionRequest {
 	return r
 }
 
+// policyYAML is a policy with time enough for a call on a busy machine.
 func policyYAML(name, file string) string {
 	return fmt.Sprintf(`apiVersion: policy.quaymaster.dev/v1alpha1
 kind: Policy
 metadata: {name: %s}
 spec:
   engine: Rego
+  limits: {deadline: 1m}
   source: {file: %s}
 `, name, file)
 }

@@ -28,7 +28,10 @@ func (c *cluster) observe(want ...string) (end func()) {
 			asked++
 			got := "nothing"
 			if answer.Result != nil {
-				_, got, _ = strings.Cut(answer.Result.Message, "denied the request: ")
+				got = answer.Result.Message // else what is wrong
+				if _, denial, ok := strings.Cut(got, "denied the request: "); ok {
+					got = denial
+				}
 			}
 			known := false
 			for _, w := range want {
@@ -147,7 +150,7 @@ func TestGrowingFiles(t *testing.T) {
 	third := regoSource("three")
 	c.write("three.rego", third)
 	// the whole alone is a policy: without the last brace it is no YAML
-	object := "kind: Policy\napiVersion: policy.quaymaster.dev/v1alpha1\nmetadata: {name: a}\nspec: {engine: Rego, source: {file: three.rego}}"
+	object := "kind: Policy\napiVersion: policy.quaymaster.dev/v1alpha1\nmetadata: {name: a}\nspec: {engine: Rego, limits: {deadline: 1m}, source: {file: three.rego}}"
 	end = c.observe("two")
 	c.grow("a.yaml", object[:len(object)-1], 8)
 	end()
