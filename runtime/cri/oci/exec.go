@@ -37,6 +37,8 @@ const (
 	maxOutput = 7 << 20
 	// lastOutput is how long a command's output is waited for that something else still has open.
 	lastOutput = 2 * time.Second
+	// callTime is how long a call of runc that is given up may take to begin its command or to end after it.
+	callTime = 30 * time.Second
 )
 
 // executable makes the call of runc that runs a command in a container; done removes its files.
@@ -64,17 +66,30 @@ func (d *driver) executable(ctx context.Context, c *base.Container, command []st
 	pidFile := filepath.Join(tmp, "pid")
 	cmd = exec.CommandContext(ctx, d.opts.Runtime, "--root", d.state(), "--log", filepath.Join(tmp, "log"), "exec", "--process", file, "--pid-file", pidFile, c.ID)
 	cmd.WaitDelay = lastOutput
-	cmd.Cancel = func() error {
-		// Only what runs in the container: runc reaps it and ends by itself. A process that nobody reaps would keep the
-		// container's namespace, and so its end, waiting.
+	cmd.Cancel = func() error { return giveUp(cmd.Process, pidFile) }
+	return cmd, done, nil
+}
+
+// giveUp kills what a call of runc runs in the container, and waits for runc, which reaps it: a process that nobody reaps would keep the
+// container's namespace, and so its end, waiting. A runc that has not said yet what it began is waited for as well: without it that
+// would run on.
+func giveUp(runc *os.Process, pidFile string) error {
+	var began process.Identity
+	for deadline := time.Now().Add(callTime); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if errors.Is(runc.Signal(syscall.Signal(0)), os.ErrProcessDone) {
+			return nil
+		}
+		if began != (process.Identity{}) {
+			continue
+		}
 		if data, err := os.ReadFile(pidFile); err == nil {
 			if pid, err := strconv.Atoi(string(data)); err == nil {
-				return process.Of(pid).Signal(syscall.SIGKILL)
+				began = process.Of(pid)
+				_ = began.Signal(syscall.SIGKILL) // of our own user's: nothing can be wrong
 			}
 		}
-		return cmd.Process.Kill()
 	}
-	return cmd, done, nil
+	return runc.Kill()
 }
 
 // bounded keeps the first bytes of a stream.

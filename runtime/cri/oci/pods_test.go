@@ -21,6 +21,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/quaymaster/quaymaster/runtime/cri/containerd/containerdtest"
+	"github.com/quaymaster/quaymaster/runtime/cri/oci"
 )
 
 // pod is one with one container.
@@ -406,6 +407,36 @@ func TestExec(t *testing.T) {
 	p.remove()
 	if _, err := exec(60, "true"); status.Code(err) != codes.NotFound {
 		t.Errorf("in no container: %v", err)
+	}
+}
+
+// TestSlowExecIsGivenUp has a runc that says too late which process it began: that is ended all the same.
+func TestSlowExecIsGivenUp(t *testing.T) {
+	slow := filepath.Join(t.TempDir(), "runc")
+	if err := os.WriteFile(slow, []byte(`#!/bin/sh
+for arg; do
+	shift
+	if [ "$arg" = exec ]; then exec=yes; fi
+	if [ "$exec$last" = yes--pid-file ]; then file=$arg arg=$arg.late; fi
+	last=$arg
+	set -- "$@" "$arg"
+done
+[ -n "$exec" ] || exec runc "$@"
+runc "$@" &
+sleep 3
+mv "$file.late" "$file"
+wait
+`), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	n := start(t, func(o *oci.Options) { o.Runtime = slow })
+	p := n.run(forever)
+	_, err := n.b.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: p.id, Cmd: []string{"sleep", "98764"}, Timeout: 1})
+	if status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("too long: %v", err)
+	}
+	if left := containerdtest.Commands("98764"); len(left) > 0 {
+		t.Errorf("it runs on: %v", left)
 	}
 }
 
