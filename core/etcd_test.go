@@ -82,7 +82,7 @@ func beServer(settings string) {
 		os.Exit(1)
 	}
 	e, err := core.New(core.Options{DataDir: dir, Listen: "127.0.0.1:0", Nodes: core.Nodes(filepath.Base(dir), 1),
-		Etcd: &core.Etcd{Endpoints: []string{endpoint}, Term: 15 * time.Second}})
+		Etcd: &core.Etcd{Endpoints: []string{endpoint}, Term: 30 * time.Second}}) // as in start
 	if err != nil {
 		fail(err)
 	}

@@ -132,6 +132,18 @@ func (k *cluster) told(kind, name, reason, beginning string) error {
 	return fmt.Errorf("no event %s %q among %d of %s %s", reason, beginning, len(events.Items), kind, name)
 }
 
+// know waits until the controllers have heard of so many pods: one that has not makes as
+// many as it wants, and deletes what is too many.
+func (k *cluster) know(pods int) {
+	k.t.Helper()
+	eventually(k.t, func() error {
+		if known := len(k.informers.Core().V1().Pods().Informer().GetStore().ListKeys()); known != pods {
+			return fmt.Errorf("the controllers know of %d pods", known)
+		}
+		return nil
+	})
+}
+
 // TestAdoption gives a set more pods than it wants, and takes one away.
 func TestAdoption(t *testing.T) {
 	k := start(t, clock.RealClock{})
@@ -144,13 +156,7 @@ func TestAdoption(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// A controller that has not heard of them makes three pods, and deletes what is too many.
-	eventually(t, func() error {
-		if known := len(k.informers.Core().V1().Pods().Informer().GetStore().ListKeys()); known != 2 {
-			return fmt.Errorf("the controllers know of %d pods", known)
-		}
-		return nil
-	})
+	k.know(2)
 	rs := &appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{Name: "web"}, Spec: appsv1.ReplicaSetSpec{Replicas: d.Spec.Replicas, Selector: d.Spec.Selector, Template: d.Spec.Template}}
 	rs, err := k.AppsV1().ReplicaSets("test").Create(ctx, rs, metav1.CreateOptions{})
 	if err != nil {

@@ -170,6 +170,7 @@ func TestReplicationController(t *testing.T) {
 	if _, err := k.CoreV1().Pods("test").Create(ctx, &corev1.Pod{ObjectMeta: orphan.ObjectMeta, Spec: orphan.Spec}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	k.know(1)
 	if _, err := controllers.Create(ctx, &corev1.ReplicationController{ObjectMeta: metav1.ObjectMeta{Name: "rc"}, Spec: corev1.ReplicationControllerSpec{
 		Replicas: ptr.To[int32](3), Selector: map[string]string{"app": "rc"}, Template: ptr.To(template("rc", "v1")),
 	}}, metav1.CreateOptions{}); err != nil {

@@ -15,7 +15,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/kubernetes"
@@ -235,7 +234,7 @@ func checkWatches(t *testing.T, s *Store, base int64, events []*clientv3.Event) 
 
 // replayFirst gives the events of the first response of a watch of all keys.
 func replayFirst(t testing.TB, s *Store, from int64) []*clientv3.Event {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	r, ok := <-s.Etcd().Watch(ctx, "\x00", clientv3.WithFromKey(), clientv3.WithRev(from), clientv3.WithPrevKV())
 	if !ok || r.Err() != nil {
@@ -255,7 +254,7 @@ func replayAll(t testing.TB, s *Store, from, to int64) (events []*clientv3.Event
 	if from > to {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	w := s.Etcd().Watch(ctx, "\x00", clientv3.WithFromKey(), clientv3.WithRev(from), clientv3.WithPrevKV())
 	if err := s.Etcd().RequestProgress(ctx); err != nil {

@@ -5,11 +5,17 @@ import (
 	"flag"
 	"os"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 )
 
 var crashRounds = flag.Int("crash-rounds", 30, "how often the crash test kills its writer")
+
+// patience is how long a test waits for what must happen: with the race detector, on
+// one processor that is busy with much else, a watch of a thousand events takes more
+// than a minute.
+const patience = 5 * time.Minute
 
 // children are what the test binary is instead when that variable names a
 // directory.

@@ -69,7 +69,7 @@ func next(t *testing.T, w watch.Interface) watch.Event {
 			if e.Type != watch.Bookmark {
 				return e
 			}
-		case <-time.After(time.Minute):
+		case <-time.After(patience):
 			t.Fatal("no event")
 		}
 	}

@@ -224,7 +224,7 @@ func TestRetention(t *testing.T) {
 // pass takes steps until the condition holds.
 func pass(t *testing.T, step func(), condition func() bool) {
 	t.Helper()
-	deadline := time.After(time.Minute)
+	deadline := time.After(patience)
 	for step(); !condition(); step() {
 		select {
 		case <-deadline:

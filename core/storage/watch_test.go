@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
-	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -112,7 +111,7 @@ func testSlowWatch(t *testing.T, n, size, batch int) {
 		opts.MaxHistoryBytes = -1
 		opts.Retention, opts.MaxHistory = -1, -1
 		s := open(t, opts)
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		w := s.Etcd().Watch(ctx, "/k/", clientv3.WithPrefix(), clientv3.WithPrevKV())
 		writes, value := make([]Write, n), bytes.Repeat([]byte("v"), size)
@@ -171,7 +170,7 @@ func testSlowWatch(t *testing.T, n, size, batch int) {
 // A slow watch is told when what it has not read is compacted.
 func TestSlowWatchCompacted(t *testing.T) {
 	s := open(t, Options{})
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	w := s.Etcd().Watch(ctx, "/", clientv3.WithPrefix())
 	for range 8 { // what the channel and the goroutine take, and more
@@ -214,7 +213,7 @@ func TestHammer(t *testing.T) {
 	kinds(t, func(t *testing.T, opts Options) {
 		opts.Retention = -1
 		s := open(t, opts)
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		const writers, each = 8, 400
 		var writing, all sync.WaitGroup

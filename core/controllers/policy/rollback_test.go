@@ -11,6 +11,7 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	clocktesting "k8s.io/utils/clock/testing"
 
 	policyv1alpha1 "github.com/quaymaster/quaymaster/core/api/policy/v1alpha1"
 	"github.com/quaymaster/quaymaster/policies"
@@ -214,9 +215,11 @@ func TestVersionTooLarge(t *testing.T) {
 	}
 }
 
-// The cost of a policy is in its status.
+// The cost of a policy is in its status: if it was told before the last call, anew a
+// minute later.
 func TestCost(t *testing.T) {
-	c := start(t, false)
+	clock := clocktesting.NewFakeClock(time.Unix(1_000_000, 0))
+	c := startAt(t, clock, false)
 	p := newPolicy("p", policyv1alpha1.PolicySource{Rego: regoSource("no")})
 	p.Spec.Limits.Deadline = &metav1.Duration{Duration: time.Minute} // the machine may be busy
 	c.create(p)
@@ -225,7 +228,11 @@ func TestCost(t *testing.T) {
 		c.host.Admit(t.Context(), policyv1alpha1.ExtensionValidate, podRequest("x"), nil)
 	}
 	c.update("p", func(p *policyv1alpha1.Policy) { p.Labels = map[string]string{"a": "b"} })
-	eventually(t, "the cost", func() bool { return c.policy("p").Status.Cost != nil })
+	eventually(t, "the cost of all calls", func() bool {
+		clock.Step(costs)
+		cost := c.policy("p").Status.Cost
+		return cost != nil && cost.Calls >= 7
+	})
 	if cost := c.policy("p").Status.Cost; cost.Calls != 7 || cost.Failures != 0 || cost.TimePerCall.Duration <= 0 {
 		t.Errorf("cost %+v", cost)
 	}
