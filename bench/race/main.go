@@ -30,7 +30,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 2, "rounds of each side")
 	flag.IntVar(&o.clients, "clients", 64, "requests at once")
 	flag.StringVar(&o.only, "only", "", "run only this side: "+upstreamSide+" or "+ourSide)
-	flag.StringVar(&o.profile, "profile", "", "folder for profiles of our side: the CPU of what is timed, and the heap at its end")
+	flag.StringVar(&o.profile, "profile", "", "folder for profiles of our side: the CPU of what is timed, and the heap before it and at its end; go tool pprof -sample_index=alloc_space -diff_base FILE.before FILE.heap tells what was allocated")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

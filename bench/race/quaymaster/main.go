@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/pprof"
 	"strings"
 	"time"
@@ -101,11 +102,16 @@ func run(ctx context.Context, dir, profile string) (err error) {
 	return nil
 }
 
-// startProfile takes a CPU profile until the returned function is called, which
-// also writes what the heap holds then.
+// startProfile takes a CPU profile until the returned function is called. Before and
+// after it writes what the heap holds and what was allocated until then: a file .before
+// and one .heap.
 func startProfile(folder string) (stop func(), err error) {
 	cpu, err := os.CreateTemp(folder, "race-*.cpu")
 	if err != nil {
+		return nil, err
+	}
+	name := strings.TrimSuffix(cpu.Name(), ".cpu")
+	if err := writeHeap(name + ".before"); err != nil {
 		return nil, err
 	}
 	if err := pprof.StartCPUProfile(cpu); err != nil {
@@ -113,14 +119,19 @@ func startProfile(folder string) (stop func(), err error) {
 	}
 	return func() {
 		pprof.StopCPUProfile()
-		heap, err := os.Create(strings.TrimSuffix(cpu.Name(), ".cpu") + ".heap")
-		if err == nil {
-			err = errors.Join(pprof.WriteHeapProfile(heap), heap.Close(), cpu.Close())
-		}
-		if err != nil {
+		if err := errors.Join(cpu.Close(), writeHeap(name+".heap")); err != nil {
 			fmt.Fprintln(os.Stderr, "profile:", err)
 		}
 	}, nil
+}
+
+func writeHeap(name string) error {
+	runtime.GC() // a heap's profile is that of the last collection
+	heap, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(pprof.WriteHeapProfile(heap), heap.Close())
 }
 
 func answerTo(ctx context.Context, client kubernetes.Interface, r work.Request) (time.Duration, error) {
