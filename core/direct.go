@@ -18,8 +18,8 @@ var podResource = corev1.SchemeGroupVersion.WithResource("pods")
 // create and delete through it, in-process agents write statuses.
 type directPods struct{ registry *apiserver.Direct }
 
-func (d directPods) Create(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, error) {
-	return d.pod(d.registry.CreateOwned(ctx, podResource, pod.Namespace, pod))
+func (d directPods) Create(ctx context.Context, pod *corev1.Pod) error {
+	return d.registry.CreateOwned(ctx, podResource, pod.Namespace, pod)
 }
 
 func (d directPods) UpdateStatus(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, error) {

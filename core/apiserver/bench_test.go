@@ -44,8 +44,7 @@ func BenchmarkCreatePod(b *testing.B) {
 		{"direct", func(c *cluster) func(string) error {
 			d := c.Direct(nil)
 			return func(name string) error {
-				_, err := d.CreateOwned(ctx, pods, "default", samplePod(name))
-				return err
+				return d.CreateOwned(ctx, pods, "default", samplePod(name))
 			}
 		}},
 	} {

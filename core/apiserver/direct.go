@@ -160,63 +160,66 @@ func (c *call) validateUpdate(attributes admission.Attributes) rest.ValidateObje
 // again for that: lists that were empty are empty, not nil, and times other than
 // its creation's may be finer than what is stored.
 func (d *Direct) Create(ctx context.Context, gvr schema.GroupVersionResource, namespace string, object runtime.Object) (runtime.Object, error) {
-	return d.CreateOwned(ctx, gvr, namespace, object.DeepCopyObject())
-}
-
-// CreateOwned is Create of an object that is the callee's from then on.
-func (d *Direct) CreateOwned(ctx context.Context, gvr schema.GroupVersionResource, namespace string, object runtime.Object) (runtime.Object, error) {
-	m, err := meta.Accessor(object)
+	c, created, err := d.create(ctx, gvr, "", namespace, object.DeepCopyObject())
 	if err != nil {
 		return nil, err
 	}
-	return d.create(ctx, gvr, "", namespace, m.GetName(), object)
+	return c.out(created)
+}
+
+// CreateOwned stores a new object that is the callee's from then on.
+func (d *Direct) CreateOwned(ctx context.Context, gvr schema.GroupVersionResource, namespace string, object runtime.Object) error {
+	_, _, err := d.create(ctx, gvr, "", namespace, object)
+	return err
 }
 
 // Bind assigns a pod to a node, as the binding subresource does.
 func (d *Direct) Bind(ctx context.Context, binding *corev1.Binding) error {
-	_, err := d.create(ctx, corev1.SchemeGroupVersion.WithResource("pods"), "binding", binding.Namespace, binding.Name, binding.DeepCopy())
+	_, _, err := d.create(ctx, corev1.SchemeGroupVersion.WithResource("pods"), "binding", binding.Namespace, binding.DeepCopy())
 	return err
 }
 
-func (d *Direct) create(ctx context.Context, gvr schema.GroupVersionResource, subresource, namespace, name string, object runtime.Object) (runtime.Object, error) {
-	c, err := d.call(gvr, subresource, namespace, name)
+// create returns what the registry answers, which is of the internal version.
+func (d *Direct) create(ctx context.Context, gvr schema.GroupVersionResource, subresource, namespace string, object runtime.Object) (*call, runtime.Object, error) {
+	named, err := meta.Accessor(object)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	c, err := d.call(gvr, subresource, namespace, named.GetName())
+	if err != nil {
+		return nil, nil, err
 	}
 	storage, err := callStorage[rest.Storage](c)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	internal, err := c.in(object)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	m := accessor(internal)
 	if subresource == "" {
 		rest.WipeObjectMetaSystemFields(m)
 	}
 	if err := rest.EnsureObjectNamespaceMatchesRequestNamespace(c.namespace, m); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	ctx = context.WithValue(c.context(ctx, "create"), asWrittenKey{}, true)
 	options := &metav1.CreateOptions{}
 	attributes := c.attributes(internal, nil, admission.Create, options)
 	if err := c.mutate(ctx, attributes); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var created runtime.Object
 	switch storage := storage.(type) {
 	case rest.NamedCreater:
-		created, err = storage.Create(ctx, name, internal, c.validateCreate(attributes), options)
+		created, err = storage.Create(ctx, c.name, internal, c.validateCreate(attributes), options)
 	case rest.Creater:
 		created, err = storage.Create(ctx, internal, c.validateCreate(attributes), options)
 	default:
 		err = fmt.Errorf("%s cannot be created", gvr.GroupResource())
 	}
-	if err != nil {
-		return nil, err
-	}
-	return c.out(created)
+	return c, created, err
 }
 
 // Update replaces an object. Its resource version, unless empty, must be the stored one.

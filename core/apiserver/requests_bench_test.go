@@ -274,7 +274,7 @@ func BenchmarkListAll(b *testing.B) {
 	c := start(b, func(o *apiserver.Options) { o.Listener = listen(b) })
 	direct := c.Direct(nil)
 	for i := range all {
-		if _, err := direct.CreateOwned(b.Context(), pods, "default", samplePod(fmt.Sprint("p-", i))); err != nil {
+		if err := direct.CreateOwned(b.Context(), pods, "default", samplePod(fmt.Sprint("p-", i))); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -53,12 +53,8 @@ func (l *late) RoundTrip(r *http.Request) (*http.Response, error) {
 // directPods is how the engine plugs the registry into the controllers.
 type directPods struct{ *apiserver.Direct }
 
-func (d directPods) Create(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, error) {
-	created, err := d.Direct.Create(ctx, podResource, pod.Namespace, pod)
-	if err != nil {
-		return nil, err
-	}
-	return created.(*corev1.Pod), nil
+func (d directPods) Create(ctx context.Context, pod *corev1.Pod) error {
+	return d.CreateOwned(ctx, podResource, pod.Namespace, pod)
 }
 
 func (d directPods) Delete(ctx context.Context, namespace, name string, options metav1.DeleteOptions) error {

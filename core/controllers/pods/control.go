@@ -20,9 +20,8 @@ import (
 // Control writes pods. The engine plugs in the registry itself, which spares
 // thousands of creates the trip through HTTP; calls come from many goroutines.
 type Control interface {
-	// Create stores the pod, which the callee may keep and change, and returns
-	// what was stored.
-	Create(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, error)
+	// Create stores the pod, which has a name and which the callee may keep and change.
+	Create(ctx context.Context, pod *corev1.Pod) error
 	Delete(ctx context.Context, namespace, name string, options metav1.DeleteOptions) error
 }
 
@@ -31,8 +30,9 @@ func Through(client kubernetes.Interface) Control { return throughClient{client}
 
 type throughClient struct{ kubernetes.Interface }
 
-func (c throughClient) Create(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, error) {
-	return c.CoreV1().Pods(pod.Namespace).Create(ctx, pod, metav1.CreateOptions{})
+func (c throughClient) Create(ctx context.Context, pod *corev1.Pod) error {
+	_, err := c.CoreV1().Pods(pod.Namespace).Create(ctx, pod, metav1.CreateOptions{})
+	return err
 }
 
 func (c throughClient) Delete(ctx context.Context, namespace, name string, options metav1.DeleteOptions) error {
@@ -59,13 +59,13 @@ func (w *Writer) Create(ctx context.Context, controller runtime.Object, uid type
 		pod := next(i)
 		name := pod.Name
 		w.Expected.Create(uid, name)
-		created, err := w.Control.Create(ctx, pod)
+		err := w.Control.Create(ctx, pod)
 		if apierrors.IsAlreadyExists(err) && pod.GenerateName != "" { // one in 14 million by chance
 			w.Expected.CreateObserved(uid, name)
 			pod = next(i)
 			name = pod.Name
 			w.Expected.Create(uid, name)
-			created, err = w.Control.Create(ctx, pod)
+			err = w.Control.Create(ctx, pod)
 		}
 		if err != nil {
 			w.Expected.CreateObserved(uid, name)
@@ -76,7 +76,7 @@ func (w *Writer) Create(ctx context.Context, controller runtime.Object, uid type
 			return err
 		}
 		if i < told {
-			w.Recorder.Eventf(controller, corev1.EventTypeNormal, "SuccessfulCreate", "Created pod: %v", created.Name)
+			w.Recorder.Eventf(controller, corev1.EventTypeNormal, "SuccessfulCreate", "Created pod: %v", name)
 		}
 		return nil
 	})

@@ -4,6 +4,8 @@
 package pods
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -62,19 +64,18 @@ func AvailableIn(p *corev1.Pod, minReadySeconds int32, now time.Time) time.Durat
 // informer's event be matched to the create without a race.
 func FromTemplate(template *corev1.PodTemplateSpec, controller metav1.Object, kind schema.GroupVersionKind) *corev1.Pod {
 	prefix := NamePrefix(controller.GetName())
-	template = template.DeepCopy()
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:            RandomName(prefix),
 			GenerateName:    prefix,
 			Namespace:       controller.GetNamespace(),
-			Labels:          template.Labels,
-			Annotations:     template.Annotations,
-			Finalizers:      template.Finalizers,
+			Labels:          maps.Clone(template.Labels),
+			Annotations:     maps.Clone(template.Annotations),
+			Finalizers:      slices.Clone(template.Finalizers),
 			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(controller, kind)},
 		},
-		Spec: template.Spec,
 	}
+	template.Spec.DeepCopyInto(&pod.Spec)
 	return pod
 }
 

@@ -128,15 +128,13 @@ type fakeControl struct {
 	calls int
 }
 
-func (f *fakeControl) Create(_ context.Context, pod *corev1.Pod) (*corev1.Pod, error) {
-	f.calls++
-	if f.calls <= len(f.errs) && f.errs[f.calls-1] != nil {
-		return nil, f.errs[f.calls-1]
-	}
-	return pod, nil
-}
+func (f *fakeControl) Create(context.Context, *corev1.Pod) error { return f.next() }
 
 func (f *fakeControl) Delete(context.Context, string, string, metav1.DeleteOptions) error {
+	return f.next()
+}
+
+func (f *fakeControl) next() error {
 	f.calls++
 	if f.calls <= len(f.errs) {
 		return f.errs[f.calls-1]

@@ -35,16 +35,16 @@ type staleControl struct {
 	deleted []string
 }
 
-func (c *staleControl) Create(_ context.Context, pod *corev1.Pod) (*corev1.Pod, error) {
+func (c *staleControl) Create(_ context.Context, pod *corev1.Pod) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.created) >= c.quota {
-		return nil, apierrors.NewForbidden(corev1.Resource("pods"), pod.Name, fmt.Errorf("exceeded quota"))
+		return apierrors.NewForbidden(corev1.Resource("pods"), pod.Name, fmt.Errorf("exceeded quota"))
 	}
 	pod = pod.DeepCopy()
 	pod.UID = types.UID(pod.Name)
 	c.created = append(c.created, pod)
-	return pod, nil
+	return nil
 }
 
 func (c *staleControl) Delete(_ context.Context, _, name string, _ metav1.DeleteOptions) error {
@@ -251,9 +251,10 @@ type fakeServer struct {
 	version atomic.Int64
 }
 
-func (f *fakeServer) Create(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, error) {
+func (f *fakeServer) Create(ctx context.Context, pod *corev1.Pod) error {
 	pod.UID, pod.ResourceVersion = types.UID(pod.Name), fmt.Sprint(f.version.Add(1))
-	return f.CoreV1().Pods(pod.Namespace).Create(ctx, pod, metav1.CreateOptions{})
+	_, err := f.CoreV1().Pods(pod.Namespace).Create(ctx, pod, metav1.CreateOptions{})
+	return err
 }
 
 func (f *fakeServer) Delete(ctx context.Context, namespace, name string, _ metav1.DeleteOptions) error {

@@ -230,7 +230,7 @@ func (c *Controller) carryOut(ctx context.Context, set *appsv1.StatefulSet, plan
 func (c *Controller) create(ctx context.Context, set *appsv1.StatefulSet, pod *corev1.Pod) error {
 	name := pod.Name
 	c.expected.Create(set.UID, name)
-	_, err := c.control.Create(ctx, pod)
+	err := c.control.Create(ctx, pod)
 	if err != nil {
 		c.expected.CreateObserved(set.UID, name)
 	}
