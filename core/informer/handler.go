@@ -40,6 +40,9 @@ type handler struct {
 	waiting [][]event // nil: the first list ends
 }
 
+// spareMax is how many events' room is used again.
+const spareMax = 1024
+
 var _ cache.ResourceEventHandlerRegistration = (*handler)(nil)
 
 func newHandler(to cache.ResourceEventHandler, name string, logger *klog.Logger) *handler {
@@ -70,6 +73,7 @@ func (h *handler) hand(events []event) {
 }
 
 func (h *handler) run() {
+	var spare [][]event // room for what comes meanwhile
 	for {
 		select {
 		case <-h.wake:
@@ -78,7 +82,7 @@ func (h *handler) run() {
 		}
 		h.mu.Lock()
 		waiting := h.waiting
-		h.waiting = nil
+		h.waiting = spare
 		h.mu.Unlock()
 		for _, events := range waiting {
 			if events == nil {
@@ -98,6 +102,10 @@ func (h *handler) run() {
 					}
 				}
 			}
+		}
+		if spare = nil; cap(waiting) <= spareMax {
+			clear(waiting)
+			spare = waiting[:0]
 		}
 	}
 }

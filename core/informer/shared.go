@@ -177,7 +177,14 @@ func (s *shared) detect(ctx context.Context) (end func()) {
 
 // HasSynced tells whether the first list is in the cache. Handlers may not have
 // been told yet: see their registrations.
-func (s *shared) HasSynced() bool { return cache.IsDone(s.HasSyncedChecker()) }
+func (s *shared) HasSynced() bool {
+	select {
+	case <-s.synced:
+		return true
+	default:
+		return false
+	}
+}
 
 // HasSyncedChecker is the same to wait for.
 func (s *shared) HasSyncedChecker() cache.DoneChecker {
