@@ -76,11 +76,22 @@ func (c lasting) Encode(object runtime.Object, w io.Writer) error {
 		return err
 	}
 	legacyscheme.Scheme.Default(versioned)
-	if err := c.Codec.Encode(versioned, roomier{w, len(c.whole)}); err != nil {
+	if err := c.encode(versioned, roomier{w, len(c.whole)}); err != nil {
 		return err
 	}
 	_, err = w.Write(c.whole)
 	return err
+}
+
+// encode has upstream's codec use memory again, from which it writes a copy.
+func (c lasting) encode(object runtime.Object, w io.Writer) error {
+	codec, ok := c.Codec.(runtime.EncoderWithAllocator)
+	if !ok {
+		return c.Codec.Encode(object, w)
+	}
+	room := runtime.AllocatorPool.Get().(*runtime.Allocator)
+	defer runtime.AllocatorPool.Put(room)
+	return codec.EncodeWithAllocator(object, w, room)
 }
 
 // Identifier implements runtime.Encoder.
@@ -255,7 +266,9 @@ func (e storedEncoder) Encode(object runtime.Object, w io.Writer) error {
 	switch object := object.(type) {
 	case *storedObject:
 		size := object.size()
-		out := make([]byte, 0, len(e.one)+protowire.SizeBytes(size)+len(unknownTail))
+		room := runtime.AllocatorPool.Get().(*runtime.Allocator)
+		defer runtime.AllocatorPool.Put(room)
+		out := room.Allocate(uint64(len(e.one) + protowire.SizeBytes(size) + len(unknownTail)))[:0]
 		out = protowire.AppendVarint(append(out, e.one...), uint64(size))
 		_, err := w.Write(append(object.append(out), unknownTail...))
 		return err
