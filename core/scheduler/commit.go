@@ -12,6 +12,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
 
@@ -83,7 +84,7 @@ const maxBatch = 1024
 
 // commit writes, in one batch, all that came while the last one was written.
 func (s *Scheduler) commit(ctx context.Context) {
-	encoder := protobuf.NewSerializer(clientscheme.Scheme, clientscheme.Scheme)
+	encoder := newEncoder()
 	for {
 		select {
 		case <-ctx.Done():
@@ -110,12 +111,12 @@ func (s *Scheduler) commit(ctx context.Context) {
 }
 
 // writeGang writes all or none.
-func (s *Scheduler) writeGang(ctx context.Context, encoder *protobuf.Serializer, gang []*commit) {
+func (s *Scheduler) writeGang(ctx context.Context, encoder *encoder, gang []*commit) {
 	writes := make([]Write, len(gang))
 	now := metav1.NewTime(s.clock.Now()).Rfc3339Copy()
 	var result Result
 	for i, c := range gang {
-		if writes[i], result.Err = encode(encoder, c, now); result.Err != nil {
+		if writes[i], result.Err = encoder.encode(c, now); result.Err != nil {
 			break
 		}
 	}
@@ -128,12 +129,12 @@ func (s *Scheduler) writeGang(ctx context.Context, encoder *protobuf.Serializer,
 	s.inbox.put(message{committed: gang})
 }
 
-func (s *Scheduler) write(ctx context.Context, encoder *protobuf.Serializer, batch []*commit) {
+func (s *Scheduler) write(ctx context.Context, encoder *encoder, batch []*commit) {
 	writes := make([]Write, 0, len(batch))
 	sent := make([]*commit, 0, len(batch))
 	now := metav1.NewTime(s.clock.Now()).Rfc3339Copy()
 	for _, c := range batch {
-		w, err := encode(encoder, c, now)
+		w, err := encoder.encode(c, now)
 		if err != nil {
 			c.result = Result{Err: err}
 			continue
@@ -161,14 +162,26 @@ func (s *Scheduler) write(ctx context.Context, encoder *protobuf.Serializer, bat
 	}
 }
 
+// encoder is the committing goroutine's: it makes one value after the other.
+type encoder struct {
+	*protobuf.Serializer
+	pod  v1.Pod            // that it is at, or was last
+	room runtime.Allocator // for its value, of which the caller gets a copy
+}
+
+func newEncoder() *encoder {
+	return &encoder{Serializer: protobuf.NewSerializer(clientscheme.Scheme, clientscheme.Scheme)}
+}
+
 // encode makes the stored form of the pod as upstream's binding and status
 // registries would leave it.
-func encode(encoder *protobuf.Serializer, c *commit, now metav1.Time) (Write, error) {
+func (e *encoder) encode(c *commit, now metav1.Time) (Write, error) {
 	expect, err := strconv.ParseInt(c.pod.ResourceVersion, 10, 64)
 	if err != nil {
 		return Write{}, fmt.Errorf("pod %s/%s has the resource version %q: %w", c.pod.Namespace, c.pod.Name, c.pod.ResourceVersion, err)
 	}
-	pod := *c.pod
+	pod := &e.pod
+	*pod = *c.pod
 	pod.TypeMeta = metav1.TypeMeta{Kind: "Pod", APIVersion: "v1"}
 	pod.ResourceVersion, pod.SelfLink = "", ""
 	key := "/registry/pods/" + pod.Namespace + "/" + pod.Name
@@ -177,7 +190,7 @@ func encode(encoder *protobuf.Serializer, c *commit, now metav1.Time) (Write, er
 		if c.step == stepRemove {
 			return Write{Key: key, Expect: expect}, nil
 		}
-		c.take(&pod, now)
+		c.take(pod, now)
 	} else if c.node != nil {
 		pod.Spec.NodeName = c.node.Name
 		if c.devices != "" {
@@ -205,8 +218,7 @@ func encode(encoder *protobuf.Serializer, c *commit, now metav1.Time) (Write, er
 		pod.Status.Conditions = withCondition(pod.Status.Conditions, condition, now)
 	}
 	var out bytes.Buffer
-	out.Grow(pod.Size() + 64)
-	if err := encoder.Encode(&pod, &out); err != nil {
+	if err := e.EncodeWithAllocator(pod, &out, &e.room); err != nil {
 		return Write{}, fmt.Errorf("encode pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
 	return Write{Key: key, Value: out.Bytes(), Expect: expect, Finish: keepUnread}, nil

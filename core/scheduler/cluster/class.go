@@ -105,13 +105,14 @@ func (s *State) ClassOf(profile *Profile, pod *v1.Pod) *Class {
 // ClassWithin is ClassOf for a pod that may go only to the domain.
 func (s *State) ClassWithin(profile *Profile, pod *v1.Pod, d Domain) *Class {
 	pod = d.Confine(pod)
-	buffer := s.relationKey(appendKey(make([]byte, 0, 512), profile, pod), profile, pod)
-	key := profile.Name + "\x00" + string(buffer)
+	b := append(append(s.keyRoom[:0], profile.Name...), 0)
+	b = s.relationKey(appendKey(b, profile, pod), profile, pod)
 	if profile.FairShare { // the pods that wait for one thing have their turn by their queues, too
-		key += "\x00" + s.QueueOf(profile.QueueLabel, pod)
+		b = append(append(b, 0), s.QueueOf(profile.QueueLabel, pod)...)
 	}
-	key += d.key()
-	c := s.classes[key]
+	b = append(b, d.key()...)
+	s.keyRoom = b
+	c := s.classes[string(b)]
 	if c == nil || c.profile != profile {
 		if c != nil && c.uses == 0 {
 			s.forget(c)
@@ -119,7 +120,7 @@ func (s *State) ClassWithin(profile *Profile, pod *v1.Pod, d Domain) *Class {
 		s.sweep()
 		c = &Class{
 			profile:    profile,
-			key:        key,
+			key:        string(b),
 			requests:   s.requestsOf(pod),
 			containers: len(pod.Spec.InitContainers) + len(pod.Spec.Containers),
 			priority:   corev1helpers.PodPriority(pod),
@@ -157,7 +158,7 @@ func (s *State) ClassWithin(profile *Profile, pod *v1.Pod, d Domain) *Class {
 		if c.related = s.relationsOf(profile, pod, c.terms); c.related != nil {
 			c.ownPreferred = len(c.related.preferred)
 		}
-		s.classes[key] = c
+		s.classes[c.key] = c
 	}
 	c.uses++
 	return c

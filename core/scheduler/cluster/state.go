@@ -49,6 +49,7 @@ type State struct {
 	carriersEpoch     uint64
 	keysRead          map[string]bool // terms and constraints whose label keys are in labelKeys
 	labelKeys         map[string]bool
+	keyRoom           []byte // of the last class asked for
 	storage           storage
 	shares            *shares // nil: not tracked
 	related           bool    // some pod has asked something of others
@@ -266,7 +267,7 @@ func (s *State) SetPod(pod *v1.Pod) {
 	}
 	if e := s.pods[key]; e != nil {
 		if e.node.name == pod.Spec.NodeName && e.pod.UID == pod.UID {
-			regroup := s.related && ((e.pod.DeletionTimestamp == nil) != (pod.DeletionTimestamp == nil) || !maps.Equal(e.pod.Labels, pod.Labels))
+			regroup := s.related && ((e.pod.DeletionTimestamp == nil) != (pod.DeletionTimestamp == nil) || s.readsChange(e.pod.Labels, pod.Labels))
 			if e.pod.Generation == pod.Generation && len(pod.Status.ContainerStatuses) == 0 && !regroup {
 				s.relabelled(e, pod) // the spec is the same, and no container reports anything else
 				return
@@ -292,6 +293,20 @@ func (s *State) SetPod(pod *v1.Pod) {
 		s.RemovePod(key)
 	}
 	s.setPod(key, pod, nil)
+}
+
+// readsChange says that a label that any term or constraint reads is another now. A
+// bind itself adds labels to a pod: those of its node's zone and region.
+func (s *State) readsChange(old, now map[string]string) bool {
+	differ := func(a, b map[string]string) bool {
+		for key, value := range a {
+			if other, ok := b[key]; (!ok || other != value) && s.labelKeys[key] {
+				return true
+			}
+		}
+		return false
+	}
+	return differ(old, now) || differ(now, old)
 }
 
 // setPod places a pod that is not there; devices are those that it has already.
