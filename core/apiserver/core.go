@@ -59,6 +59,7 @@ func pods(r *registries) (map[string]rest.Storage, error) {
 	if err != nil {
 		return nil, err
 	}
+	storage.Pod.CreateStrategy = newPodCreation(storage.Pod.CreateStrategy)
 	binding := &bindingREST{storage.Binding, r.options.Reserve}
 	r.legacyBinding = &legacyBindingREST{storage.LegacyBinding, binding}
 	return map[string]rest.Storage{
