@@ -88,7 +88,7 @@ func start(t testing.TB, args ...string) *exec.Cmd {
 			t.Errorf("%v: %v\n%s", args, err, errors.String())
 		}
 	})
-	if err := read.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+	if err := read.SetReadDeadline(time.Now().Add(3 * time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	said := make([]byte, 0, 4096)

@@ -14,9 +14,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/quaymaster/quaymaster/runtime/agent"
+	"github.com/quaymaster/quaymaster/runtime/agent/apitest"
 )
 
 // TestAgentSeesPodsAfterItsBackendWasKilled runs a real WASI pod by an agent over
@@ -26,7 +26,7 @@ func TestAgentSeesPodsAfterItsBackendWasKilled(t *testing.T) {
 	wasmDir := filepath.Join(dir, "wasm")
 	importHello(t, wasmDir)
 	s := start(t, "wasm", wasmDir, nil)
-	client := fake.NewClientset(&v1.ConfigMap{
+	client := apitest.New(&v1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Name: "settings", Namespace: "default"}, Data: map[string]string{"colour": "blue"},
 	})
 	informer := agent.NodePods(client, "n1")

@@ -24,6 +24,7 @@ import (
 	clocktesting "k8s.io/utils/clock/testing"
 
 	"github.com/quaymaster/quaymaster/runtime/agent"
+	"github.com/quaymaster/quaymaster/runtime/agent/apitest"
 	"github.com/quaymaster/quaymaster/runtime/agent/static"
 	"github.com/quaymaster/quaymaster/runtime/cri/sim"
 )
@@ -112,7 +113,7 @@ func TestStaticPods(t *testing.T) {
 	}
 	write(".hidden.yaml", strings.NewReplacer("name: web", "name: hidden").Replace(manifest))
 
-	client := fake.NewClientset()
+	client := apitest.New()
 	factory := informers.NewSharedInformerFactory(client, 0)
 	api, err := agent.NewDispatcher(factory.Core().V1().Pods().Informer())
 	if err != nil {
