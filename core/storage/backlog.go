@@ -108,7 +108,7 @@ func (b *backlog) move() error {
 		}
 		b.s.mu.Unlock()
 	}
-	if b.since >= memTable/2 { // there may be a new one, or a merge
+	if b.since >= memTable { // there may be a new one, or a merge
 		b.s.disk.unmap()
 		b.since = 0
 	}

@@ -203,7 +203,7 @@ func TestValueLogIsCollected(t *testing.T) {
 	s := open(t, opts)
 	ctx := context.Background()
 	long := strings.Repeat("x", inline)
-	for i := range 40 {
+	for i := range 100 {
 		put(t, s, fmt.Sprintf("/k/%d", i%4), fmt.Sprintf("%d %s", i, long))
 	}
 	settle(t, s)
@@ -220,7 +220,7 @@ func TestValueLogIsCollected(t *testing.T) {
 	}
 	for range 2 {
 		for i := range 4 {
-			want := fmt.Sprintf("%d %s", 36+i, long)
+			want := fmt.Sprintf("%d %s", 96+i, long)
 			if r, err := s.Etcd().KV.Get(ctx, fmt.Sprintf("/k/%d", i)); err != nil || len(r.Kvs) != 1 || string(r.Kvs[0].Value) != want {
 				t.Fatalf("/k/%d: %v", i, err)
 			}

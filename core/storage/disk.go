@@ -36,10 +36,10 @@ var (
 const hasLease byte = 1
 
 // disk is Badger with a log whose every batch is flushed, and the journal before
-// it. Badger's memory is bound by the options: two tables of 7 MiB in writing, no
+// it. Badger's memory is bound by the options: two tables of 3 MiB in writing, no
 // block cache, and eight builders of tables that it keeps for ten seconds and more, each
-// of 12 MiB, or 28 if a table does not fit into that: hence blocks of 16 KiB, of which less
-// is left empty than of 4 KiB. Eighteen tables are merged at a time, for copying
+// of 4 MiB, or 12 if a table does not fit into that: hence blocks of 16 KiB, of which less
+// is left empty than of 4 KiB. Forty tables are merged at a time, for copying
 // tables is most of what a write costs. Larger ones to copy into would save a sixth
 // more, but Badger makes a dozen at once, each in twice its size of memory.
 type disk struct {
@@ -50,13 +50,13 @@ type disk struct {
 }
 
 // memTable is nearly the least that may hold a batch with a value of inline.
-const memTable = 7 << 20
+const memTable = 3 << 20
 
-// Limits of a batch; Badger allows 15 % of a table. Only
-// what is longer than inline, Badger's most, goes to the value log: garbage
-// there is found late, when the tables with its keys are merged.
+// Limits of a batch, which Badger divides into such as it allows: 15 % of a table. Only
+// what is longer than inline goes to the value log: garbage there is found late, when the
+// tables with its keys are merged.
 const (
-	inline   = 1 << 20
+	inline   = 448 << 10
 	maxBytes = 800 << 10
 	maxCount = 4096
 )
@@ -74,8 +74,8 @@ func openDisk(dir string, logFile int64, key []byte, logger *slog.Logger) (*disk
 		WithIndexCacheSize(0).
 		WithMemTableSize(memTable).
 		WithNumMemtables(2).
-		WithNumLevelZeroTables(18).
-		WithNumLevelZeroTablesStall(36).
+		WithNumLevelZeroTables(40).
+		WithNumLevelZeroTablesStall(80).
 		WithBaseLevelSize(64 << 20).
 		WithBlockSize(16 << 10).
 		WithNumCompactors(2).
@@ -86,7 +86,11 @@ func openDisk(dir string, logFile int64, key []byte, logger *slog.Logger) (*disk
 		opts = opts.WithBlockSize(4 << 10).WithEncryptionKey(key).WithEncryptionKeyRotationDuration(keyRotation).
 			WithIndexCacheSize(16 << 20).WithBlockCacheSize(16 << 20)
 	}
-	db, err := badger.OpenManaged(opts)
+	err := flushLonger(opts)
+	var db *badger.DB
+	if err == nil {
+		db, err = badger.OpenManaged(opts)
+	}
 	if err != nil {
 		if strings.Contains(err.Error(), "directory lock") {
 			return nil, fmt.Errorf("storage: %s is %w; stop it first or choose another directory", dir, ErrInUse)
@@ -101,6 +105,33 @@ func openDisk(dir string, logFile int64, key []byte, logger *slog.Logger) (*disk
 		return nil, errors.Join(err, db.Close())
 	}
 	return d, nil
+}
+
+// flushLonger writes to tables what a crash left in the logs of longer tables in memory, as they were before
+// memTable was 3 MiB: Badger ends the process where a log does not fit. A log has twice its table's
+// length, but for one that was cut to what it holds when it was read, before another crash.
+func flushLonger(opts badger.Options) error {
+	files, err := os.ReadDir(opts.Dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	longest := int64(memTable)
+	for _, file := range files {
+		if filepath.Ext(file.Name()) != ".mem" {
+			continue
+		}
+		if info, err := file.Info(); err == nil && info.Size() != 2*memTable { // whoever has it in use may remove it
+			longest = max(longest, info.Size())
+		}
+	}
+	if longest == memTable {
+		return nil
+	}
+	db, err := badger.OpenManaged(opts.WithMemTableSize(longest))
+	if err != nil {
+		return err
+	}
+	return db.Close()
 }
 
 // recover brings to Badger what only the journal has, and begins it anew.

@@ -139,7 +139,7 @@ func TestRewrite(t *testing.T) {
 	if _, err := s.Etcd().Put(ctx, "/leased", secret, clientv3.WithLease(lease.ID)); err != nil {
 		t.Fatal(err)
 	}
-	long := strings.Repeat("long", inline/3)
+	long := strings.Repeat("long", inline*3/4) // more than what progress is told of
 	put(t, s, "/a", secret)
 	put(t, s, "/a", "2")
 	put(t, s, "/long", long)
