@@ -7,7 +7,6 @@ import (
 	"io"
 	"strings"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/apiserver/pkg/admission"
 	api "k8s.io/kubernetes/pkg/apis/core"
@@ -15,7 +14,7 @@ import (
 )
 
 // tokenVolumes is upstream's plugin ServiceAccount, but that the volume with the token has the
-// same name in all pods of a controller, where upstream's draws one for each: containers
+// same name in all pods of an account, where upstream's draws one for each: containers
 // and volumes of these pods are equal then, and in memory once. A name is a pod's own affair.
 type tokenVolumes struct{ *serviceaccount.Plugin }
 
@@ -36,9 +35,9 @@ func (t tokenVolumes) Admit(ctx context.Context, a admission.Attributes, o admis
 		return err
 	}
 	const prefix = serviceaccount.ServiceAccountVolumeName + "-"
-	if controller := metav1.GetControllerOfNoCopy(pod); controller != nil && len(pod.Spec.Volumes) == before+1 && strings.HasPrefix(pod.Spec.Volumes[before].Name, prefix) {
+	if len(pod.Spec.Volumes) == before+1 && strings.HasPrefix(pod.Spec.Volumes[before].Name, prefix) {
 		hash := fnv.New32a()
-		io.WriteString(hash, string(controller.UID))
+		io.WriteString(hash, a.GetNamespace()+"/"+pod.Spec.ServiceAccountName)
 		renameVolume(&pod.Spec, before, prefix+rand.SafeEncodeString(fmt.Sprintf("%05d", hash.Sum32()%100_000)))
 	}
 	return nil

@@ -6,22 +6,21 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 )
 
-// Pods of one controller have equal containers and volumes; alone, a name of their own.
-func TestTokenVolumesOfAController(t *testing.T) {
+// Pods of one account have equal containers and volumes.
+func TestTokenVolumesOfAnAccount(t *testing.T) {
 	c := start(t, nil)
-	yes := true
-	made := func(name string, controller types.UID, volumes ...corev1.Volume) *corev1.PodSpec {
+	if _, err := c.client.CoreV1().ServiceAccounts("default").Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "other"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	made := func(name, account string, volumes ...corev1.Volume) *corev1.PodSpec {
 		t.Helper()
 		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PodSpec{
-			Containers:     []corev1.Container{{Name: "a", Image: "x"}, {Name: "b", Image: "x", VolumeMounts: []corev1.VolumeMount{{Name: "own", MountPath: "/own"}}}},
-			InitContainers: []corev1.Container{{Name: "i", Image: "x"}},
-			Volumes:        append(volumes, corev1.Volume{Name: "own", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}})}}
-		if controller != "" {
-			pod.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "of", UID: controller, Controller: &yes}}
-		}
+			ServiceAccountName: account,
+			Containers:         []corev1.Container{{Name: "a", Image: "x"}, {Name: "b", Image: "x", VolumeMounts: []corev1.VolumeMount{{Name: "own", MountPath: "/own"}}}},
+			InitContainers:     []corev1.Container{{Name: "i", Image: "x"}},
+			Volumes:            append(volumes, corev1.Volume{Name: "own", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}})}}
 		var out *corev1.Pod
 		eventually(t, "the pod "+name, func() (err error) { // its service account may be late
 			out, err = c.client.CoreV1().Pods("default").Create(t.Context(), pod, metav1.CreateOptions{})
@@ -39,18 +38,17 @@ func TestTokenVolumesOfAController(t *testing.T) {
 		return &out.Spec
 	}
 	token := func(spec *corev1.PodSpec) string { return spec.Volumes[len(spec.Volumes)-1].Name }
-	first := token(made("a-1", "uid-a"))
+	first := token(made("a-1", ""))
 	for what, differ := range map[string]bool{
-		"of the same controller": token(made("a-2", "uid-a")) != first,
-		"of another":             token(made("b-1", "uid-b")) == first,
-		"of nobody":              token(made("n-1", "")) == token(made("n-2", "")),
+		"of the same account": token(made("a-2", "default")) != first,
+		"of another":          token(made("b-1", "other")) == first,
 	} {
 		if differ {
 			t.Errorf("volumes' names of pods %s", what)
 		}
 	}
 	// A volume with that prefix is taken for the token's, as by upstream.
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "there", OwnerReferences: []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "of", UID: "uid-a", Controller: &yes}}},
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "there"},
 		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "a", Image: "x"}}, Volumes: []corev1.Volume{{Name: "kube-api-access-mine", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}}}
 	out, err := c.client.CoreV1().Pods("default").Create(t.Context(), pod, metav1.CreateOptions{})
 	if err != nil {
