@@ -76,22 +76,11 @@ func (c lasting) Encode(object runtime.Object, w io.Writer) error {
 		return err
 	}
 	legacyscheme.Scheme.Default(versioned)
-	if err := c.encode(versioned, roomier{w, len(c.whole)}); err != nil {
+	if err := c.Codec.Encode(versioned, roomier{w, len(c.whole)}); err != nil {
 		return err
 	}
 	_, err = w.Write(c.whole)
 	return err
-}
-
-// encode has upstream's codec use memory again, from which it writes a copy.
-func (c lasting) encode(object runtime.Object, w io.Writer) error {
-	codec, ok := c.Codec.(runtime.EncoderWithAllocator)
-	if !ok {
-		return c.Codec.Encode(object, w)
-	}
-	room := runtime.AllocatorPool.Get().(*runtime.Allocator)
-	defer runtime.AllocatorPool.Put(room)
-	return codec.EncodeWithAllocator(object, w, room)
 }
 
 // Identifier implements runtime.Encoder.

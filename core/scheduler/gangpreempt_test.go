@@ -81,11 +81,10 @@ func TestGangPreempts(t *testing.T) {
 	}
 }
 
-// TestGangPreemptorConflicts: a gang of which a bind meets a newer version keeps the
-// places that it got others evicted from.
-func TestGangPreemptorConflicts(t *testing.T) {
-	fake := clocktesting.NewFakeClock(time.Now())
-	w := newWorld(t, func(o *Options) { o.Clock = fake })
+// gangAwaitsVictims has a gang of a and b that preempts low0 and low1, which are told to
+// end and go on, on n0 and n1.
+func (w *world) gangAwaitsVictims() {
+	w.t.Helper()
 	w.endGracefully()
 	w.full(2)
 	for _, name := range []string{"a", "b"} {
@@ -93,6 +92,14 @@ func TestGangPreemptorConflicts(t *testing.T) {
 	}
 	w.ending("low0")
 	w.ending("low1")
+}
+
+// TestGangPreemptorConflicts: a gang of which a bind meets a newer version keeps the
+// places that it got others evicted from.
+func TestGangPreemptorConflicts(t *testing.T) {
+	fake := clocktesting.NewFakeClock(time.Now())
+	w := newWorld(t, func(o *Options) { o.Clock = fake })
+	w.gangAwaitsVictims()
 	w.settled()
 	w.stale.Store(new("b"))
 	w.remove(podResource, "default", "low0")
@@ -181,13 +188,7 @@ func TestGangPreemptionFails(t *testing.T) {
 // reserved for it looks for another, whether or not they have ended.
 func TestGangLosesNode(t *testing.T) {
 	w := newWorld(t, nil)
-	w.endGracefully()
-	w.full(2)
-	for _, name := range []string{"a", "b"} {
-		w.put(podResource, withPriority(inGang(testPod(name, "1"), "g", 2), 100))
-	}
-	w.ending("low0")
-	w.ending("low1")
+	w.gangAwaitsVictims()
 	w.put(nodeResource, testNode("n2", "1", nil))
 	w.remove(nodeResource, "", "n0")
 	w.remove(podResource, "default", "low1")
@@ -203,13 +204,7 @@ func TestGangLosesNode(t *testing.T) {
 // nodes reserved any more.
 func TestGangGivesUp(t *testing.T) {
 	w := newWorld(t, nil)
-	w.endGracefully()
-	w.full(2)
-	for _, name := range []string{"a", "b"} {
-		w.put(podResource, withPriority(inGang(testPod(name, "1"), "g", 2), 100))
-	}
-	w.ending("low0")
-	w.ending("low1")
+	w.gangAwaitsVictims()
 	w.remove(podResource, "default", "b")
 	w.remove(podResource, "default", "low0")
 	w.remove(podResource, "default", "low1")
